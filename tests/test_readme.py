@@ -1,0 +1,68 @@
+"The README does what it says: its commands are those of CI, its Python and its shell examples run."
+import re, shlex, subprocess, sys, tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+README = (ROOT/"README.md").read_text(encoding="utf-8")
+
+
+def blocks(language): return re.findall(rf"^```\s*{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands(): return [line for b in blocks("bash") for line in b.splitlines() if line and not line.startswith("#")]
+
+
+def check(args, **kwargs):
+    r = subprocess.run([str(a) for a in args], text=True, capture_output=True, timeout=300, **kwargs)
+    assert r.returncode == 0, f"{args} ended with {r.returncode}\n{r.stdout[-3000:]}\n{r.stderr[-3000:]}"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    "A folder where the Python examples have run, all in one namespace, so that what they made is there for the shell examples"
+    folder = tmp_path_factory.mktemp("readme")
+    (folder/"example.py").write_text("\n".join(blocks("python")), encoding="utf-8")
+    check([sys.executable, "example.py"], cwd=folder)
+    return folder
+
+
+def test_made_from_the_index(): check([sys.executable, ROOT/"tools/make_readme.py", "--check"])
+
+
+def test_python_examples(workplace):
+    import numpy as np, soundfile as sf
+    audio, rate = sf.read(workplace/"new.wav")
+    assert audio.shape[0] == 5*rate and np.isfinite(audio).all() and np.abs(audio).max() > 1e-3
+
+
+def test_shell_examples(workplace):
+    "Every `audiolab` line of the README, in its order and for real"
+    lines = [line for line in commands() if line.startswith("audiolab ")]
+    assert [line for line in lines if " train " in line] and [line for line in lines if " generate " in line]
+    for line in lines: check([BIN/"audiolab", *shlex.split(line)[1:]], cwd=workplace)
+    assert {p.name for p in (workplace/"models").iterdir()} >= {"checkpoint_epoch_10.safetensors", "checkpoint_final.safetensors"}
+    assert (workplace/"outputs/new.wav").stat().st_size > 1000
+
+
+def test_set_up_commands_need_only_python_and_pip():
+    "The two commands of a newcomer; `demo` is a command that exists, and `.ci/run` tests with the very line the README gives"
+    demo, test = [line for line in commands() if line.startswith("python3 -m venv ")]
+    assert demo.endswith("&& .venv/bin/audiolab demo") and test.endswith("&& .venv/bin/pytest")
+    check([BIN/"audiolab", "demo", "--help"])
+    assert test in (ROOT/".ci/run").read_text(encoding="utf-8").splitlines()
+
+
+def test_pictures_and_links_exist():
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'(?:src|href)="([^"]+)"', README) if "://" not in t]
+    assert any(t.startswith("nbs/images/") for t in targets)
+    assert [t for t in targets if not (ROOT/t.partition("#")[0]).is_file()] == []
+
+
+def test_python_version_and_licence():
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"Python {project['requires-python'].removeprefix('>=')}" in README
+    assert "Apache License" in (ROOT/"LICENSE").read_text(encoding="utf-8") and "Apache-2.0" in README
+    for person in ("Damien Davison", "Michael Maillet", "Sacha Davison"): assert person in README and person in (ROOT/"NOTICE").read_text(encoding="utf-8")
