@@ -7,15 +7,14 @@ __all__ = ['log', 'SENTENCES', 'VOICES', 'KINDS', 'MissingProgram', 'espeak', 'p
            'phrase', 'speech_corpus', 'instrument_corpus', 'demo_corpus']
 
 # %% ../nbs/08_corpus.ipynb #8ae2ab9a
-import ctypes
 import hashlib
 import json
 import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-import threading
 from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -92,37 +91,43 @@ def _say_with_program(program, text, voice, speed, pitch): # (audio [T], Hz)
         return read_audio(out, mono=True)
 
 # %% ../nbs/08_corpus.ipynb #4043959d
-_LOCK = threading.Lock()
+_SPEAKER = """
+import ctypes, os, sys
+library, data, voice, speed, pitch = sys.argv[1:]
+text = sys.stdin.buffer.read()
+espeak, out = ctypes.CDLL(library), sys.stdout.buffer
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+def collect(samples, n, events):
+    if samples and n > 0: out.write(ctypes.string_at(samples, 2*n))
+    return 0 # go on
+rate = espeak.espeak_Initialize(2, 0, os.fsencode(data), 0x8000) # 2: synchronous, sound to the callback; 0x8000: no exit on errors
+if rate <= 0: sys.exit('it cannot start')
+out.write(rate.to_bytes(4, sys.byteorder))
+espeak.espeak_SetSynthCallback(collect)
+if espeak.espeak_SetVoiceByName(voice.encode()): sys.exit('there is no such voice')
+espeak.espeak_SetParameter(1, int(speed), 0); espeak.espeak_SetParameter(3, int(pitch), 0)
+if espeak.espeak_Synth(text, ctypes.c_size_t(len(text)+1), 0, 1, 0, 1, None, None): sys.exit('it cannot speak') # last 1: UTF-8
+espeak.espeak_Synchronize()
+"""
+
+# %% ../nbs/08_corpus.ipynb #caec6737
+def _say_with_library(paths, text, voice, speed, pitch): # (audio [T], Hz); paths of the shared library and of its data
+    command = [sys.executable, '-I', '-S', '-c', _SPEAKER, *map(str, paths), voice, str(speed), str(pitch)]
+    try: done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired: raise RuntimeError(f"the espeak-ng library did not finish in 60 s with voice {voice!r}") from None
+    if done.returncode or len(done.stdout) < 6:
+        raise RuntimeError(f"the espeak-ng library failed with voice {voice!r}: {done.stderr.decode(errors='replace').strip() or done.returncode}")
+    return np.frombuffer(done.stdout, np.int16, offset=4).astype(np.float32)/32768, int.from_bytes(done.stdout[:4], sys.byteorder)
 
 
-@lru_cache(maxsize=1)
-def _espeak_library(): # (shared library, Hz) of the espeakng-loader wheel, started
+def _espeak_wheel(): # paths of the shared library and its data, from the espeakng-loader wheel
     import espeakng_loader
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    library.espeak_Synth.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p]
-    # 2: synchronous, sound to the callback; 0x8000: do not exit the process on errors
-    rate = library.espeak_Initialize(2, 0, os.fsencode(espeakng_loader.get_data_path()), 0x8000)
-    if rate <= 0: raise OSError(f"espeak_Initialize returned {rate}")
-    return library, rate
+    paths = Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
+    for p in paths:
+        if not p.exists(): raise OSError(f"{p} is missing")
+    return paths
 
-
-def _say_with_library(text, voice, speed, pitch): # (audio [T], Hz)
-    library, rate = _espeak_library()
-    pieces, data = [], text.encode()
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def collect(samples, n, events):
-        if samples and n > 0: pieces.append(np.ctypeslib.as_array(samples, (n,)).copy())
-        return 0 # 0: go on
-    with _LOCK:
-        library.espeak_SetSynthCallback(collect)
-        if library.espeak_SetVoiceByName(voice.encode()): raise RuntimeError(f"espeak-ng has no voice {voice!r}")
-        for parameter, value in ((1, speed), (3, pitch)): library.espeak_SetParameter(parameter, int(value), 0)
-        failed = library.espeak_Synth(data, len(data)+1, 0, 1, 0, 1, None, None) # position in characters; text is UTF-8
-        library.espeak_Synchronize()
-    if failed or not pieces: raise RuntimeError(f"espeak-ng said nothing with voice {voice!r} (code {failed})")
-    return np.concatenate(pieces).astype(np.float32)/32768, rate
-
-
+# %% ../nbs/08_corpus.ipynb #f3c67e69
 def espeak(
     text:str,           # what to say
     voice:str='en',     # language, and a variant if wanted: "de", "am+f2"
@@ -131,11 +136,11 @@ def espeak(
 ) -> tuple[np.ndarray, int]: # (float32 [T], its rate in Hz: 22050)
     "Speech by the program `espeak-ng` or else the `espeakng_loader` wheel. Raises `MissingProgram`; `RuntimeError` if it fails."
     if program := shutil.which('espeak-ng'): return _say_with_program(program, text, voice, speed, pitch)
-    try: _espeak_library()
+    try: paths = _espeak_wheel()
     except (ImportError, OSError, AttributeError) as e:
         raise MissingProgram("speech needs espeak-ng: install the program (apt install espeak-ng, brew install espeak-ng) or the wheel "
             f"(pip install espeakng-loader, or this package's extra \"speech\") [{e}]") from None
-    return _say_with_library(text, voice, speed, pitch)
+    return _say_with_library(paths, text, voice, speed, pitch)
 
 # %% ../nbs/08_corpus.ipynb #19d73b01
 def plucked_string(
@@ -149,18 +154,19 @@ def plucked_string(
 ) -> np.ndarray:             # float64 [T], peak about 1
     "A plucked string (Karplus and Strong, 1983) with fractional tuning and a decay in seconds."
     period = sample_rate/frequency
-    delay = int(period-softness) # the low-pass itself delays by `softness` samples
-    if delay < 4: raise ValueError(f"frequency {frequency} Hz is too high for a string at {sample_rate} Hz")
-    fraction = period-softness-delay
-    taps = np.convolve([1-softness, softness], [1-fraction, fraction])*10**(-3/(frequency*decay)) # y[n] = sum of taps[k]*y[n-delay-k]
+    delay = int(period-softness-1) # whole samples; the low-pass itself delays by `softness`, the interpolator by 1 to 2
+    if delay < 3: raise ValueError(f"frequency {frequency} Hz is too high for a string at {sample_rate} Hz")
+    d, k = period-softness-delay, np.arange(4)
+    between = np.array([np.prod((d-k[k != i])/(i-k[k != i])) for i in k]) # Lagrange interpolation: flat, and never above 1
+    taps = np.convolve([1-softness, softness], between)*10**(-3/(frequency*decay)) # y[n] = sum of taps[i]*y[n-delay-i]
     total = max(1, round(seconds*sample_rate))
-    y = np.zeros(total+2*delay+2)
-    burst = np.random.default_rng([seed, round(frequency*100)]).uniform(-1, 1, delay)
-    y[2:2+delay] = burst-burst.mean()
-    for n in range(2+delay, len(y), delay):
+    y = np.zeros(total+2*delay+5)
+    burst = np.random.default_rng([seed, round(frequency*100)]).uniform(-1, 1, delay+1)
+    y[4:5+delay] = burst-burst.mean()
+    for n in range(5+delay, len(y), delay):
         m = min(delay, len(y)-n); a = n-delay
-        y[n:n+m] = taps[0]*y[a:a+m] + taps[1]*y[a-1:a-1+m] + taps[2]*y[a-2:a-2+m]
-    return y[2:2+total]
+        y[n:n+m] = np.convolve(y[a-4:a+m], taps, 'valid')
+    return y[4:4+total]
 
 # %% ../nbs/08_corpus.ipynb #73780aac
 _BELL = np.array([[.5, .4, 1.4], [1, .7, 1], [1.183, .5, .8], [1.506, .35, .6], [2, 1, .7], [2.514, .3, .4], [2.662, .25, .35], [3.011, .3, .3], [4.166, .2, .2], [5.433, .12, .12]])
@@ -288,7 +294,7 @@ def _melody(out, kind, key, beat, n_beats, chords, rate, rng): # a walk on the s
             _add(out, when*beat, note, loud, rate)
         when += lasts
 
-
+# %% ../nbs/08_corpus.ipynb #0e14f99b
 def phrase(
     kind:str,                # "strings", "bells", "flute", "drums", "chords" or "band" (all of them together)
     sample_rate:int=16_000,  # Hz
@@ -325,7 +331,7 @@ def _listed(folder): # (settings, {name: SHA-256}) of a folder's list, or (None,
         files = {str(n): str(h) for n, h in made['files'].items()}
         # names come from a file that anybody may have written: plain names of ours only
         if all(n == Path(n).name and n.startswith(('speech_', 'music_')) and n.endswith('.wav') for n in files): return made['settings'], files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): pass
     return None, {}
 
 
@@ -333,6 +339,9 @@ def _digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_corpus(folder, settings, clips, n_files, seconds): # paths; clips yields (name, audio [T] at settings' rate, peak 0.5 to 0.9)
+    if not 8000 <= settings['sample_rate'] <= 192_000: raise ValueError(f"sample_rate {settings['sample_rate']} Hz: take 8000 to 192000")
+    if n_files is not None and n_files < 1: raise ValueError(f"n_files {n_files}: take 1 or more, or None")
+    if n_files is None and not 0 < seconds <= 86_400: raise ValueError(f"seconds {seconds}: take more than 0, at most a day")
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings|{'n_files': n_files, 'seconds': seconds}))
     before, files = _listed(folder)
@@ -361,7 +370,7 @@ def _speech_clips(sample_rate, languages, voices, seed): # endless (name, audio)
         turn, lines, order = i//len(languages), SENTENCES[language], orders[language]
         second = (turn+1+turn//len(lines)) % len(lines) # other pairs in each round through the sentences
         text = f"{lines[order[turn % len(lines)]]} {lines[order[second]]}"
-        voice = voices[(i+turn) % len(voices)]
+        voice = voices[(i % len(languages)+turn) % len(voices)]
         said, rate = espeak(text, f'{language}+{voice}', int(rng.integers(140, 186)), int(rng.integers(30, 71)))
         said = resample(said, rate, sample_rate)
         yield f'speech_{i:03d}_{language}_{voice}.wav', said*rng.uniform(.5, .9)/max(abs(said).max(), 1e-9)
@@ -404,12 +413,11 @@ def instrument_corpus(
     *,
     n_files:int|None=24,           # how many files of 4 to 11 s; None: until `seconds` are reached
     seconds:float=60.0,            # s in all, if `n_files` is None
-    sample_rate:int=16_000,        # Hz, 8000 or more
+    sample_rate:int=16_000,        # Hz, 8000 to 192000
     kinds:Iterable[str]=KINDS,     # taken in turn: strings, bells, flute, drums, chords, band
     seed:int=0,                    # decides everything else
 ) -> list[Path]:                   # the files, in order
     "Short pieces of music as 16-bit wav files; the same seed gives the same bytes. Needs no other program."
-    if sample_rate < 8000: raise ValueError(f"sample_rate {sample_rate} Hz is too low for these instruments; take 8000 or more")
     kinds = _checked('kinds', kinds, KINDS)
     return _write_corpus(folder, dict(kind='instruments', sample_rate=sample_rate, seed=seed, kinds=kinds), _music_clips(sample_rate, kinds, seed), n_files, seconds)
 

@@ -109,14 +109,14 @@ def test_stock_reader_loads_wrong_where_ours_refuses(small):
     def stock(damaged):
         try: found = safetensors.numpy.load(bytes(damaged))
         except Exception: return "refused"
-        same = found.keys() == expected.keys() and all(found[k].dtype == expected[k].dtype and np.array_equal(found[k], expected[k]) for k in expected)
+        same = found.keys() == expected.keys() and all(found[k].dtype == expected[k].dtype and found[k].tobytes() == expected[k].tobytes() for k in expected)
         return "same" if same else "wrong"
 
     outcomes = Counter()
     for bit in range(64, len(content) * 8):
         damaged = bytearray(content); damaged[bit // 8] ^= 1 << bit % 8
         outcomes[("header" if bit // 8 < start else "data", stock(damaged))] += 1
-    assert outcomes["header", "wrong"] > 0 and outcomes["data", "wrong"] > 100 * outcomes["data", "refused"] > -1
+    assert outcomes["header", "wrong"] > 0 and outcomes["data", "wrong"] == 8 * (len(content) - start)
     # all of these are refused by read_checkpoint: test_every_bit_flip_is_found_and_named
 
 

@@ -238,6 +238,7 @@ def iterate(
         state = extra | dict(iteration=iteration, objective=objective, lives=lives.copy())
         yield FitResult(hmm, statistics, history, state, bool(change < tolerance) and not reseeded)
 
+# %% ../../nbs/ssgs/13_fit.ipynb #8d3af40f
 def fit(
     sequences,  # list of [T_i, D] arrays, standardised features
     hmm,  # GaussianHMM to start from, as of `initialise`

@@ -205,6 +205,7 @@ def _expand(y, s, n, phi):
     phi[p:p + D, :n] = y[:, s:s + n]
     phi[p + D, :n] = 1
 
+# %% ../../nbs/ssgs/12_hmm.ipynb #499b217e
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _forward(s, e, b, alpha, c, mark, core, starts, A, taylor, bits, power, shift, lowest):
     "Frames s:e: b from logs to row-scaled densities, alpha[t + 1] and c[t]; the log-likelihood of counted frames."
@@ -216,7 +217,7 @@ def _forward(s, e, b, alpha, c, mark, core, starts, A, taylor, bits, power, shif
         x, now = b[t], alpha[t + 1]
         top = x[0]
         for k in range(n): top = max(top, x[k])
-        for k in range(n):  # exp(v) = 2^q exp(r) with |r| <= ln(2) / 2
+        for k in range(n):
             v = max(x[k] - top, lowest)
             q = np.floor(v * log2e + half)
             arg[k] = (v - q * ln2_high) - q * ln2_low
@@ -280,6 +281,7 @@ def _finish(hmm, emission, log_likelihood, frames, initial, xi, moments):
     square[:, i, j] = square[:, j, i] = moments[:-1 - D].T
     cross = first[:, :, None] * shift
     second = square * np.outer(scale, scale) + cross + cross.transpose(0, 2, 1) + counts[:, None, None] * np.outer(shift, shift)
+    second = (second + second.transpose(0, 2, 1)) / 2  # symmetric to the last bit, so that packing it loses nothing
     return Statistics(float(frames), float(log_likelihood), initial, xi * hmm.transition, counts, first + counts[:, None] * shift, second)
 
 def _groups(plan):
@@ -325,9 +327,9 @@ def _e_step_numba(hmm, sequences, plan, dtype, posteriors):
             moments += phi[:, :e - s] @ gamma[:e - s]
             xi += alpha[s:e].T @ b[s:e]
             if posteriors is not None: b[s:e] = gamma[:e - s]
-        for i, start, stop, first, last in group if posteriors is not None else ():
-            posteriors[i][first:last] = b[first - start:last - start, :K]
-            b = b[stop - start:]
+        for i, start, stop, first, last in reversed(group) if posteriors is not None else ():
+            at -= stop - start
+            posteriors[i][first:last] = b[at + first - start:at + last - start, :K]
     return _finish(hmm, emission, total, (plan[:, 4] - plan[:, 3]).sum(), initial[:K], xi[:K, :K], moments[:, :K])
 
 # %% ../../nbs/ssgs/12_hmm.ipynb #e680757a
@@ -450,9 +452,8 @@ def log_prior(
     prior,  # Prior
 ):
     "Log-density of a model under the prior, up to a constant."
-    log = lambda p: np.log(np.maximum(p, 1e-300))
-    counts = prior.transition_counts(hmm.n_states)
-    dirichlet = (counts * log(hmm.transition)).sum() + prior.uniform * log(hmm.initial).sum()
+    log_A, log_pi = (np.log(np.maximum(p, 1e-300)) for p in (hmm.transition, hmm.initial))
+    dirichlet = (prior.transition_counts(hmm.n_states) * log_A).sum() + prior.uniform * log_pi.sum()
     trace = (np.diagonal(np.linalg.inv(hmm.covariances), axis1=1, axis2=2) * prior.variance).sum()
     return float(dirichlet - .5 * prior.weight * (np.linalg.slogdet(hmm.covariances)[1].sum() + trace))
 

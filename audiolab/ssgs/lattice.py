@@ -7,7 +7,6 @@ __all__ = ['lsf_to_parcor', 'lattice_synthesis', 'lattice_residual', 'pitch_trac
 
 # %% ../../nbs/ssgs/11_lattice.ipynb #36a9858c
 from dataclasses import dataclass
-from functools import cached_property
 
 import numba
 import numpy as np
@@ -169,9 +168,8 @@ class Frames:
 
     def __len__(self): return len(self.lsf)
 
-    @cached_property
     def residual(self) -> np.ndarray:
-        "Unit-power excitation [frames * hop_size], zeros after the end of the sound."
+        "Unit-power excitation [frames * hop_size], zeros after the end of the sound; computed afresh at each call."
         out = np.zeros(len(self)*self.hop_size)
         out[:len(self.audio)] = lattice_residual(self.audio, lsf_to_parcor(self.lsf), self.log_rms, self.hop_size)
         return out
@@ -187,5 +185,5 @@ def analyse_frames(
     "Envelope, loudness, pitch and voicing of every frame of a sound."
     lsf, log_rms = analyse(audio, sample_rate, order, frame_size, hop_size)
     out = Frames(np.asarray(audio), sample_rate, hop_size, lsf, log_rms, None, None)
-    out.f0, out.voicing = pitch_track(out.residual, sample_rate, len(lsf), hop_size)
+    out.f0, out.voicing = pitch_track(out.residual(), sample_rate, len(lsf), hop_size)
     return out

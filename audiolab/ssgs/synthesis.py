@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+from fastcore.basics import patch
 from scipy.signal import fftconvolve
 
 from .excitation import Controls, make_excitation
@@ -146,7 +147,16 @@ class Recordings:
         order = np.argsort(self.states, kind="stable")
         self.members = np.split(order, np.searchsorted(self.states[order], np.arange(1, n_states)))
 
+        self.residuals = {}
+
     def __len__(self): return len(self.states)
+
+    def residual(self, file:int) -> np.ndarray:
+        "Excitation of a recording [frames * hop_size]; the last few are kept."
+        if file not in self.residuals:
+            while len(self.residuals) >= 16: self.residuals.pop(next(iter(self.residuals)))
+            self.residuals[file] = self.frames[file].residual()
+        return self.residuals[file]
 
     def locate(self, n:int) -> tuple[int, int]:
         "File and local frame of the n-th frame of all."
@@ -244,6 +254,68 @@ def smooth_power(
 BLOCK, CONTEXT = 64, 32 # frames made at a time, and seen on either side for smoothing
 
 
+class _Tracks:
+    "Tracks along a plan: smoothed states that wander, mixed with real frames by fidelity."
+    def __init__(self, model, recordings, fidelity, variation, rng):
+        self.model, self.recordings, self.fidelity, self.variation, self.rng = model, recordings, fidelity, variation, rng
+        self.state, self.last = np.zeros(model.mean.shape[1]), np.zeros((0, model.mean.shape[1]))
+
+    def __call__(self, states, frames, first, last):
+        "Tracks of frames first..last [last - first + 1, p + 3]."
+        f, model = self.fidelity, self.model
+        if f >= 1: return self.recordings.tracks[frames[first:last + 1]]
+        a = max(0, first - CONTEXT)
+        path, here = np.array(states[a:last + CONTEXT]), slice(first - a, last + 1 - a)
+        out = smooth_tracks(model.mean[path], model.variance[path], model.delta_variance[path])[here]
+        if self.variation: out = out + self.variation*self._wandering(path[here], first)
+        out[:, :-3] = space_lsf(out[:, :-3], 2*np.pi*20/model.sample_rate)
+        if f > 0: out = f*self.recordings.tracks[frames[first:last + 1]] + (1 - f)*out
+        return out
+
+    def _wandering(self, path, first):
+        "What the tracks add to the curve of their states."
+        fresh = path if first == 0 else path[1:]  # the first frame is the last one of the block before
+        out = np.empty((len(fresh), len(self.state)))
+        _wander(self.model.variance[fresh], self.model.delta_variance[fresh], self.rng.standard_normal(out.shape), self.state, out)
+        out[:, -1] *= 0.3  # most of what analysis calls a change of pitch is a slip of analysis
+        out = out if first == 0 else np.vstack([self.last, out])
+        self.last = out[-1:]
+        return out
+
+# %% ../../nbs/ssgs/15_synthesis.ipynb #076a6974
+def _join(tail, source, position, hop):
+    "Fade from `tail` to the place near `position` in `source` that continues it best; return that place and the faded hop."
+    reach = hop//2
+    lo = max(0, position - reach)
+    near = source[lo:position + reach + hop]
+    tail, near = np.pad(tail, (0, hop - len(tail))), np.pad(near, (0, max(0, hop - len(near))))
+    scores = np.correlate(near, tail, "valid")
+    scores = scores/np.sqrt(np.convolve(near**2, np.ones(hop), "valid")*(tail@tail) + 1e-9)
+    best = int(np.argmax(scores))
+    angle = 0.5*np.pi*(np.arange(hop) + 0.5)/hop
+    fade_out, fade_in = np.cos(angle), np.sin(angle)
+    joined = (fade_out*tail + fade_in*near[best:best + hop])/np.sqrt(1 + 2*max(0., scores[best])*fade_out*fade_in)
+    return lo + best, joined
+
+
+class _RealExcitation:
+    "The residual along a plan, joined where its frames jump."
+    def __init__(self, recordings, hop): self.recordings, self.hop, self.pointer, self.tail = recordings, hop, None, None
+
+    def __call__(self, frames, fresh, first, last):
+        hop, out = self.hop, np.zeros((last - first, self.hop))
+        for t, piece in zip(range(first, last), out):
+            file, local = self.recordings.locate(frames[t])
+            source, begins = self.recordings.residual(file), t == 0 or fresh[t]
+            if not begins and frames[t] != frames[t - 1] + 1: self.pointer, piece[:] = _join(self.tail, source, local*hop, hop)
+            else:
+                self.pointer = local*hop if begins else self.pointer + hop
+                copy = source[self.pointer:self.pointer + hop]
+                piece[:len(copy)] = copy
+            self.tail = source[self.pointer + hop:self.pointer + 2*hop]
+        return out.ravel()
+
+# %% ../../nbs/ssgs/15_synthesis.ipynb #483ea470
 class Stream:
     "An endless sound. `read(n)` returns the next n samples; pieces of any length join to the same whole."
     def __init__(self,
@@ -257,85 +329,19 @@ class Stream:
         variation:float=0.5, # how much tracks wander within a state, relative to training
     ):
         rng = rng or np.random.default_rng()
-        self.model, self.plan, self.recordings, self.fidelity = states, plan, recordings, float(fidelity)
+        if recordings is None: fidelity = 0.
+        self.model, self.plan, self.fidelity = states, plan, float(fidelity)
         self.source = make_excitation(excitation_type, states.sample_rate, states.hop_size, rng)
-        self.variation, self.wander_rng, self.wander, self.wandered = float(variation), *rng.spawn(1), np.zeros(states.mean.shape[1]), np.zeros((0, states.mean.shape[1]))
-        self.colour = None if states.colour is None else Colour(states.colour)
-        self.real = recordings is not None and (fidelity > 0 or excitation_type.lower() == "residual")
-        self.source_is_white = excitation_type.lower() != "residual"
+        self.tracks = _Tracks(states, recordings, self.fidelity, float(variation), *rng.spawn(1))
+        real = excitation_type.lower() == "residual"
+        self.real = _RealExcitation(recordings, states.hop_size) if recordings and (fidelity > 0 or real) else None
+        self.colour = None if states.colour is None or real else Colour(states.colour)
         self.resampler = None
         if sample_rate not in (None, states.sample_rate):
             import soxr
             self.resampler = soxr.ResampleStream(states.sample_rate, sample_rate, 1, dtype="float64", quality="HQ")
         self.states, self.frames, self.fresh = [], [], []  # the plan so far
-        self.done, self.buffer, self.lattice = 0, np.zeros(0), np.zeros(states.mean.shape[1] - 2)
-        self.node, self.pointer, self.tail = None, None, None
-
-    def _tracks(self, first:int, last:int) -> np.ndarray:
-        "Tracks of frames first..last: smoothed states and real frames, mixed by fidelity."
-        model, f = self.model, self.fidelity
-        if f >= 1: return self.recordings.tracks[self.frames[first:last + 1]]
-        a, b = max(0, first - CONTEXT), last + CONTEXT
-        path = np.array(self.states[a:b])
-        smooth = smooth_tracks(model.mean[path], model.variance[path], model.delta_variance[path])[first - a:last + 1 - a]
-        if self.variation: smooth = smooth + self.variation*self._wandering(path[first - a:last + 1 - a], first)
-        smooth[:, :-3] = space_lsf(smooth[:, :-3], 2*np.pi*20/model.sample_rate)
-        if f <= 0 or not self.real: return smooth
-        return f*self.recordings.tracks[self.frames[first:last + 1]] + (1 - f)*smooth
-
-    def _wandering(self, path, first):
-        "What the tracks of frames first.. add to the curve of their states."
-        fresh = path if first == 0 else path[1:]  # the first frame is the last one of the block before
-        out = np.empty((len(fresh), len(self.wander)))
-        _wander(self.model.variance[fresh], self.model.delta_variance[fresh], self.wander_rng.standard_normal(out.shape), self.wander, out)
-        out[:, -1] *= 0.3  # most of what analysis calls a change of pitch is a slip of analysis
-        out = out if first == 0 else np.vstack([self.wandered, out])
-        self.wandered = out[-1:]
-        return out
-
-    def block(self) -> np.ndarray:
-        "The next 64 frames of sound [64 * hop_size], at the model's rate."
-        first, last, hop = self.done, self.done + BLOCK, self.model.hop_size
-        while len(self.states) <= last + CONTEXT:
-            state, frame, fresh = next(self.plan)
-            self.states.append(state); self.frames.append(frame); self.fresh.append(fresh)
-        nodes = self._tracks(first, last)
-        if self.node is not None: nodes[0] = self.node  # one value at a joint, whichever block looks at it
-        self.node = nodes[-1].copy()
-        residual = self._residual(first, last) if self.real else None
-        f, parcor, log_rms = self.fidelity, lsf_to_parcor(nodes[:, :-3]), nodes[:, -3]
-        excitation = 0.
-        if f < 1:
-            path = np.array(self.states[max(0, first - 1):last])
-            onset = np.diff(path, prepend=-1 if first == 0 else path[0]) != 0
-            onset = onset if first == 0 else onset[1:]
-            excitation = self.source(Controls(np.exp(nodes[:, -1]), np.clip(nodes[:, -2], 0, 1), onset, residual))
-            if self.colour and self.source_is_white: excitation = self.colour(excitation)
-            excitation = np.sqrt(1 - f)*excitation
-        if f > 0: excitation = excitation + np.sqrt(f)*residual
-        cuts = [0] + [t - first for t in range(first + 1, last) if self.fresh[t]] + [BLOCK]
-        out = []
-        for a, b in zip(cuts, cuts[1:]):
-            if self.fresh[first + a]: self.lattice[:] = 0.  # a recording begins, as it did in analysis
-            out.append(lattice_synthesis(excitation[a*hop:b*hop], parcor[a:b + 1], log_rms[a:b + 1], hop, state=self.lattice))
-        self.done = last
-        return np.concatenate(out)
-
-    def _residual(self, first:int, last:int) -> np.ndarray:
-        "Real excitation for the hops first..last-1, joined where the frames jump."
-        hop, out = self.model.hop_size, np.zeros((last - first)*self.model.hop_size)
-        for t in range(first, last):
-            file, local = self.recordings.locate(self.frames[t])
-            source, piece = self.recordings.frames[file].residual, out[(t - first)*hop:(t - first + 1)*hop]
-            if t and not self.fresh[t] and self.frames[t] != self.frames[t - 1] + 1:
-                self.pointer, joined = _join(self.tail, source, local*hop, hop)
-                piece[:] = joined
-            else:
-                self.pointer = self.pointer + hop if t and not self.fresh[t] else local*hop
-                copy = source[self.pointer:self.pointer + hop]
-                piece[:len(copy)] = copy
-            self.tail = source[self.pointer + hop:self.pointer + 2*hop]
-        return out
+        self.done, self.node, self.buffer, self.lattice = 0, None, np.zeros(0), np.zeros(states.mean.shape[1] - 2)
 
     def read(self,
         n:int, # how many samples
@@ -343,47 +349,66 @@ class Stream:
         "The next n samples."
         pieces, have = [self.buffer], len(self.buffer)
         while have < n:
-            block = self.block()
+            block = self._block()
             pieces.append(block if self.resampler is None else self.resampler.resample_chunk(block))
             have += len(pieces[-1])
         samples = np.concatenate(pieces)
         self.buffer = samples[n:]
         return samples[:n]
 
-# %% ../../nbs/ssgs/15_synthesis.ipynb #076a6974
+    def _block(self): return self._filter(*self._prepare())
+
+# %% ../../nbs/ssgs/15_synthesis.ipynb #39c45b3a
+@patch
+def _prepare(self:Stream):
+    "Tracks [65, p + 3] and excitation of the next block, and where in it recordings begin."
+    first, last, f = self.done, self.done + BLOCK, self.fidelity
+    while len(self.states) <= last + CONTEXT:
+        for rows, value in zip((self.states, self.frames, self.fresh), next(self.plan)): rows.append(value)
+    nodes = self.tracks(self.states, self.frames, first, last)
+    if self.node is not None: nodes[0] = self.node  # one value at a joint, whichever block looks at it
+    self.node = nodes[-1].copy()
+    residual, excitation = self.real(self.frames, self.fresh, first, last) if self.real else None, 0.
+    if f < 1:
+        path = np.array(self.states[max(0, first - 1):last])
+        onset = np.diff(path) != 0
+        if first == 0: onset = np.r_[True, onset]
+        excitation = self.source(Controls(np.exp(nodes[:, -1]), np.clip(nodes[:, -2], 0, 1), onset, residual))
+        if self.colour: excitation = self.colour(excitation)
+        excitation = np.sqrt(1 - f)*excitation
+    if f > 0: excitation = excitation + np.sqrt(f)*residual
+    self.done = last
+    return nodes, excitation, [t - first for t in range(first, last) if self.fresh[t]]
+
+
+@patch
+def _filter(self:Stream, nodes, excitation, begins):
+    "Sound of a block [64 * hop_size]."
+    hop, parcor, out = self.model.hop_size, lsf_to_parcor(nodes[:, :-3]), []
+    cuts = sorted({0, BLOCK, *begins})
+    for a, b in zip(cuts, cuts[1:]):
+        if a in begins: self.lattice[:] = 0.
+        out.append(lattice_synthesis(excitation[a*hop:b*hop], parcor[a:b + 1], nodes[a:b + 1, -3], hop, state=self.lattice))
+    return np.concatenate(out)
+
+# %% ../../nbs/ssgs/15_synthesis.ipynb #bff4f29b
 def measure_colour(
     states:States, # a model without its colour
     recordings:Recordings, # its training audio
-    seconds:float=60., # how much of it to use, evenly spread
+    seconds:float=60., # how much of it to use, the beginning of each recording
     n_fft:int=2048, # resolution
 ) -> np.ndarray: # gain [n_fft / 2 + 1], -40 to +12 dB
     "The long-term spectrum of the training audio relative to its resynthesis from states and white noise."
-    hop, chosen = states.hop_size, []
-    budget = seconds*states.sample_rate/hop/len(recordings.frames)
-    for i, frames in enumerate(recordings.frames): chosen.append(slice(0, max(8, min(len(frames), int(budget) if budget < len(frames) else len(frames)))))
+    hop = states.hop_size
+    budget = max(8, int(seconds*states.sample_rate/hop/len(recordings.frames)))  # frames of each recording
     power, window = np.full((2, n_fft//2 + 1), 1e-12), np.hanning(n_fft)
-    for frames, path, part in zip(recordings.frames, recordings.paths, chosen):
-        plan = ((int(k), -1, False) for k in np.append(path[part], np.repeat(path[part][-1], 2*BLOCK + 2*CONTEXT)))
-        made = Stream(states, plan, None, 0., "noise", np.random.default_rng(0)).read(len(path[part])*hop)
+    for frames, whole in zip(recordings.frames, recordings.paths):
+        path = whole[:budget]
+        plan = ((int(k), -1, False) for k in np.append(path, np.repeat(path[-1], 2*BLOCK + 2*CONTEXT)))
+        made = Stream(states, plan, None, 0., "noise", np.random.default_rng(0)).read(len(path)*hop)
         real = np.pad(frames.audio[:len(made)], (0, max(0, len(made) - len(frames.audio))))
         for row, sound in zip(power, (real, made)):
             if len(sound) < n_fft: sound = np.pad(sound, (0, n_fft - len(sound)))
             row += (np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(sound, n_fft)[::n_fft//2]*window))**2).sum(0)
     real, made = map(smooth_power, power)
     return np.clip(np.sqrt(real/made), 0.01, 4.)
-
-
-def _join(tail, source, position, hop):
-    "Fade from `tail` to the place near `position` in `source` that continues it best; return that place and the faded hop."
-    reach = hop//2
-    lo = max(0, position - reach)
-    near = source[lo:position + reach + hop]
-    tail, near = np.pad(tail, (0, hop - len(tail))), np.pad(near, (0, max(0, hop - len(near))))
-    scores = np.correlate(near, tail, "valid")
-    power = np.convolve(near**2, np.ones(hop), "valid")
-    scores = scores/np.sqrt(power*(tail@tail) + 1e-9)
-    best = int(np.argmax(scores))
-    angle = 0.5*np.pi*(np.arange(hop) + 0.5)/hop
-    fade_out, fade_in = np.cos(angle), np.sin(angle)
-    joined = (fade_out*tail + fade_in*near[best:best + hop])/np.sqrt(1 + 2*max(0., scores[best])*fade_out*fade_in)
-    return lo + best, joined
