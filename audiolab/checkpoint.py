@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'write_checkpoint', 'TensorInfo', 'CheckpointInfo', 'inspect_checkpoint', 'read_checkpoint',
-           'VerifyReport', 'verify_checkpoint', 'pack_state', 'unpack_state', 'save_state', 'load_state', 'read_npz',
-           'CheckpointFolder']
+           'VerifyReport', 'verify_checkpoint']
 
 # %% ../nbs/03_checkpoint.ipynb #4943ae38
 import errno
 import html
 import json
-import mmap
 import os
 import re
 import secrets
@@ -21,12 +19,11 @@ import stat
 import sys
 import time
 import warnings
-import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import count, islice
-from math import isfinite, prod
+from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +115,7 @@ def _layout(tensors: dict, metadata: dict[str, str] | None, path: Path | None = 
     header = json.dumps({"__metadata__": dict(sorted(notes.items())), **entries}, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     try: _parse_json(header)  # what is written must pass the limits when it is read
-    except ValueError as cause: raise CheckpointError(f"too many tensors or too much metadata for one file: {cause}; use several", path) from cause
+    except ValueError as cause: raise CheckpointError(f"too many tensors or notes for one file: {cause}; use several", path) from cause
     return len(header).to_bytes(8, "little") + header, blocks
 
 # %% ../nbs/03_checkpoint.ipynb #ddff0502
@@ -155,18 +152,17 @@ def _remove_stale_temps(folder: Path) -> None:
     "Remove what killed writers left: their process is gone, or on a shared disk they have not written for a day."
     for entry in os.scandir(folder):
         if not (match := _TEMP.fullmatch(entry.name)) or entry.name in _writing: continue
-        pid, host = int(match[1]), match[2]
-        try:
-            dead = host == _HOST and (pid == os.getpid() or not _alive(pid))
+        with suppress(OSError):  # another writer was quicker, or it is not ours to remove
+            dead = match[2] == _HOST and (int(match[1]) == os.getpid() or not _alive(int(match[1])))
             if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > 86_400: os.unlink(entry.path)
-        except OSError: pass  # another writer was quicker, or it is not ours to remove
 
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt": return  # a directory cannot be opened there
     fd = os.open(folder, os.O_RDONLY)
     try: os.fsync(fd)
     except OSError as cause:
-        if cause.errno not in _UNSUPPORTED: raise CheckpointError(f"{cause.strerror}: a file in it is renamed, but a power cut may undo that", folder) from cause
+        if cause.errno not in _UNSUPPORTED:
+            raise CheckpointError(f"{cause.strerror}: a file in it is renamed, but a power cut may undo that", folder) from cause
     finally: os.close(fd)
 
 # %% ../nbs/03_checkpoint.ipynb #9a87de58
@@ -201,8 +197,7 @@ def _durable_write(path: Path, chunks: list) -> Path:
         raise CheckpointError(f"not written: {cause.strerror or cause}; a file that was there before is untouched. "
                               "Check the space, the quota and the permissions", path) from cause
     finally:
-        try: temp.unlink(missing_ok=True)
-        except OSError: pass  # the folder itself is gone or cannot be read
+        with suppress(OSError): temp.unlink(missing_ok=True)  # fails where the folder itself is gone or cannot be read
         _writing.discard(temp.name)
     return path
 
@@ -240,7 +235,7 @@ def _tensor_info(path: Path, name: str, entry) -> TensorInfo:
     if type(code) is not str or code not in _ITEM_BYTES:
         raise CheckpointError(f"its dtype {str(code)[:40]!r} is not known; known are {', '.join(_ITEM_BYTES)}", path, name)
     if (elements := _count(shape)) is None: raise CheckpointError(f"its shape {str(shape)[:80]} is impossible", path, name)
-    if type(span) is not list or len(span) != 2 or any(type(n) is not int for n in span) or span[1] - span[0] != elements * _ITEM_BYTES[code]:
+    if type(span) is not list or [*map(type, span[:3])] != [int, int] or span[1] - span[0] != elements * _ITEM_BYTES[code]:
         raise CheckpointError(f"its shape {shape} of {code} and its offsets {str(span)[:80]} do not agree", path, name)
     return TensorInfo(name, code, tuple(shape), span[1] - span[0], span[0])
 
@@ -265,21 +260,21 @@ class CheckpointInfo:
 
     def _rows(self): return [(_shown(t.name), t.dtype, str(list(t.shape)), f"{t.bytes:,}") for t in self.tensors]
 
-    def _title(self): return (f"{self.path.name}: {len(self.tensors)} tensors, {self.size:,} bytes, "
-                              + ("with digests" if self.has_digests else "no digests") + (f"; DAMAGED: {self.damage}" if self.damage else ""))
+    def _title(self):
+        state = ("with digests" if self.has_digests else "no digests") + (f"; DAMAGED: {self.damage}" if self.damage else "")
+        return f"{self.path.name}: {len(self.tensors)} tensors, {self.size:,} bytes, {state}"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [("tensor", "dtype", "shape", "bytes"), *self._rows()]
         widths = [max(map(len, column)) for column in zip(*rows)]
         table = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
         return "\n".join([self._title(), *table, *(f"{_shown(key)} = {_shown(text)}" for key, text in self.metadata.items())])
 
-    __repr__ = __str__
-
     def _repr_markdown_(self) -> str:
         cell = lambda text: html.escape(text).replace("|", "&#124;").replace("`", "&#96;")
-        lines = ["| tensor | dtype | shape | bytes |", "|:--|:--|:--|--:|", *("| " + " | ".join(map(cell, row)) + " |" for row in self._rows())]
-        return "\n".join([cell(self._title()), "", *lines, "", *(f"- {cell(_shown(k))} = {cell(_shown(v))}" for k, v in self.metadata.items())])
+        rows = ["| " + " | ".join(map(cell, row)) + " |" for row in self._rows()]
+        notes = [f"- {cell(_shown(key))} = {cell(_shown(text))}" for key, text in self.metadata.items()]
+        return "\n".join([cell(self._title()), "", "| tensor | dtype | shape | bytes |", "|:--|:--|:--|--:|", *rows, "", *notes])
 
 # %% ../nbs/03_checkpoint.ipynb #9a8bed9e
 def _read_header(file, path: Path) -> CheckpointInfo:
@@ -314,11 +309,11 @@ def _read_header(file, path: Path) -> CheckpointInfo:
 def _open(path: Path):
     "Open a regular file for reading; a pipe or device could block or never end."
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode): raise CheckpointError("not a regular file", path)
-        return open(path, "rb")
+        if stat.S_ISREG(os.stat(path).st_mode): return open(path, "rb")
     except (OSError, ValueError) as cause:
-        if isinstance(cause, CheckpointError): raise
-        raise CheckpointError(f"cannot be opened: {getattr(cause, 'strerror', None) or cause}; check the name and the permissions", path) from cause
+        why = getattr(cause, "strerror", None) or cause
+        raise CheckpointError(f"cannot be opened: {why}; check the name and the permissions", path) from cause
+    raise CheckpointError("not a regular file", path)
 
 def inspect_checkpoint(
     path: str | Path,  # safetensors file, ours or another tool's
@@ -393,7 +388,8 @@ def verify_checkpoint(
     path, buffer = Path(path), np.empty(1 << 20, np.uint8)
     with _open(path) as file:
         try: info = _read_header(file, path)
-        except CheckpointError as cause: return VerifyReport(path, os.fstat(file.fileno()).st_size, damage=str(cause).removeprefix(f"{path}: "))
+        except CheckpointError as cause:
+            return VerifyReport(path, os.fstat(file.fileno()).st_size, damage=str(cause).removeprefix(f"{path}: "))
         report = VerifyReport(path, info.size, damage=info.damage, has_digests=info.has_digests)
         for tensor in info.tensors if info.has_digests else []:
             digest, left = _start_digest(tensor.name, tensor.dtype, tensor.shape), tensor.bytes
@@ -402,266 +398,3 @@ def verify_checkpoint(
             report.tensors[tensor.name] = (f"cut off, {left:,} bytes are missing" if left else "OK" if digest.hexdigest() == expected else
                                            "does not match its digest" if expected else "has no digest")
     return report
-
-# %% ../nbs/03_checkpoint.ipynb #4d7d4adc
-_MAPS = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}  # the last is what torch's MultiStepLR keeps its milestones in
-_STATE = "audiolab.state"
-
-def _pack(value, where: tuple, tensors: dict):
-    "JSON form of one value of the nest; tensors are put aside under a unique name."
-    kind = type(value)
-    if value is None or kind in (bool, str): return value
-    if kind is int: return value if abs(value) < 2**63 else {"int": hex(value)}
-    if kind is float: return {"float": value.hex()}
-    if kind in (list, tuple):
-        items = [_pack(item, (*where, index), tensors) for index, item in enumerate(value)]
-        return items if kind is list else {"tuple": items}
-    if kind in _MAPS.values():
-        for key in value:
-            if type(key) is not str and not (type(key) is int and abs(key) < 2**63):
-                raise CheckpointError(f"state{list(where)} has the key {key!r}; only text and integers can be keys")
-        return {kind.__name__: [[key, _pack(item, (*where, key), tensors)] for key, item in value.items()]}
-    if not (_is_torch(value) or isinstance(value, np.ndarray)):
-        raise CheckpointError(f"state{list(where)} is a {kind.__module__}.{kind.__qualname__}, which cannot be stored; "
-                              "convert it to numbers, text, lists, tuples, dicts, arrays or tensors")
-    name = base = _CONTROL.sub("_", ".".join(map(str, where)) or "value")
-    if name in tensors or name == "__metadata__": name = next(n for i in count(2) if (n := f"{base}#{i}") not in tensors)
-    tensors[name] = value
-    return {"torch" if _is_torch(value) else "array": name}
-
-# %% ../nbs/03_checkpoint.ipynb #8e5695ed
-def _unpack(node, tensors: dict):
-    "The value of one node of the tree; ValueError, TypeError or KeyError for a tree that `_pack` would not make."
-    if node is None or type(node) in (bool, int, str): return node
-    if type(node) is list: return [_unpack(item, tensors) for item in node]
-    (tag, body), = node.items()
-    if tag == "float": return float.fromhex(body)
-    if tag == "int": return int(body, 16)
-    if tag == "tuple": return tuple(_unpack(list(body), tensors))
-    if tag in _MAPS:
-        found = _MAPS[tag]()
-        for key, item in body:
-            if type(key) not in (str, int) or key in found: raise ValueError(f"the key {key!r}")
-            found[key] = _unpack(item, tensors)
-        return found
-    value = tensors.pop(body)  # each tensor is used once
-    if tag == "array" and isinstance(value, np.ndarray): return value
-    if tag != "torch": raise ValueError(f"the tag {tag!r}")
-    import torch
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-def pack_state(
-    state,  # nest of dict (text or int keys), list, tuple, int, float, str, bool, None, NumPy arrays and torch tensors
-) -> tuple[dict, dict[str, str]]:  # tensors and metadata for `write_checkpoint` or `CheckpointFolder.save`
-    "Take a nested training state apart into named tensors and a JSON tree; CheckpointError names the place of any other type."
-    tensors = {}
-    try: return tensors, {_STATE: json.dumps({"version": 1, "tree": _pack(state, (), tensors)}, separators=(",", ":"))}
-    except RecursionError: raise CheckpointError("the state is nested too deep, or contains itself") from None
-
-def unpack_state(
-    tensors: dict,  # from `read_checkpoint`
-    metadata: dict[str, str],  # from `read_checkpoint`
-):  # the state as it was packed; tensors are on the CPU
-    "Put a state together again; runs no code of the file. CheckpointError if the metadata holds no sound state."
-    if _STATE not in metadata: raise CheckpointError("holds tensors but no training state; use read_checkpoint for it")
-    try:
-        tree = _parse_json(metadata[_STATE].encode())
-        if tree["version"] != 1: raise ValueError(f"version {tree['version']!r}; a newer audiolab wrote it")
-        return _unpack(tree["tree"], dict(tensors))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as cause:
-        raise CheckpointError(f"its training state cannot be understood: {type(cause).__name__}: {cause}") from cause
-
-# %% ../nbs/03_checkpoint.ipynb #8a1bf937
-def save_state(
-    path: str | Path,  # file to write or replace
-    state,  # nest as for `pack_state`
-    metadata: dict[str, str] | None = None,  # notes kept in the header
-) -> Path:  # the file
-    "Write a nested training state durably, without pickle; CheckpointError names the place of a value that cannot be stored."
-    tensors, tree = pack_state(state)
-    if _STATE in (metadata or {}): raise CheckpointError(f"the metadata key {_STATE!r} is reserved", path)
-    return write_checkpoint(path, tensors, {**(metadata or {}), **tree})
-
-def load_state(
-    path: str | Path,  # file from `save_state`
-) -> tuple[object, dict[str, str]]:  # the state and the metadata
-    "Read back what `save_state` wrote, verified; CheckpointError if the file is damaged or holds no state."
-    tensors, metadata = read_checkpoint(path)
-    try: state = unpack_state(tensors, metadata)
-    except CheckpointError as cause: raise CheckpointError(str(cause), path) from cause
-    return state, {key: text for key, text in metadata.items() if key != _STATE}
-
-# %% ../nbs/03_checkpoint.ipynb #59e2985f
-def _npy_header(file) -> tuple[tuple, bool, np.dtype, int]:
-    "Shape, Fortran order, dtype and header size of an .npy stream (numpy.lib.format); ValueError for object or structured dtypes."
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)): raise ValueError(f".npy version {version}")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.kind not in "biufcSU" or not dtype.itemsize: raise ValueError(f"dtype {dtype}; only numbers, bools and text are read")
-    if _count(shape) is None: raise ValueError(f"the impossible shape {str(shape)[:80]}")
-    return shape, fortran, dtype, file.tell()
-
-def read_npz(
-    path: str | Path,  # file from np.savez or np.savez_compressed
-    *,
-    max_bytes: int = 1 << 30,  # most bytes that all arrays together may take in memory
-    max_arrays: int = 1000,  # most arrays in the file
-) -> dict[str, np.ndarray]:  # name -> array
-    "Read a legacy .npz of numbers and text without pickle; CheckpointError for objects, bombs, lies about sizes and damage (CRC-32)."
-    path, arrays, plan, total = Path(path), {}, [], 0
-    with _open(path) as file:
-        try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # bound the directory before zipfile builds it
-                entries = sum(1 for _ in islice(re.finditer(b"PK\x01\x02", content), max_arrays + 1))
-                end = content.rfind(b"PK\x05\x06")
-                listed = int.from_bytes(content[end + 10:end + 12], "little")  # zipfile does not compare this with what it finds
-            if entries > max_arrays: raise ValueError(f"more than max_arrays={max_arrays} arrays")
-            with zipfile.ZipFile(file) as archive:
-                if len(archive.infolist()) != listed: raise ValueError(f"{len(archive.infolist())} arrays where {listed} are announced")
-                for entry in archive.infolist():
-                    name = entry.filename.removesuffix(".npy")
-                    if name == entry.filename or len(name) > 256 or name in arrays or _CONTROL.search(name): raise ValueError(f"the name {entry.filename[:80]!r}")
-                    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): raise ValueError(f"{name}: unusual compression")
-                    with archive.open(entry) as stream: shape, fortran, dtype, start = _npy_header(stream)
-                    if start + prod(shape) * dtype.itemsize != entry.file_size: raise ValueError(f"{name}: size and shape {shape} do not agree")
-                    if (total := total + entry.file_size) > max_bytes: raise ValueError(f"more than max_bytes={max_bytes:,} when unpacked")
-                    arrays[name] = None; plan.append((name, entry, shape, fortran, dtype, start))
-                for name, entry, shape, fortran, dtype, start in plan:
-                    with archive.open(entry) as stream:
-                        raw = bytearray(stream.read())  # to the end, where zipfile checks the CRC
-                    flat = np.frombuffer(raw, dtype, offset=start) if prod(shape) else np.empty(0, dtype)
-                    arrays[name] = flat.reshape(shape, order="F" if fortran else "C")
-        except Exception as cause:  # zipfile, zlib and NumPy's header parser fail in a dozen ways on hostile input
-            raise CheckpointError(f"not a sound .npz: {str(cause)[:300] or type(cause).__name__}", path) from cause
-    return arrays
-
-# %% ../nbs/03_checkpoint.ipynb #39096294
-_SAVED = "audiolab.saved"
-
-@dataclass(frozen=True)
-class _Saved:
-    "One checkpoint of a folder as retention sees it."
-    path: Path
-    sequence: int  # order of saving; 0 if unknown
-    number: int | None  # at the end of the name; None for names such as checkpoint_final
-    metric: str | None
-    value: float  # nan if there is none
-
-@lru_cache(maxsize=10_000)
-def _saved(path: Path, stamp: tuple) -> _Saved | None:
-    "What a file says about its place in the run; None if its header is damaged. `stamp` changes with the file."
-    number = re.search(r"([0-9]+)\.safetensors$", path.name)
-    try:
-        info = inspect_checkpoint(path)
-        note = _parse_json(info.metadata.get(_SAVED, "{}").encode())
-        if info.damage: return None
-        return _Saved(path, int(note.get("sequence", 0)), int(number[1]) if number else None, note.get("metric"),
-                      float.fromhex(note.get("value", "nan")))
-    except (ValueError, TypeError, AttributeError, OverflowError): return None
-
-def _list_saved(folder: Path) -> tuple[list[_Saved], list[Path]]:
-    "Sound-looking checkpoints, newest first, and those whose header is damaged; links are not followed."
-    found = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []:
-        if entry.name.endswith(".safetensors") and entry.name[0] != "." and entry.is_file(follow_symlinks=False):
-            about = entry.stat(follow_symlinks=False)
-            found[Path(entry.path)] = about.st_mtime_ns, _saved(Path(entry.path), (about.st_mtime_ns, about.st_ino, about.st_size))
-    newest_first = sorted((pair for pair in found.values() if pair[1]), key=lambda pair: (pair[1].sequence, pair[0]), reverse=True)
-    return [saved for _, saved in newest_first], [path for path, (_, saved) in found.items() if saved is None]
-
-# %% ../nbs/03_checkpoint.ipynb #d3a72791
-_FILE_NAME = re.compile(r"\w[\w.+=-]{0,180}\.safetensors")
-
-def _read_pointer(pointer: Path) -> Path | None:
-    "The file that latest.json or best.json names, if it is a file of the same folder; else None."
-    try:
-        with _open(pointer) as file: name = _parse_json(file.read(10_000))["file"]
-        target = pointer.with_name(name) if _FILE_NAME.fullmatch(name) else None
-        return target if target and stat.S_ISREG(target.lstat().st_mode) else None
-    except (ValueError, TypeError, KeyError, OSError): return None
-
-def _write_pointer(pointer: Path, target: Path) -> None:
-    if _read_pointer(pointer) != target: _durable_write(pointer, [_canonical({"file": target.name})])
-
-# %% ../nbs/03_checkpoint.ipynb #a8bafcaf
-class _Policy:
-    "Which checkpoints of a folder are the best, and which may go."
-
-    def __init__(self,
-        folder: str | Path,  # made when first saved to
-        *,
-        keep_last: int = 2,  # newest numbered files to keep, at least 2; 0 keeps all
-        keep_every: int = 0,  # also keep those whose number is a multiple of this; 0 for none
-        keep_best: int = 1,  # also keep this many of the best by the metric
-        metric: str | None = None,  # what `metric_value` measures, such as "validation_loss"
-        mode: str = "min",  # "min" or "max": which metric values are better
-    ):
-        if keep_last == 1 or min(keep_last, keep_every, keep_best) < 0 or mode not in ("min", "max"):
-            raise CheckpointError("keep_last is 0 (all) or at least 2, so that damage to one file leaves another; "
-                                  "keep_every and keep_best are 0 or more; mode is 'min' or 'max'", folder)
-        self.folder, self.metric, self.mode = Path(folder), metric, mode
-        self.keep_last, self.keep_every, self.keep_best = keep_last, keep_every, keep_best
-
-    @property
-    def latest(self) -> Path | None: return _read_pointer(self.folder / "latest.json")
-
-    @property
-    def best(self) -> Path | None: return _read_pointer(self.folder / "best.json")
-
-    def _rank(self, saved: list[_Saved]) -> list[_Saved]:
-        "Those with a finite value of our metric, best first; of equals the older one wins."
-        sign = 1 if self.mode == "min" else -1
-        return sorted((s for s in saved if s.metric == self.metric and isfinite(s.value)), key=lambda s: (sign * s.value, s.sequence))
-
-    def _prune(self, saved: list[_Saved], ranked: list[_Saved]) -> None:
-        "Remove the numbered files that nothing asks to keep, once one that stays is proved sound."
-        numbered = [s for s in saved if s.number is not None]
-        keep = {self.latest, self.best, *(s.path for s in ranked[:self.keep_best]), *(s.path for s in numbered[:self.keep_last])}
-        if self.keep_every: keep |= {s.path for s in numbered if s.number % self.keep_every == 0}
-        doomed = [s.path for s in numbered if s.path not in keep] if self.keep_last else []
-        if not doomed: return
-        if not any(verify_checkpoint(s.path).ok for s in saved if s.path in keep):
-            warnings.warn(f"{self.folder}: nothing is deleted, because none of the checkpoints to keep is sound", stacklevel=3)
-            return
-        for path in doomed: path.unlink(missing_ok=True)
-
-# %% ../nbs/03_checkpoint.ipynb #af8daa5c
-class CheckpointFolder(_Policy):
-    "Checkpoints of one run: saves durably, then moves `latest.json` and `best.json`, then removes what the policy does not keep."
-
-    def save(self,
-        name: str,  # file name, with or without .safetensors, such as "checkpoint_epoch_12"
-        tensors: dict,  # as for `write_checkpoint`
-        metadata: dict[str, str] | None = None,  # notes kept in the header
-        metric_value: float | None = None,  # how good it is; NaN and infinities never win
-    ) -> Path:  # the file
-        "Save, point to it, prune; CheckpointError if it cannot be saved, with files and pointers as they were."
-        name = str(name).removesuffix(".safetensors") + ".safetensors"
-        if not _FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"{name!r} cannot name a checkpoint; use letters, digits, '_', '-', '.', '+' and '='", self.folder)
-        note = {"sequence": 1 + max((s.sequence for s in _list_saved(self.folder)[0]), default=0)}
-        if metric_value is not None: note |= {"metric": self.metric, "value": float(metric_value).hex()}
-        path = write_checkpoint(self.folder / name, tensors, {**(metadata or {}), _SAVED: _canonical(note).decode()})
-        _write_pointer(self.folder / "latest.json", path)
-        saved = _list_saved(self.folder)[0]
-        ranked = self._rank(saved)
-        if ranked: _write_pointer(self.folder / "best.json", ranked[0].path)
-        self._prune(saved, ranked)
-        return path
-
-    def resolve(self,
-        which: str | Path = "auto",  # "auto", "latest", "best", or a file, also by its name in this folder
-    ) -> Path | None:  # the file; None if "auto", "latest" or "best" finds none
-        "Find the checkpoint to resume from; \"auto\" is the newest that verifies, with a warning naming those skipped."
-        if which in ("latest", "best"): return self.best if which == "best" else self.latest
-        if which != "auto":
-            for path in (Path(which), self.folder / which, self.folder / f"{which}.safetensors"):
-                if path.is_file(): return path
-            raise CheckpointError(f"no such checkpoint, nor in {self.folder}; there are {[s.path.name for s in _list_saved(self.folder)[0]]}", which)
-        saved, damaged = _list_saved(self.folder)
-        for path in damaged: warnings.warn(f"skipped {verify_checkpoint(path)}", stacklevel=2)
-        for path in (s.path for s in saved):
-            if (report := verify_checkpoint(path)).ok: return path
-            warnings.warn(f"skipped {report}", stacklevel=2)
-        return None

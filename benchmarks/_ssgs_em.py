@@ -100,10 +100,10 @@ def dynamax(start, y, dtype):
         yield float(log_likelihood)
 
 
-def peak_mb():
-    "Peak resident size of this process so far, in MB."
+def resident_mb(which="VmHWM"):
+    "Peak resident size of this process so far in MB (`VmRSS`: the present one, where the system tells it)."
     try:
-        with open("/proc/self/status") as f: return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
+        with open("/proc/self/status") as f: return next(int(line.split()[1]) for line in f if line.startswith(which)) / 1024
     except (OSError, StopIteration):
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024 ** 2)
@@ -117,16 +117,16 @@ def work(name, frames, length, iterations):
     library, kind = name.split()
     import numpy as np  # first the imports, so that memory above them can be told
     importlib.import_module(dict(hmmlearn="hmmlearn.hmm", pomegranate="pomegranate.hmm", dynamax="dynamax.hidden_markov_model").get(library, "audiolab.ssgs.hmm"))
-    imports = peak_mb()
+    imports = resident_mb("VmRSS")
     start, y = generate(frames, length)
-    data = peak_mb()
+    data = resident_mb()
     steps, seconds, likelihood = globals()[library](start, y, kind), [], []
     for _ in range(iterations + 1):
         begin = time.process_time()
         likelihood.append(next(steps))
         seconds.append(time.process_time() - begin)
     return dict(name=name, frames=frames, cpu_s=float(np.median(seconds[1:])), first_s=seconds[0], log_likelihood=likelihood[0],
-                peak_mb=peak_mb() - imports, data_mb=data - imports, imports_mb=imports)
+                peak_mb=resident_mb() - imports, data_mb=data - imports, imports_mb=imports)
 
 
 def measure(name, frames=70_000, length=LENGTH, iterations=5):

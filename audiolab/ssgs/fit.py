@@ -113,8 +113,9 @@ def reseed_dead(
     counts,  # [K] expected frames of each state
     lives,  # [K] int: times each state may still be reborn; changed in place
 ):
-    "The model with states of fewer than 2 D frames made halves of the largest, and the list of those states."
-    counts, least = np.array(counts, np.float64), 2 * hmm.n_features
+    "The model with dead states made halves of the largest, and the list of those states."
+    counts = np.array(counts, np.float64)
+    least = min(2 * hmm.n_features, .05 * counts.sum() / hmm.n_states)
     initial, A, means, covariances = hmm.initial.copy(), hmm.transition.copy(), hmm.means.copy(), hmm.covariances.copy()
     reborn = []
     for dead in np.argsort(counts, kind="stable"):
@@ -235,6 +236,7 @@ def iterate(
         if reseeded:  # stored statistics know nothing of the new states and would undo them: collect afresh
             _log.info("iteration %d: states %s had too few frames and start anew", iteration, reseeded)
             extra = {k: v for k, v in extra.items() if not k.startswith("group_")}
+            objective = np.nan  # a new state starts below the old one: the next change says nothing about convergence
         state = extra | dict(iteration=iteration, objective=objective, lives=lives.copy())
         yield FitResult(hmm, statistics, history, state, bool(change < tolerance) and not reseeded)
 

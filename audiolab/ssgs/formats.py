@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ..checkpoint import CheckpointError, inspect_checkpoint, read_checkpoint, read_npz
+from ..checkpoint import CheckpointError, inspect_checkpoint, read_checkpoint
 from .lpc import MAX_REFLECTION, condition, levinson, lpc_to_lsf, lsf_to_lpc, parcor_to_lpc, space_lsf, stabilise_lpc
+from ..state import read_npz
 
 # %% ../../nbs/ssgs/16_formats.ipynb #2621720f
 def _stabilise(a):
@@ -88,10 +89,10 @@ def frames_to_recordings(
     frames:np.ndarray, # raw overlapping frames [T, frame_size]
     hop_size:int=256, # distance between frames (samples)
 ) -> list[np.ndarray]: # waveforms, float32
-    "Join frames that overlap exactly; a recording ends where the next frame does not continue it."
+    "Join frames that overlap exactly; a recording ends where the next frame does not continue it, or where only zeros say so."
     if len(frames) == 0: return []
-    size = frames.shape[1]
-    joined = np.array([np.array_equal(a[hop_size:], b[:size - hop_size]) for a, b in zip(frames, frames[1:])], bool)
+    shared = frames.shape[1] - hop_size
+    joined = np.array([np.array_equal(a[hop_size:], b[:shared]) and (shared == 0 or b[:shared].any()) for a, b in zip(frames, frames[1:])], bool)
     out = []
     for part in np.split(np.asarray(frames, np.float32), np.flatnonzero(~joined) + 1):
         out.append(np.concatenate([part[:-1, :hop_size].ravel(), part[-1]]))

@@ -358,6 +358,7 @@ def _scan(b, lengths, starts, A):
     alpha, w = both.permute(1, 2, 0, 3)
     return alpha, w.gather(1, back[..., None].expand(-1, -1, K)), scales[:, 0, :, 0].T
 
+# %% ../../nbs/ssgs/12_hmm.ipynb #90a6cb9f
 def _e_step_torch(hmm, sequences, plan, dtype, device, posteriors):
     "E-step with torch operations only, on any device."
     K, D = hmm.means.shape
@@ -457,6 +458,7 @@ def log_prior(
     trace = (np.diagonal(np.linalg.inv(hmm.covariances), axis1=1, axis2=2) * prior.variance).sum()
     return float(dirichlet - .5 * prior.weight * (np.linalg.slogdet(hmm.covariances)[1].sum() + trace))
 
+# %% ../../nbs/ssgs/12_hmm.ipynb #940ce493
 def m_step(
     statistics,  # Statistics of an E-step, or a sum of several
     hmm,  # GaussianHMM that states without any frame are kept from
@@ -474,7 +476,7 @@ def m_step(
     else:
         deviation = np.sqrt(prior.variance)
         whitened = (scatter / np.outer(deviation, deviation) + prior.weight * np.eye(len(deviation))) / (safe + prior.weight)
-        values, vectors = np.linalg.eigh(whitened)  # clipping eigenvalues is the exact maximum under the floor
+        values, vectors = np.linalg.eigh(whitened)
         whitened = np.where((values.min(1) < prior.floor)[:, None, None], (vectors * np.maximum(values, prior.floor)[:, None]) @ vectors.mT, whitened)
         covariances = whitened * np.outer(deviation, deviation)
         transitions, initial = transitions + prior.transition_counts(K), initial + prior.uniform
