@@ -25,14 +25,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    ("demo",): Command("audiolab.ssgs.train:DemoConfig:demo", "make a small corpus, learn it, and hear what the model makes of it (start here)"),
+    ("demo",): Command("audiolab.ssgs.commands:DemoConfig:demo", "make a small corpus, learn it, and hear what the model makes of it (start here)"),
     ("inspect",): Command("audiolab.cli:InspectConfig:inspect_command", "show what is in a checkpoint or audio file", True),
     ("verify",): Command("audiolab.cli:VerifyConfig:verify_command", "check files against the digests stored in them", True),
     ("ssgs", "train"): Command("audiolab.ssgs.train:TrainConfig:train_command", "learn spectral states from folders of audio"),
-    ("ssgs", "generate"): Command("audiolab.ssgs.train:GenerateConfig:generate_command", "make sound from a trained model"),
-    ("ssgs", "verify"): Command("audiolab.ssgs.train:VerifyConfig:verify_command", "check that models load and generate the same again"),
-    ("ssgs", "demo"): Command("audiolab.ssgs.train:DemoConfig:demo_command", "train, save, load, resume and generate, step by step"),
-    ("ssgs", "evaluate"): Command("audiolab.ssgs.train:EvaluateConfig:evaluate_command", "measure a model over the range of fidelity"),
+    ("ssgs", "generate"): Command("audiolab.ssgs.commands:GenerateConfig:generate_command", "make sound from a trained model"),
+    ("ssgs", "verify"): Command("audiolab.ssgs.commands:VerifyConfig:verify_command", "check that models load and generate the same again"),
+    ("ssgs", "demo"): Command("audiolab.ssgs.commands:CheckpointDemoConfig:checkpoint_demo", "train, save, load, resume and generate, step by step"),
+    ("ssgs", "evaluate"): Command("audiolab.ssgs.commands:EvaluateConfig:evaluate_command", "measure a model over the range of fidelity"),
 }
 
 GROUPS = {("ssgs",): "spectral-state-guided synthesis"}
@@ -182,7 +182,7 @@ def _describe_file(path) -> tuple[Any, str]:
     "What is in a file, as plain data and as text. The suffix decides which reader is asked."
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        from audiolab.checkpoint import read_npz
+        from audiolab.state import read_npz
         arrays = {k: {"dtype": str(v.dtype), "shape": list(v.shape), "bytes": v.nbytes} for k, v in read_npz(path).items()}
         width = max(map(len, [*arrays, "array"]))
         rows = [f"{k:<{width}}  {v['dtype']:<8}  {v['shape']!s:<16}  {v['bytes']:,} bytes" for k, v in arrays.items()]
@@ -218,7 +218,8 @@ class VerifyConfig:
 
 def _verdict(path) -> tuple[bool, str]:
     "Whether a file is proved sound, and why or how much of it."
-    from audiolab.checkpoint import CheckpointError, read_npz, verify_checkpoint
+    from audiolab.checkpoint import CheckpointError, verify_checkpoint
+    from audiolab.state import read_npz
     try:
         if path.suffix.lower() == ".npz": return True, f"{len(read_npz(path))} arrays match their checksums"
         report = verify_checkpoint(path)

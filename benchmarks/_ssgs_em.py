@@ -2,7 +2,7 @@
 
 Every implementation runs in a process of its own on one core, on the same frames from the same start. CPU seconds are the median over
 iterations after one that warms up or compiles; memory is the peak resident size above what the imports take. The log-likelihood of the
-start shows that all do the same work. Run it as a script for tables in Markdown:
+start shows that all do the same work. A part of `benchmarks/ssgs.py`; by itself it is run as
 
     python benchmarks/_ssgs_em.py [--quick]
 """
@@ -18,6 +18,9 @@ import time
 STATES, FEATURES, LENGTH = 34, 12, 500
 PEERS = {"ours float32": None, "ours float64": None, "hmmlearn log": "hmmlearn", "hmmlearn scaling": "hmmlearn",
          "pomegranate float32": "pomegranate", "dynamax float32": "dynamax", "dynamax float64": "dynamax"}
+
+ONE_THREAD = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+ONE_THREAD["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def generate(frames, length=LENGTH, n_states=STATES, n_features=FEATURES, seed=0):
@@ -42,7 +45,8 @@ def generate(frames, length=LENGTH, n_states=STATES, n_features=FEATURES, seed=0
 
 def ours(start, y, dtype):
     import torch
-    from audiolab.ssgs.hmm import GaussianHMM, e_step, m_step
+    from audiolab.ssgs.hmm import GaussianHMM, m_step
+    from audiolab.ssgs.inference import e_step
     torch.set_num_threads(1)
     model, sequences = GaussianHMM(*start), list(y)
     while True:
@@ -116,7 +120,7 @@ def work(name, frames, length, iterations):
     logging.disable(logging.CRITICAL); warnings.simplefilter("ignore")
     library, kind = name.split()
     import numpy as np  # first the imports, so that memory above them can be told
-    importlib.import_module(dict(hmmlearn="hmmlearn.hmm", pomegranate="pomegranate.hmm", dynamax="dynamax.hidden_markov_model").get(library, "audiolab.ssgs.hmm"))
+    importlib.import_module(dict(hmmlearn="hmmlearn.hmm", pomegranate="pomegranate.hmm", dynamax="dynamax.hidden_markov_model").get(library, "audiolab.ssgs.inference"))
     imports = resident_mb("VmRSS")
     start, y = generate(frames, length)
     data = resident_mb()
@@ -130,23 +134,20 @@ def work(name, frames, length, iterations):
 
 
 def measure(name, frames=70_000, length=LENGTH, iterations=5):
-    "Runs one implementation in a process of its own on one thread; None where its library is not installed, a dict with `error` if it fails."
-    if PEERS[name] and importlib.util.find_spec(PEERS[name]) is None: return None
-    threads = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
-    threads["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    "Runs one implementation in a process of its own on one thread: a dict of measurements, or with `error` where it fails or is not installed."
+    if PEERS[name] and importlib.util.find_spec(PEERS[name]) is None: return dict(name=name, frames=frames, error="not installed")
     command = [sys.executable, os.path.abspath(__file__), "--child", name, "--frames", str(frames), "--length", str(length), "--iterations", str(iterations)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
-    if done.returncode: return dict(name=name, frames=frames, error=(done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD)
+    if done.returncode: return dict(name=name, frames=frames, error="failed: " + (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(frames=70_000, iterations=5, names=tuple(PEERS)):
-    "Every installed implementation on the same frames."
-    rows = [measure(n, frames, iterations=iterations) for n in names]
-    return [r for r in rows if r is not None]
+    "Every implementation on the same frames."
+    return [measure(n, frames, iterations=iterations) for n in names]
 
 
-def growth(frames=(7_000, 70_000, 700_000), iterations=3):
+def growth(frames=(7_000, 70_000, 700_000), iterations=5):
     "Our cost as the audio grows, and with one long sequence in place of many of 500 frames."
     rows = [measure(n, T, iterations=iterations) for T in frames for n in ("ours float32", "ours float64")]
     rows += [measure(n, frames[1], frames[1], iterations) | {"name": n + ", one sequence"} for n in ("ours float32", "ours float64")]
@@ -155,7 +156,7 @@ def growth(frames=(7_000, 70_000, 700_000), iterations=3):
 
 def memory(frames=350_000):
     "Peak memory at many frames, in short sequences and as one."
-    return [measure(n, frames, length, 1) | {"name": f"{n}, {frames // length} x {length}"}
+    return [measure(n, frames, length, 5) | {"name": f"{n}, {frames // length} x {length}"}
             for n in ("ours float32", "ours float64") for length in (LENGTH, frames)]
 
 
@@ -166,7 +167,7 @@ def table(rows, reference=None):
     lines = ["| implementation | frames | CPU s / iteration | x ours float32 | x ours float64 | peak MB above imports (data) | log-likelihood of the start |",
              "|---|---|---|---|---|---|---|"]
     for r in rows:
-        if "error" in r: lines.append(f"| {r['name']} | {r['frames']:,} | failed: {r['error'][:60]} | | | | |"); continue
+        if "error" in r: lines.append(f"| {r['name']} | {r['frames']:,} | {r['error'][:60]} | | | | |"); continue
         ratios = (ratio(r, "ours float32"), ratio(r, "ours float64")) if reference else ("", "")
         lines.append(f"| {r['name']} | {r['frames']:,} | {r['cpu_s']:.4f} | {ratios[0]} | {ratios[1]} | {r['peak_mb']:.0f} ({r['data_mb']:.0f}) | {r['log_likelihood']:.3f} |")
     return "\n".join(lines)

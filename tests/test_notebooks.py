@@ -94,11 +94,11 @@ def misplaced(nb, target, notebooks):
     return None if made_by.parent == ROOT/"nbs" else f"{name(made_by)} is in another room"
 
 
-def number(nb): return int(re.match(r"\d+", nb.name)[0])
+def number(nb): return int(re.match(r"\d+", nb.name)[0]), nb.name  # of one number: in the order of their names
 
 
 def test_import_order():
-    "A notebook imports only lower numbers, and from another room only the ground floor; apps and tutorials may use every room"
+    "A notebook imports only those before it in its room, by number and then name, and from another room only the ground floor; apps and tutorials may use every room"
     notebooks = {module(nb): nb for nb in NBS if module(nb)}
     found = [(nb, target) for nb in NBS for c in cells(nb, "code") for target in imports(c["source"])]
     bad = [f"{name(nb)} imports {target}: {why}" for nb, target in found if (why := misplaced(nb, target, notebooks))]

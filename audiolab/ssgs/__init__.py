@@ -6,7 +6,7 @@ _NAMES = {
     "EXCITATIONS": "excitation", "register_excitation": "excitation", "Controls": "excitation", "Stream": "synthesis", "Recordings": "synthesis", "States": "synthesis",
     "GaussianHMM": "hmm", "Prior": "hmm", "fit": "fit", "select_n_states": "fit", "analyse": "lpc", "analyse_frames": "lattice",
     "FrameQueryResult": "retrieval", "FeatureIndex": "retrieval", "read_legacy": "formats",
-    "fidelity_sweep": "evaluate", "evaluate": "evaluate", "Dashboard": "evaluate",
+    "fidelity_sweep": "evaluate", "evaluate": "evaluate", "Dashboard": "dashboard", "write_report": "report", "e_step": "inference",
 }
 __all__ = list(_NAMES)
 

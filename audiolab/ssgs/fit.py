@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .hmm import GaussianHMM, Prior, Statistics, check_sequences, cut_plan, e_step, log_prior, m_step, stationary_distribution
+from .hmm import GaussianHMM, Prior, Statistics, check_sequences, log_prior, m_step, stationary_distribution
+from .inference import cut_plan, e_step
 
 _log = logging.getLogger(__name__)
 

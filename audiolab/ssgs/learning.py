@@ -41,11 +41,12 @@ class _Base:
         device:str="cpu", # torch device of the E-step
         tolerance:float=1e-5, # training stops when an iteration gains less than this (nats a frame)
     ):
-        for name, value, least in (("n_states", n_states, 1), ("lpc_order", lpc_order or 2, 2), ("frame_size", frame_size, 16), ("hop_size", hop_size, 1),
+        for name, value, least in (("n_states", n_states, 1), ("lpc_order", 2 if lpc_order is None else lpc_order, 2), ("frame_size", frame_size, 16), ("hop_size", hop_size, 1),
                                    ("adaptive_memory_limit", adaptive_memory_limit, 1)):
             if not float(value).is_integer() or value < least: raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
         if frame_size < hop_size: raise ValueError(f"frame_size ({frame_size}) must not be smaller than hop_size ({hop_size})")
         if not 0 <= smoothness_weight < np.inf: raise ValueError(f"smoothness_weight must be 0 or more, got {smoothness_weight}")
+        if mode not in ("batch", "incremental", "online"): raise ValueError(f"mode must be batch, incremental or online, got {mode!r}")
         if dtype not in ("float32", "float64"): raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
         self.n_states, self.lpc_order, self.frame_size, self.hop_size = int(n_states), lpc_order, int(frame_size), int(hop_size)
         self.smoothness_weight, self.auto_n_states, self.adaptive_memory_limit = float(smoothness_weight), bool(auto_n_states), int(adaptive_memory_limit)
@@ -102,7 +103,7 @@ class _Parameters(_Base):
 
     def _waveforms(self, audio, sample_rate) -> tuple[list[np.ndarray], list[str]]:
         "Mono float32 waveforms of arrays or files, one or many."
-        many = [audio] if isinstance(audio, (str, Path)) or (isinstance(audio, np.ndarray) and audio.ndim == 1) else list(audio)
+        many = [audio] if isinstance(audio, (str, Path, np.ndarray, np.generic, torch.Tensor)) else list(audio)
         if many and isinstance(many[0], (int, float, np.number)): many = [np.asarray(many)]
         if not many: raise ValueError("no audio: give a waveform, a file, or a list of either")
         out, names = [], []
@@ -256,5 +257,6 @@ class LearntModel(_Refinement):
             delta[k] = ((moved**2).sum(0) + 2*overall_change)/(len(own) + 2)
         mean[:, :p + 1] = self.state_means
         states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, (count + 1e-3)/(count + 1e-3).sum(), mean, variance + 1e-10, delta + 1e-10)
+        states.loudest = np.array([rows[path == k, -3].max(initial=-np.inf) if count[k] else overall[-3] for k in range(self.n_states)])
         states.colour = measure_colour(states, recordings)
         return states

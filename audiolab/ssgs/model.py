@@ -36,7 +36,7 @@ class _Generation(LearntModel):
         path:str="sample", # "sample" or "replay"
         states:Iterable[int]|None=None, # states to follow, one a frame; the last is held
         temperature:float=1.0, # above 1 for more surprising successions, below for less
-        variation:float=0.5, # how much tracks wander within a state, relative to training
+        variation:float=1.0, # how much tracks wander within a state, relative to training
     ) -> Stream: # `read(n)` gives the next n samples
         "An endless sound, in pieces of any length."
         self._need()
@@ -45,7 +45,7 @@ class _Generation(LearntModel):
         if fidelity > 0 and not self.has_audio:
             if not self._warned: warnings.warn("the model holds no training audio (a minimal checkpoint?): generating at fidelity 0; see attach_audio", RuntimeWarning, stacklevel=3)
             self._warned, fidelity = True, 0.
-        rng = rng if rng is not None else np.random.default_rng(seed)
+        rng, excitation_type = rng if rng is not None else np.random.default_rng(seed), str(excitation_type)
         real = fidelity > 0 or path == "replay" or excitation_type.lower() == "residual"
         if real: self._need("audio")
         recordings, model = self.recordings if real else None, self.states
@@ -96,6 +96,7 @@ class _Rendering(_Generation):
             if states is None: raise ValueError("say how long: duration_seconds=...")
             duration_seconds = len(states)*self.hop_size/self.sample_rate
         if not (np.isfinite(duration_seconds) and duration_seconds > 0): raise ValueError(f"duration_seconds must be above 0, got {duration_seconds}")
+        if not sample_rate > 0: raise ValueError(f"sample_rate must be above 0, got {sample_rate}")
         n = round(duration_seconds*sample_rate)
         audio = self.stream(fidelity, excitation_type, sample_rate=sample_rate, seed=seed, rng=rng, path=path, states=states, **settings).read(n)
         if peak is not None: audio = audio*(peak/max(np.abs(audio).max(), 1e-9))
@@ -119,6 +120,7 @@ class _Rendering(_Generation):
         state_sequence:Iterable[int]|None=None, # states to follow; None to sample
     ) -> tuple[np.ndarray, int]: # waveform and its rate
         "A short seeded sound at fidelity 0."
+        self._need()
         rate = sample_rate or self.sample_rate
         return self.generate(n_frames*self.hop_size/self.sample_rate, rate, seed=self.seed, states=state_sequence, peak=0.9), rate
 
@@ -189,6 +191,7 @@ class _Adaptation(_Graph):
         self._changed(material=True)
         derived, visited = self._derive_states(), np.bincount(self.recordings.states, minlength=self.n_states) > 0
         for name in ("variance", "delta_variance"): setattr(derived, name, np.where(visited[:, None], getattr(derived, name), getattr(before, name)))
+        derived.loudest = np.where(visited | (before.loudest is None), derived.loudest, before.loudest if before.loudest is not None else 0.)
         derived.mean[:, -2:] = np.where(visited[:, None], derived.mean[:, -2:], before.mean[:, -2:])
         derived.occupancy = self.statistics.counts/self.statistics.counts.sum()
         self._states = derived
@@ -207,7 +210,7 @@ def _excerpts(recordings, n_samples):
     for o in recordings:
         keep = int(len(o)*n_samples/total)
         if keep: out.append(o[(len(o) - keep)//2:(len(o) - keep)//2 + keep])
-    return out or [recordings[0][:n_samples]]
+    return out or [o[:n_samples] for o in recordings[:1] if n_samples]
 
 # %% ../../nbs/ssgs/18_model.ipynb #af5908ab
 class _Retrieval(_Adaptation):
@@ -245,7 +248,7 @@ class _Retrieval(_Adaptation):
 
 # %% ../../nbs/ssgs/18_model.ipynb #107a37c7
 _CONFIG = ("n_states", "lpc_order", "frame_size", "hop_size", "smoothness_weight", "auto_n_states", "adaptive_memory_limit", "seed", "mode", "dtype", "tolerance")
-_TRACKS = ("occupancy", "mean", "variance", "delta_variance", "colour")
+_TRACKS = ("occupancy", "mean", "variance", "delta_variance", "loudest", "colour")
 
 
 class _Saving(_Retrieval):
@@ -292,6 +295,7 @@ class _Saving(_Retrieval):
     def export_model(self,
         filepath, # ends with .npz
         *,
+        use_compression:bool=True, # smaller and slower
         precision=np.float32, # of the arrays
         pack_covariances:bool=True, # lower triangles only
         include_training_artifacts:bool=False, # frames and residuals, large
@@ -301,7 +305,7 @@ class _Saving(_Retrieval):
         recordings = [o.audio for o in self._frames()] if include_training_artifacts and self.has_audio else ()
         return export_npz(filepath, initial=self.hmm.initial, transition=self.hmm.transition, means=self.state_means, covariances=self.state_covariances, sample_rate=self.sample_rate,
                           frame_size=self.frame_size, hop_size=self.hop_size, smoothness_weight=self.smoothness_weight, recordings=recordings,
-                          pack_covariances=pack_covariances, precision=np.dtype(precision).name)
+                          pack_covariances=pack_covariances, precision=np.dtype(precision).name, use_compression=use_compression)
 
 # %% ../../nbs/ssgs/18_model.ipynb #6db867e0
 class SpectralStateGuidedSynthesis(_Saving):
@@ -318,7 +322,7 @@ class SpectralStateGuidedSynthesis(_Saving):
         if metadata.get("version") != "2": raise CheckpointError(f"version {metadata.get('version')!r} of the format is not known: update audiolab", path)
         try: return cls._restore(tensors, metadata)
         except KeyError as error: raise CheckpointError(f"the checkpoint lacks {error.args[0]!r}", path) from None
-        except CheckpointError: raise
+        except CheckpointError as error: raise CheckpointError(str(error), path) from None
         except (TypeError, ValueError, IndexError) as error: raise CheckpointError(f"the checkpoint holds impossible values: {error}", path) from None
 
     load_model = load_checkpoint
@@ -328,24 +332,27 @@ class SpectralStateGuidedSynthesis(_Saving):
         config = json.loads(metadata["config"])
         self = cls(**{k: config[k] for k in _CONFIG})
         self.sample_rate, self.iteration = int(metadata["sample_rate"]), int(metadata["iteration"])
-        if not 1000 <= self.sample_rate <= 768_000: raise ValueError(f"sample rate {self.sample_rate} Hz")
-        self.files, self.history = list(json.loads(metadata["files"])), list(json.loads(metadata["history"]))
+        if not (1000 <= self.sample_rate <= 768_000 and self.iteration >= 0): raise ValueError(f"sample rate {self.sample_rate} Hz, iteration {self.iteration}")
+        self.files, self.history = list(json.loads(metadata["files"])), [dict(row) for row in json.loads(metadata["history"])]
         K, D = tensors["state_means"].shape
         if (K, D) != (self.n_states, self.lpc_order + 1): raise ValueError(f"state_means is {[K, D]}, expected {[self.n_states, self.lpc_order + 1]}")
         lower, covariances = np.tril_indices(D), np.zeros((K, D, D))
-        covariances[:, lower[0], lower[1]] = covariances[:, lower[1], lower[0]] = tensors["state_covariances_packed"]
+        covariances[:, lower[0], lower[1]] = covariances[:, lower[1], lower[0]] = _array(tensors, "state_covariances_packed", (K, len(lower[0])))
         self.hmm = GaussianHMM(tensors["initial_probabilities"], tensors["transition_matrix"], tensors["state_means"], covariances)
         self.feature_mean, self.feature_scale = (_array(tensors, f"feature_{o}", (D,)) for o in ("mean", "scale"))
-        if "prior.variance" in tensors: self.prior = Prior(**{k: tensors[f"prior.{k}"].astype(float) if k == "variance" else float(tensors[f"prior.{k}"]) for k in vars(Prior(np.ones(D)))})
+        if "prior.variance" in tensors: self.prior = Prior(**{k: _array(tensors, f"prior.{k}", (D,)) if k == "variance" else float(_array(tensors, f"prior.{k}", ())) for k in vars(Prior(np.ones(D)))})
         group = {name: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(name + ".")} for name in ("statistics", "fit")}
-        if group["statistics"]: self.statistics = Statistics.from_dict(group["statistics"])
+        if group["statistics"]: self.statistics = Statistics.from_dict({k: _array(tensors, f"statistics.{k}", v.shape) for k, v in group["statistics"].items()})
+        if group["statistics"] and self.statistics.first.shape != (K, D): raise ValueError(f"statistics.first is {list(self.statistics.first.shape)}, expected {[K, D]}")
         self.fit_state = {k: v.item() if v.ndim == 0 else v for k, v in group["fit"].items()}
+        for k, shape in (("lives", (K,)), ("iteration", ()), ("objective", ())):
+            if np.shape(self.fit_state.get(k, np.zeros(shape))) != shape: raise ValueError(f"fit.{k} is {list(np.shape(self.fit_state[k]))}, expected {list(shape)}")
         if "allowed_transitions" in tensors: self.allowed_transitions = tensors["allowed_transitions"]
         shapes = dict(occupancy=(K,), mean=(K, D + 2), variance=(K, D + 2), delta_variance=(K, D + 2))
         self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, **{k: _array(tensors, f"tracks.{k}", s) for k, s in shapes.items()})
-        if "tracks.colour" in tensors: self._states.colour = _array(tensors, "tracks.colour", tensors["tracks.colour"].shape)
+        if "tracks.colour" in tensors: self._states.colour = _array(tensors, "tracks.colour", (tensors["tracks.colour"].size,))
         table = json.loads(metadata["audio"])
-        if table: self._audio = unpack_audio({k: v for k, v in tensors.items() if k.startswith("audio.")}, table)
+        if table != []: self._audio = unpack_audio({k: v for k, v in tensors.items() if k.startswith("audio.")}, table)
         return self
 
     @classmethod

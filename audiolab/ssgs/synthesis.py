@@ -32,6 +32,7 @@ class States:
     mean: np.ndarray # tracks [K, p + 3]
     variance: np.ndarray # within the state [K, p + 3]
     delta_variance: np.ndarray # mean squared change from frame to frame [K, p + 3]
+    loudest: np.ndarray|None = None # greatest log RMS heard in each state [K]; None for no limit
     colour: np.ndarray|None = None # gain of the synthetic excitation, from 0 Hz to Nyquist [bins]; None for flat
 
     @property
@@ -259,6 +260,9 @@ class _Tracks:
     def __init__(self, model, recordings, fidelity, variation, rng):
         self.model, self.recordings, self.fidelity, self.variation, self.rng = model, recordings, fidelity, variation, rng
         self.state, self.last = np.zeros(model.mean.shape[1]), np.zeros((0, model.mean.shape[1]))
+        # less than in training: frequencies do so independently and would blur the envelope, loudness would flutter at the frame rate, and most changes
+        # of pitch are slips of analysis
+        self.scale = np.r_[np.full(model.mean.shape[1] - 3, 0.5), 0.7, 0.5, 0.15]
 
     def __call__(self, states, frames, first, last):
         "Tracks of frames first..last [last - first + 1, p + 3]."
@@ -268,6 +272,7 @@ class _Tracks:
         path, here = np.array(states[a:last + CONTEXT]), slice(first - a, last + 1 - a)
         out = smooth_tracks(model.mean[path], model.variance[path], model.delta_variance[path])[here]
         if self.variation: out = out + self.variation*self._wandering(path[here], first)
+        if model.loudest is not None: out[:, -3] = np.minimum(out[:, -3], model.loudest[path[here]])
         out[:, :-3] = space_lsf(out[:, :-3], 2*np.pi*20/model.sample_rate)
         if f > 0: out = f*self.recordings.tracks[frames[first:last + 1]] + (1 - f)*out
         return out
@@ -277,7 +282,7 @@ class _Tracks:
         fresh = path if first == 0 else path[1:]  # the first frame is the last one of the block before
         out = np.empty((len(fresh), len(self.state)))
         _wander(self.model.variance[fresh], self.model.delta_variance[fresh], self.rng.standard_normal(out.shape), self.state, out)
-        out[:, -1] *= 0.3  # most of what analysis calls a change of pitch is a slip of analysis
+        out *= self.scale
         out = out if first == 0 else np.vstack([self.last, out])
         self.last = out[-1:]
         return out
@@ -326,13 +331,14 @@ class Stream:
         excitation_type:str="Karplus-Strong", # a name in `EXCITATIONS`
         rng:np.random.Generator|None=None, # source of randomness
         sample_rate:int|None=None, # Hz of the output; None for the model's own
-        variation:float=0.5, # how much tracks wander within a state, relative to training
+        variation:float=1.0, # how much tracks wander within a state, relative to training
     ):
         rng = rng or np.random.default_rng()
         if recordings is None: fidelity = 0.
         self.model, self.plan, self.fidelity = states, plan, float(fidelity)
-        self.source = make_excitation(excitation_type, states.sample_rate, states.hop_size, rng)
-        self.tracks = _Tracks(states, recordings, self.fidelity, float(variation), *rng.spawn(1))
+        source_rng, track_rng = rng.spawn(2)  # apart from the plan's: with one seed, every excitation follows the same path
+        self.source = make_excitation(excitation_type, states.sample_rate, states.hop_size, source_rng)
+        self.tracks = _Tracks(states, recordings, self.fidelity, float(variation), track_rng)
         real = excitation_type.lower() == "residual"
         self.real = _RealExcitation(recordings, states.hop_size) if recordings and (fidelity > 0 or real) else None
         self.colour = None if states.colour is None or real else Colour(states.colour)

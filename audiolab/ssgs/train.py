@@ -135,6 +135,7 @@ def train_model(
             change = row["change"]
             bar.update()
             bar.set_postfix(per_frame=f"{row['per_frame']:.4f}", change="" if change is None else f"{change:+.1e}", entropy=f"{row['occupancy_entropy']:.2f}")
+            if bar.disable: _log.info("iteration %d: %.4f a frame", model.iteration, row["per_frame"])  # no terminal, no bar: lines instead
             converged = change is not None and change < model.tolerance and not row["reseeded"]
             if caught or (checkpoint_interval and model.iteration % checkpoint_interval == 0): save(f"checkpoint_epoch_{model.iteration}")
             if caught: return model, caught[0]
