@@ -123,7 +123,7 @@ def _oscillate(f0, voicing, noise, tables, counts, rate, hop, state, out):
 
 
 class _Oscillator:
-    tables = None
+    tables, pulsed = None, True
     def __init__(self, sample_rate, hop_size, rng):
         if type(self).tables is None: type(self).tables = _tables(self.phases)
         self.sample_rate, self.hop_size, self.rng, self.state = sample_rate, hop_size, rng, np.zeros(3)
@@ -198,7 +198,7 @@ class KarplusStrong:
         out = np.empty(n)
         noise = self.rng.standard_normal((2, n))
         _pluck(controls.f0, controls.onset, self.rng.random(len(controls)), noise[0], self.sample_rate, self.hop_size, self.t60, self.line, self.state, out)
-        share = np.interp(np.arange(n)/self.hop_size, np.arange(len(controls) + 1), np.clip(controls.voicing, 0.2, 1.))
+        share = np.interp(np.arange(n)/self.hop_size, np.arange(len(controls) + 1), np.clip(1.3*controls.voicing, 0.25, 1.))
         return np.sqrt(share)*out + np.sqrt(1 - share)*noise[1]
 
 # %% ../../nbs/ssgs/14_excitation.ipynb #276df1fb

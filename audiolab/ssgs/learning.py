@@ -49,6 +49,7 @@ class _Base:
         if mode not in ("batch", "incremental", "online"): raise ValueError(f"mode must be batch, incremental or online, got {mode!r}")
         if dtype not in ("float32", "float64"): raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
         self.n_states, self.lpc_order, self.frame_size, self.hop_size = int(n_states), lpc_order, int(frame_size), int(hop_size)
+        self._order_follows_rate = lpc_order is None
         self.smoothness_weight, self.auto_n_states, self.adaptive_memory_limit = float(smoothness_weight), bool(auto_n_states), int(adaptive_memory_limit)
         self.seed, self.mode, self.dtype, self.device, self.tolerance = int(seed), mode, dtype, device, float(tolerance)
         self.sample_rate, self.frames, self.files = None, [], []
@@ -129,7 +130,7 @@ class _Training(_Parameters):
     def _learn_from(self, audio_signal, sample_rate):
         if int(sample_rate) <= 0: raise ValueError(f"sample_rate must be positive, got {sample_rate}")
         waveforms, names = self._waveforms(audio_signal, sample_rate)
-        self.sample_rate, self.lpc_order = int(sample_rate), self.lpc_order or default_order(sample_rate)
+        self.sample_rate, self.lpc_order = int(sample_rate), default_order(sample_rate) if self._order_follows_rate else self.lpc_order
         self.frames, self.files, self._audio = [self._analyse(o) for o in waveforms], names, None
         self._changed(material=True)
 

@@ -191,7 +191,7 @@ class _Adaptation(_Graph):
         self._changed(material=True)
         derived, visited = self._derive_states(), np.bincount(self.recordings.states, minlength=self.n_states) > 0
         for name in ("variance", "delta_variance"): setattr(derived, name, np.where(visited[:, None], getattr(derived, name), getattr(before, name)))
-        derived.loudest = np.where(visited | (before.loudest is None), derived.loudest, before.loudest if before.loudest is not None else 0.)
+        if before.loudest is not None: derived.loudest = np.where(visited, derived.loudest, before.loudest)
         derived.mean[:, -2:] = np.where(visited[:, None], derived.mean[:, -2:], before.mean[:, -2:])
         derived.occupancy = self.statistics.counts/self.statistics.counts.sum()
         self._states = derived
@@ -350,7 +350,7 @@ class SpectralStateGuidedSynthesis(_Saving):
         if "allowed_transitions" in tensors: self.allowed_transitions = tensors["allowed_transitions"]
         shapes = dict(occupancy=(K,), mean=(K, D + 2), variance=(K, D + 2), delta_variance=(K, D + 2))
         self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, **{k: _array(tensors, f"tracks.{k}", s) for k, s in shapes.items()})
-        if "tracks.colour" in tensors: self._states.colour = _array(tensors, "tracks.colour", (tensors["tracks.colour"].size,))
+        if "tracks.colour" in tensors: self._states.colour = _array(tensors, "tracks.colour", (2, tensors["tracks.colour"].size//2))
         table = json.loads(metadata["audio"])
         if table != []: self._audio = unpack_audio({k: v for k, v in tensors.items() if k.startswith("audio.")}, table)
         return self

@@ -33,7 +33,7 @@ class States:
     variance: np.ndarray # within the state [K, p + 3]
     delta_variance: np.ndarray # mean squared change from frame to frame [K, p + 3]
     loudest: np.ndarray|None = None # greatest log RMS heard in each state [K]; None for no limit
-    colour: np.ndarray|None = None # gain of the synthetic excitation, from 0 Hz to Nyquist [bins]; None for flat
+    colour: np.ndarray|None = None # gain of noise-like and of pulse-like excitations, from 0 Hz to Nyquist [2, bins]; None for flat
 
     @property
     def center(self) -> np.ndarray:
@@ -341,7 +341,7 @@ class Stream:
         self.tracks = _Tracks(states, recordings, self.fidelity, float(variation), track_rng)
         real = excitation_type.lower() == "residual"
         self.real = _RealExcitation(recordings, states.hop_size) if recordings and (fidelity > 0 or real) else None
-        self.colour = None if states.colour is None or real else Colour(states.colour)
+        self.colour = None if states.colour is None or real else Colour(states.colour[int(getattr(self.source, "pulsed", False))])
         self.resampler = None
         if sample_rate not in (None, states.sample_rate):
             import soxr
@@ -403,15 +403,19 @@ def measure_colour(
     recordings:Recordings, # its training audio
     seconds:float=60., # how much of it to use, the beginning of each recording
     n_fft:int=2048, # resolution
-) -> np.ndarray: # gain [n_fft / 2 + 1], -40 to +12 dB
-    "The long-term spectrum of the training audio relative to its resynthesis from states and white noise."
+) -> np.ndarray: # gain for noise-like and for pulse-like excitations [2, n_fft / 2 + 1], -40 to +12 dB
+    "The long-term spectrum of the training audio relative to its resynthesis from states and noise, and from states and pulses."
+    return np.stack([_measure_colour(states, recordings, o, seconds, n_fft) for o in ("noise", "pulse")])
+
+
+def _measure_colour(states, recordings, excitation_type, seconds, n_fft):
     hop = states.hop_size
     budget = max(8, int(seconds*states.sample_rate/hop/len(recordings.frames)))  # frames of each recording
     power, window = np.full((2, n_fft//2 + 1), 1e-12), np.hanning(n_fft)
     for frames, whole in zip(recordings.frames, recordings.paths):
         path = whole[:budget]
         plan = ((int(k), -1, False) for k in np.append(path, np.repeat(path[-1], 2*BLOCK + 2*CONTEXT)))
-        made = Stream(states, plan, None, 0., "noise", np.random.default_rng(0)).read(len(path)*hop)
+        made = Stream(states, plan, None, 0., excitation_type, np.random.default_rng(0)).read(len(path)*hop)
         real = np.pad(frames.audio[:len(made)], (0, max(0, len(made) - len(frames.audio))))
         for row, sound in zip(power, (real, made)):
             if len(sound) < n_fft: sound = np.pad(sound, (0, n_fft - len(sound)))
