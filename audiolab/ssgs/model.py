@@ -350,6 +350,7 @@ class SpectralStateGuidedSynthesis(_Saving):
         if "allowed_transitions" in tensors: self.allowed_transitions = tensors["allowed_transitions"]
         shapes = dict(occupancy=(K,), mean=(K, D + 2), variance=(K, D + 2), delta_variance=(K, D + 2))
         self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, **{k: _array(tensors, f"tracks.{k}", s) for k, s in shapes.items()})
+        if "tracks.loudest" in tensors: self._states.loudest = _array(tensors, "tracks.loudest", (K,))
         if "tracks.colour" in tensors: self._states.colour = _array(tensors, "tracks.colour", (2, tensors["tracks.colour"].size//2))
         table = json.loads(metadata["audio"])
         if table != []: self._audio = unpack_audio({k: v for k, v in tensors.items() if k.startswith("audio.")}, table)
