@@ -165,7 +165,7 @@ def child(task, **settings):
     if kind.startswith("librosa") and importlib.util.find_spec("librosa") is None: return dict(name=kind, error="not installed")
     command = [sys.executable, os.path.abspath(__file__), "--child", json.dumps(dict(task=task, **settings), default=str)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ({} if kind.startswith("torch on") else em.ONE_THREAD))
-    if done.returncode: return dict(name=kind, error="failed: " + (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:80])
+    if done.returncode: return dict(name=kind, error="failed: " + (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][-160:])
     return dict(name=kind) | json.loads(done.stdout.splitlines()[-1])
 
 

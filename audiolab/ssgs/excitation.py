@@ -145,7 +145,7 @@ class Pulse(_Oscillator):
 class Harmonic(_Oscillator):
     "Harmonics with Schroeder phases: the spectrum of pulses, with their energy spread over the period."
     @staticmethod
-    def phases(n): return -np.pi*np.arange(1, n + 1)*np.arange(n)/n
+    def phases(n): return -np.pi*np.arange(1, n + 1)*np.arange(n)/64  # the same whatever n is, so that tables can be cross-faded
 
 
 @register_excitation("glottal")

@@ -352,6 +352,7 @@ def export_npz(
     pack_covariances:bool=True, # keep only the lower triangles
     precision:str="float32", # "float16", "float32" or "float64"
     use_compression:bool=True, # deflate the file
+    counts:np.ndarray|None=None, # frames in each state [K]; with them the file holds the statistics that adaptation starts from
 ) -> Path: # the file
     "Write an npz model that SSGS 1.x opens (format version 1); loudness has no place in it. ValueError for impossible arrays."
     path, dtype, means, covariances = Path(path), np.dtype(precision), np.asarray(means, float), np.asarray(covariances, float)
@@ -360,13 +361,15 @@ def export_npz(
     K, p = means.shape[0], means.shape[1] - 1
     for name, array, shape in (("initial", initial, (K,)), ("transition", transition, (K, K)), ("covariances", covariances, (K, p + 1, p + 1))):
         if np.shape(array) != shape: raise ValueError(f"{name} has shape {np.shape(array)}, expected {shape}")
-    lpc, full = gaussians_to_lpc(means[:, :p], covariances[:, :p, :p], 2*np.pi*20/sample_rate)
-    lower = np.tril_indices(p)
+    (lpc, full), lower = gaussians_to_lpc(means[:, :p], covariances[:, :p, :p], 2*np.pi*20/sample_rate), np.tril_indices(p)
     arrays = dict(transition_matrix=np.asarray(transition), initial_probabilities=np.asarray(initial), state_means=lpc)
     arrays |= {"state_covariances_packed": full[:, lower[0], lower[1]]} if pack_covariances else {"state_covariances": full}
-    notes = dict(version=1, n_states=K, lpc_order=p, frame_size=int(frame_size), hop_size=int(hop_size), smoothness_weight=float(smoothness_weight),
-                 pack_covariances=bool(pack_covariances), precision=dtype.name, includes_training_artifacts=False,
-                 includes_adaptive_statistics=False, sample_rate=int(sample_rate))
+    notes = dict(version=1, n_states=K, lpc_order=p, frame_size=int(frame_size), hop_size=int(hop_size), smoothness_weight=float(smoothness_weight), precision=dtype.name,
+                 pack_covariances=bool(pack_covariances), includes_training_artifacts=False, includes_adaptive_statistics=counts is not None, sample_rate=int(sample_rate))
+    if counts is not None:
+        moments = dict(state_frame_counts=counts, transition_counts=counts[:, None]*transition, mean_accumulator=counts[:, None]*lpc, initial_counts=initial, total_frames=np.sum(counts),
+                       second_moment=counts[:, None, None]*(full + lpc[:, :, None]*lpc[:, None]))
+        arrays |= {f"adaptive_{name}": np.asarray(value, float) for name, value in moments.items()}
     frames = [part for audio in recordings if len(part := _legacy_frames(audio, frame_size, hop_size))]
     if frames:
         arrays |= _artifacts(np.concatenate(frames), p, hop_size, sample_rate)
@@ -374,8 +377,7 @@ def export_npz(
     with np.errstate(over="ignore"): arrays = {name: a.astype(dtype) if a.dtype.kind == "f" else a for name, a in arrays.items()}
     for name, a in arrays.items():
         if not np.isfinite(a).all(): raise ValueError(f"{name} holds NaN, infinite values or values too large for {dtype}")
-    save = np.savez_compressed if use_compression else np.savez
-    return _replace(path.with_suffix(".npz"), lambda file: save(file, **arrays, metadata=np.array(json.dumps(notes))))
+    return _replace(path.with_suffix(".npz"), lambda file: (np.savez_compressed if use_compression else np.savez)(file, **arrays, metadata=np.array(json.dumps(notes))))
 
 # %% ../../nbs/ssgs/16_formats.ipynb #a2023a27
 def _pack(audio):

@@ -93,6 +93,13 @@ class _Parameters(_Base):
         "[frames, hop_size] unit-power excitation of the training audio"
         return np.concatenate([o.residual().reshape(-1, self.hop_size) for o in self._frames()])
 
+    @property
+    def training_frames(self) -> np.ndarray:
+        "[frames, frame_size] the training audio as overlapping centred frames, without a window"
+        half = self.frame_size//2
+        return np.concatenate([np.lib.stride_tricks.sliding_window_view(np.pad(o.audio, (half, self.frame_size + self.hop_size)), self.frame_size)[::self.hop_size][:len(o)]
+                               for o in self._frames()])
+
     def _frames(self) -> list[Frames]:
         "The analysed training audio; analysed now if only the waveforms are at hand."
         self._need("audio")

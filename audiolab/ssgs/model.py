@@ -20,6 +20,7 @@ from .fit import adapt, expected_statistics
 from .formats import export_npz, is_legacy, pack_audio, read_legacy, unpack_audio
 from .hmm import GaussianHMM, Prior, Statistics, stationary_distribution, viterbi
 from .learning import LearntModel
+from .lpc import n_frames
 from .retrieval import FrameQueryResult, build_index, frame_metadata, query_index, similar_frames
 from .synthesis import States, Stream, balanced_transitions, replay_plan, sampled_plan, state_distance
 
@@ -63,11 +64,9 @@ class _Generation(LearntModel):
         temperature:float=1.0, # above 1 for more surprising successions, below for less
     ) -> np.ndarray: # [K, K], rows sum to 1
         "The transition matrix that generation uses: smoothed, tempered, within `allowed_transitions`, with the share of each state preserved."
-        model, allowed, occupancy = self.states, self.allowed_transitions, self.states.occupancy
-        if allowed is not None:
-            dead = ~(np.asarray(allowed, bool) & ~np.eye(self.n_states, dtype=bool)).any(0)
-            occupancy = np.where(dead, 1e-9, occupancy)
-        return balanced_transitions(model.transition, occupancy, state_distance(model.mean[:, :-2], model.spread[:-2]), self.smoothness_weight, temperature, allowed)
+        model = self.states
+        return balanced_transitions(model.transition, model.occupancy, state_distance(model.mean[:, :-2], model.spread[:-2]), self.smoothness_weight, temperature,
+                                    self.allowed_transitions)
 
 # %% ../../nbs/ssgs/18_model.ipynb #8860cee5
 class _Rendering(_Generation):
@@ -158,6 +157,18 @@ class _Graph(_Rendering):
         self._allowed = allowed
 
 # %% ../../nbs/ssgs/18_model.ipynb #3fdde146
+def _excerpts(recordings, limit, hop):
+    "Contiguous stretches of recordings, evenly shared, of at most `limit` frames in all."
+    lengths = [n_frames(len(o), hop) for o in recordings]
+    if sum(lengths) <= limit: return list(recordings)
+    out = []
+    for o, length in zip(recordings, lengths):
+        samples = (int(length*limit/sum(lengths)) - 1)*hop  # so many frames have one hop less between them
+        if samples > 0: out.append(o[(len(o) - samples)//2:(len(o) - samples)//2 + samples])
+    if not out and limit > 1: out = [recordings[0][:(limit - 1)*hop]]
+    return out
+
+# %% ../../nbs/ssgs/18_model.ipynb #922afcbf
 class _Adaptation(_Graph):
     "Moving towards a new sound."
     def adapt_to_audio(self,
@@ -183,34 +194,26 @@ class _Adaptation(_Graph):
         self.hmm, self.statistics, info = adapt(self.hmm, base, [self._features(o) for o in new], self.prior, rate=adaptation_rate, stability_bias=stability_bias,
                                                 n_iterations=n_adaptation_iterations, dtype=getattr(torch, self.dtype), device=self.device)
         self.fit_state = {}
-        old = _excerpts([o.audio for o in self._frames()] if self.has_audio else [], round(limit*memory_blend)*self.hop_size) if self.has_audio else []
-        room = limit*self.hop_size - sum(map(len, old))
-        fresh = _excerpts(waveforms, max(room, self.hop_size))
-        self._audio, self.frames = old + fresh, []
-        self.files = [f"memory {i}" for i in range(len(old))] + names[:len(fresh)]
+        old = self._frames() if self.has_audio else []
+        self.frames, self._audio = old + new, None
         self._changed(material=True)
         derived, visited = self._derive_states(), np.bincount(self.recordings.states, minlength=self.n_states) > 0
         for name in ("variance", "delta_variance"): setattr(derived, name, np.where(visited[:, None], getattr(derived, name), getattr(before, name)))
-        if before.loudest is not None: derived.loudest = np.where(visited, derived.loudest, before.loudest)
         derived.mean[:, -2:] = np.where(visited[:, None], derived.mean[:, -2:], before.mean[:, -2:])
+        if before.loudest is not None: derived.loudest = np.where(visited, derived.loudest, before.loudest)
+        if not old and before.colour is not None: derived.colour = before.colour
         derived.occupancy = self.statistics.counts/self.statistics.counts.sum()
+        kept = _excerpts([o.audio for o in old], round(limit*memory_blend), self.hop_size)
+        kept_new = _excerpts(waveforms, limit - sum(n_frames(len(o), self.hop_size) for o in kept), self.hop_size)
+        self._audio, self.frames = kept + kept_new or None, []
+        self.files = [f"memory {i}" for i in range(len(kept))] + names[:len(kept_new)]
+        self._changed(material=True)
         self._states = derived
         energy = np.concatenate([np.exp(2*o.log_rms) for o in new])
         return info | dict(adaptation_rate=adaptation_rate, memory_limit=limit, frames_used=sum(map(len, new)), avg_energy=float(energy.mean()*self.frame_size), avg_rms=float(np.sqrt(energy).mean()))
 
     def _statistics(self) -> Statistics:
         return self.statistics if self.statistics is not None else expected_statistics(self.hmm, 10_000)
-
-
-def _excerpts(recordings, n_samples):
-    "Contiguous stretches of recordings, evenly shared, of at most n_samples in all."
-    total = sum(map(len, recordings))
-    if total <= n_samples: return list(recordings)
-    out = []
-    for o in recordings:
-        keep = int(len(o)*n_samples/total)
-        if keep: out.append(o[(len(o) - keep)//2:(len(o) - keep)//2 + keep])
-    return out or [o[:n_samples] for o in recordings[:1] if n_samples]
 
 # %% ../../nbs/ssgs/18_model.ipynb #af5908ab
 class _Retrieval(_Adaptation):
@@ -239,6 +242,11 @@ class _Retrieval(_Adaptation):
         chosen = everything if key is None else {key: everything[key]}
         chosen = chosen if indices is None else {name: values[np.asarray(indices)] for name, values in chosen.items()}
         return chosen if key is None else chosen[key]
+
+    @property
+    def frame_metadata(self) -> dict: "Energy, loudness, spectral centroid and more of the training frames."; return self.get_frame_metadata()
+    @property
+    def spectral_flux(self) -> np.ndarray: "Change of the spectrum from frame to frame [frames]."; return self.get_frame_metadata("spectral_flux")
 
     def top_frames(self, metric:str, *, k:int=10, descending:bool=True) -> np.ndarray: # frame indices [k]
         "The frames with the largest (or smallest) value of a metric."
@@ -279,6 +287,9 @@ class _Saving(_Retrieval):
                              iteration=str(self.iteration), files=json.dumps(self.files), audio=json.dumps(table), history=json.dumps(self.history),
                              precision=np.dtype(precision).name)
 
+# %% ../../nbs/ssgs/18_model.ipynb #6db867e0
+class _Files(_Saving):
+    "Writing models to files."
     def save_checkpoint(self,
         filepath, # ends with .safetensors, which is added where it is missing
         *,
@@ -299,34 +310,26 @@ class _Saving(_Retrieval):
         precision=np.float32, # of the arrays
         pack_covariances:bool=True, # lower triangles only
         include_training_artifacts:bool=False, # frames and residuals, large
+        include_adaptive_statistics:bool=True, # what the original's adaptation starts from
     ) -> Path: # the file
         "Write the original's .npz format (version 1), with predictor coefficients recomputed from the states."
         self._need()
         recordings = [o.audio for o in self._frames()] if include_training_artifacts and self.has_audio else ()
         return export_npz(filepath, initial=self.hmm.initial, transition=self.hmm.transition, means=self.state_means, covariances=self.state_covariances, sample_rate=self.sample_rate,
                           frame_size=self.frame_size, hop_size=self.hop_size, smoothness_weight=self.smoothness_weight, recordings=recordings,
-                          pack_covariances=pack_covariances, precision=np.dtype(precision).name, use_compression=use_compression)
+                          pack_covariances=pack_covariances, precision=np.dtype(precision).name, use_compression=use_compression,
+                          counts=self._statistics().counts if include_adaptive_statistics else None)
 
-# %% ../../nbs/ssgs/18_model.ipynb #6db867e0
-class SpectralStateGuidedSynthesis(_Saving):
-    "Spectral-state guided synthesis: a hidden Markov model over spectra that is learnt from sound and generates sound."
-    @classmethod
-    def load_checkpoint(cls,
-        filepath, # .safetensors of this library, or .safetensors or .npz of the original program
-    ): # the model
-        "Load a model. Raises CheckpointError naming the tensor if the file is damaged or incomplete."
-        path = Path(filepath)
-        if is_legacy(path): return cls._from_legacy(read_legacy(path))
-        tensors, metadata = read_checkpoint(path)
-        if metadata.get("format") != "audiolab.ssgs": raise CheckpointError(f"not an SSGS model (format {metadata.get('format')!r})", path)
-        if metadata.get("version") != "2": raise CheckpointError(f"version {metadata.get('version')!r} of the format is not known: update audiolab", path)
-        try: return cls._restore(tensors, metadata)
-        except KeyError as error: raise CheckpointError(f"the checkpoint lacks {error.args[0]!r}", path) from None
-        except CheckpointError as error: raise CheckpointError(str(error), path) from None
-        except (TypeError, ValueError, IndexError) as error: raise CheckpointError(f"the checkpoint holds impossible values: {error}", path) from None
+# %% ../../nbs/ssgs/18_model.ipynb #624c81b4
+def _array(tensors, name, shape):
+    "A finite float64 tensor of a given shape."
+    value = np.asarray(tensors[name], float)
+    if value.shape != tuple(shape) or not np.isfinite(value).all(): raise ValueError(f"{name} is {list(value.shape)} or not finite, expected {list(shape)}")
+    return value
 
-    load_model = load_checkpoint
 
+class _Restoring(_Files):
+    "Making a model of the tensors of a checkpoint."
     @classmethod
     def _restore(cls, tensors, metadata):
         config = json.loads(metadata["config"])
@@ -356,6 +359,9 @@ class SpectralStateGuidedSynthesis(_Saving):
         if table != []: self._audio = unpack_audio({k: v for k, v in tensors.items() if k.startswith("audio.")}, table)
         return self
 
+# %% ../../nbs/ssgs/18_model.ipynb #b436dea4
+class _LegacyModels(_Restoring):
+    "Making a model of a file of the original program."
     @classmethod
     def _from_legacy(cls, legacy):
         "A model of the original program: predictors become line spectral frequencies, the rest is rebuilt from the audio where it was kept."
@@ -373,9 +379,22 @@ class SpectralStateGuidedSynthesis(_Saving):
             self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, stationary_distribution(self.hmm.transition), mean, variance, .2*variance)
         return self
 
+# %% ../../nbs/ssgs/18_model.ipynb #5d781082
+class SpectralStateGuidedSynthesis(_LegacyModels):
+    "Spectral-state guided synthesis: a hidden Markov model over spectra that is learnt from sound and generates sound."
+    @classmethod
+    def load_checkpoint(cls,
+        filepath, # .safetensors of this library, or .safetensors or .npz of the original program
+    ): # the model
+        "Load a model. Raises CheckpointError naming the tensor if the file is damaged or incomplete."
+        path = Path(filepath)
+        if is_legacy(path): return cls._from_legacy(read_legacy(path))
+        tensors, metadata = read_checkpoint(path)
+        if metadata.get("format") != "audiolab.ssgs": raise CheckpointError(f"not an SSGS model (format {metadata.get('format')!r})", path)
+        if metadata.get("version") != "2": raise CheckpointError(f"version {metadata.get('version')!r} of the format is not known: update audiolab", path)
+        try: return cls._restore(tensors, metadata)
+        except KeyError as error: raise CheckpointError(f"the checkpoint lacks {error.args[0]!r}", path) from None
+        except CheckpointError as error: raise CheckpointError(str(error), path) from None
+        except (TypeError, ValueError, IndexError) as error: raise CheckpointError(f"the checkpoint holds impossible values: {error}", path) from None
 
-def _array(tensors, name, shape):
-    "A finite float64 tensor of a given shape."
-    value = np.asarray(tensors[name], float)
-    if value.shape != tuple(shape) or not np.isfinite(value).all(): raise ValueError(f"{name} is {list(value.shape)} or not finite, expected {list(shape)}")
-    return value
+    load_model = load_checkpoint

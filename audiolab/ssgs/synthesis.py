@@ -7,6 +7,7 @@ __all__ = ['BLOCK', 'CONTEXT', 'States', 'tracks', 'state_distance', 'balanced_t
            'sampled_plan', 'replay_plan', 'Colour', 'smooth_power', 'Stream', 'measure_colour']
 
 # %% ../../nbs/ssgs/15_synthesis.ipynb #18600166
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,21 +73,24 @@ def balanced_transitions(
 ) -> np.ndarray: # [K, K], rows sum to 1
     "Transitions weighted by smoothness and temperature, with each state's share of time and its mean duration preserved."
     if temperature <= 0: raise ValueError(f"temperature must be above 0, got {temperature}")
-    stay, off = np.diag(transition).copy(), transition.copy()
-    np.fill_diagonal(off, 0)
-    off = np.maximum(off, 1e-12)**(1/temperature)*np.exp(-smoothness*distance)
-    np.fill_diagonal(off, 0)
+    K = len(transition)
+    off = np.maximum(transition, 1e-5)**(1/temperature)*np.exp(-smoothness*distance)
     if allowed is not None: off = np.where(allowed, off, 0)
-    flow = occupancy*(1 - stay) + 1e-12
-    row, column = np.ones(len(off)), np.ones(len(off))
-    for _ in range(200):
-        row = flow/np.maximum(off@column, 1e-300)
-        column = flow/np.maximum(row@off, 1e-300)
-        row, column = row/row.mean(), np.clip(column/column.mean(), 1e-9, 1e9)
-    out = off*column
-    total = out.sum(1, keepdims=True)
-    out = np.where(total > 0, out/np.maximum(total, 1e-300)*(1 - stay)[:, None], 0)
-    out[np.arange(len(out)), np.arange(len(out))] = np.where(total[:, 0] > 0, stay, 1.)
+    np.fill_diagonal(off, 0)
+    stay = np.where(off.any(1), np.diag(transition), 1.)
+    kept = off.any(0) if K > 1 else np.ones(1, bool)  # a state that may not be entered has no share of the time
+    some = off[np.ix_(kept, kept)]
+    flow = occupancy[kept]*(1 - stay[kept]) + 1e-12
+    row = column = np.ones(len(some))
+    for _ in range(2000):
+        before, row = row, flow/np.maximum(some@column, 1e-300)
+        column = flow/np.maximum(row@some, 1e-300)
+        if np.allclose(row, before, rtol=1e-9, atol=0): break
+    weight = np.ones(K)
+    weight[kept] = column/column.mean()
+    out = off*weight
+    out *= (1 - stay)[:, None]/np.maximum(out.sum(1, keepdims=True), 1e-300)
+    out[np.arange(K), np.arange(K)] = stay
     return out
 
 # %% ../../nbs/ssgs/15_synthesis.ipynb #1e9eca03
@@ -124,7 +128,7 @@ def smooth_tracks(
 def _wander(variance, delta, draws, state, out):
     for t in range(out.shape[0]):
         for j in range(out.shape[1]):
-            keep = min(0.98, max(0., 1. - 0.5*delta[t, j]/variance[t, j]))
+            keep = min(0.98, max(0.85, 1. - 0.5*delta[t, j]/variance[t, j]))  # slower than 0.1 s: faster would flutter at the frame rate
             state[j] = keep*state[j] + math.sqrt(1. - keep*keep)*draws[t, j]
             out[t, j] = math.sqrt(variance[t, j])*state[j]
 
@@ -146,6 +150,7 @@ class Recordings:
         self.last = np.zeros(len(self.states), bool)
         self.last[self.offsets[1:] - 1] = True
         order = np.argsort(self.states, kind="stable")
+        order = order[~self.last[order]]  # nothing sounds after the last frame of a recording
         self.members = np.split(order, np.searchsorted(self.states[order], np.arange(1, n_states)))
 
         self.residuals = {}
@@ -164,50 +169,48 @@ class Recordings:
         file = int(np.searchsorted(self.offsets, n, side="right")) - 1
         return file, n - int(self.offsets[file])
 
+    def open(self, state:int, rng:np.random.Generator) -> int:
+        "A frame of `state` to begin with, where possible the beginning of a recording."
+        begins = self.offsets[:-1][self.states[self.offsets[:-1]] == state]
+        members = begins if len(begins) else self.members[state]
+        return int(rng.choice(members)) if len(members) else int(rng.integers(len(self)))
+
     def choose(self, state:int, before:int, rng:np.random.Generator) -> int:
         "The frame of `state` that best continues frame `before`, other than its own successor."
         members = self.members[state]
         if len(members) > 600: start = rng.integers(len(members) - 599); members = members[start:start + 600]
         members = members[np.abs(members - before) > 4] if len(members) > 12 else members
-        target = self.z[before if self.last[before] else before + 1]
         if len(members) == 0: return int(rng.integers(len(self)))
+        target = self.z[before if self.last[before] else before + 1]
         return int(members[np.argmin(((self.z[members] - target)**2).sum(1))])
 
 # %% ../../nbs/ssgs/15_synthesis.ipynb #ec598aaf
 def sampled_plan(
     states:States, # the model
-    transition:np.ndarray, # transitions to use [K, K]
+    transition:np.ndarray, # transitions to use [K, K]; those of probability 0 are never taken
     recordings:Recordings|None, # training audio, needed for fidelity > 0
     fidelity:float, # probability of following the training succession
     rng:np.random.Generator, # source of randomness
     given:np.ndarray|None=None, # states to follow instead of sampling; the last one is held
 ) -> Iterator[tuple[int, int, bool]]: # state, frame, fresh
     "Sample states (or follow `given` ones), and follow the training succession with probability `fidelity`."
-    cumulative = np.cumsum(transition, 1)
+    cumulative, entered = np.cumsum(transition, 1), (transition > 0).sum(0) - (np.diag(transition) > 0) > 0
     draw = lambda row: min(int(np.searchsorted(row, rng.random()*row[-1], side="right")), len(row) - 1)
-    state = draw(np.cumsum(states.initial)) if given is None else int(given[0])
-    if recordings is None or fidelity <= 0:
-        t = 0
-        while True:
-            yield state, -1, False
-            t += 1
-            state = draw(cumulative[state]) if given is None else int(given[min(t, len(given) - 1)])
-    if given is None:
-        frame = int(recordings.offsets[rng.integers(len(recordings.frames))])
-        state = int(recordings.states[frame])
-    else: frame = recordings.choose(state, 0, rng)
-    t = 0
-    while True:
+    real = recordings is not None and fidelity > 0
+    start = np.where(entered | (len(entered) == 1), states.initial + 1e-9, 0)
+    state, frame = draw(np.cumsum(start)) if given is None else int(given[0]), -1
+    if real: frame = recordings.open(state, rng)
+    for t in itertools.count(1):
         yield state, frame, False
-        t += 1
-        follow = rng.random() < fidelity and not recordings.last[frame]
+        heir = int(recordings.states[frame + 1]) if real and not recordings.last[frame] else -1
+        follow = real and rng.random() < fidelity and heir >= 0
         if given is None:
-            state = int(recordings.states[frame + 1]) if follow else draw(cumulative[state])
-            frame = frame + 1 if follow else recordings.choose(state, frame, rng)
+            follow = follow and transition[state, heir] > 0
+            state = heir if follow else draw(cumulative[state])
         else:
             state = int(given[min(t, len(given) - 1)])
-            follow = follow and recordings.states[frame + 1] == state
-            frame = frame + 1 if follow else recordings.choose(state, frame, rng)
+            follow = follow and heir == state
+        if real: frame = frame + 1 if follow else recordings.choose(state, frame, rng)
 
 
 def replay_plan(
@@ -262,7 +265,7 @@ class _Tracks:
         self.state, self.last = np.zeros(model.mean.shape[1]), np.zeros((0, model.mean.shape[1]))
         # less than in training: frequencies do so independently and would blur the envelope, loudness would flutter at the frame rate, and most changes
         # of pitch are slips of analysis
-        self.scale = np.r_[np.full(model.mean.shape[1] - 3, 0.5), 0.7, 0.5, 0.15]
+        self.scale = np.r_[np.full(model.mean.shape[1] - 3, 0.5), 1., 0.5, 0.15]
 
     def __call__(self, states, frames, first, last):
         "Tracks of frames first..last [last - first + 1, p + 3]."

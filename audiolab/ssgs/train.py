@@ -83,10 +83,12 @@ def _open_model(resume_from, folder, sounds, good, settings):
     "A fresh model on the given sounds, or a checkpoint with its material."
     if resume_from is None:
         if not sounds: raise NoAudio("no audio files to train on")
-        model = SpectralStateGuidedSynthesis(**settings["model"])
-        model._learn_from(sounds, settings["sample_rate"])
+        try:
+            model = SpectralStateGuidedSynthesis(**settings["model"])
+            model._learn_from(sounds, settings["sample_rate"])
+            model.initialize_hmm_parameters()
+        except ValueError as error: raise NoAudio(f"cannot train with these settings: {error}") from error  # settings that do not fit each other or the sound
         model.files = [str(o) for o in good]
-        model.initialize_hmm_parameters()
         return model
     model = SpectralStateGuidedSynthesis.load_checkpoint(resume_from)
     if sounds:
