@@ -287,6 +287,13 @@ def select_n_states(
     return min(table, key=lambda row: row["bic"])["n_states"], table
 
 # %% ../../nbs/ssgs/13_fit.ipynb #ddc9e760
+def _anchor(statistics, counts, frames=10.):
+    "What each state did before, worth as many frames as it has now, at most `frames`: a few frames alone are no ground for a new opinion."
+    share = np.minimum(counts, frames) / np.maximum(statistics.counts, 1e-9)
+    return Statistics(float((share * statistics.counts).sum()), 0., 0 * statistics.initial, share[:, None] * statistics.transitions, share * statistics.counts,
+                      share[:, None] * statistics.first, share[:, None, None] * statistics.second)
+
+
 def adapt(
     hmm,  # GaussianHMM
     statistics,  # Statistics it was trained from (of `FitResult` or the last `adapt`); None: what the model expects, worth 10,000 frames
@@ -306,15 +313,16 @@ def adapt(
     sequences = check_sequences(sequences, hmm.n_features)
     old, r, model = expected_statistics(hmm, 10_000) if statistics is None else statistics, rate * (1 - stability_bias), hmm
     for _ in range(n_iterations):
-        new = e_step(model, sequences, dtype=dtype, device=device)
+        heard = e_step(model, sequences, dtype=dtype, device=device)
         if r == 0: blended = old; break
+        new = heard + _anchor(old, heard.counts)
         effective = 1 / ((1 - r) ** 2 / old.frames + r ** 2 / new.frames)
         blended = effective * ((1 - r) / old.frames * old + r / new.frames * new)
-        fresh, heard = m_step(blended, model, prior), new.counts >= 1
-        transition = np.where(heard[:, None], fresh.transition, hmm.transition)
-        model = GaussianHMM(fresh.initial, transition, np.where(heard[:, None], fresh.means, hmm.means),
-                            np.where(heard[:, None, None], fresh.covariances, hmm.covariances))
-    share = np.clip(new.counts / new.counts.sum(), 1e-300, 1)
-    return model, blended, dict(log_likelihood=new.log_likelihood, per_frame=new.log_likelihood / new.frames, frames=int(new.frames), rate=r,
+        fresh, visited = m_step(blended, model, prior), heard.counts >= 1
+        transition = np.where(visited[:, None], fresh.transition, hmm.transition)
+        model = GaussianHMM(fresh.initial, transition, np.where(visited[:, None], fresh.means, hmm.means),
+                            np.where(visited[:, None, None], fresh.covariances, hmm.covariances))
+    share = np.clip(heard.counts / heard.counts.sum(), 1e-300, 1)
+    return model, blended, dict(log_likelihood=heard.log_likelihood, per_frame=heard.log_likelihood / heard.frames, frames=int(heard.frames), rate=r,
                                 effective_frames=blended.frames, occupancy_entropy=float(-(share * np.log(share)).sum()),
-                                unheard=np.flatnonzero(new.counts < 1).tolist())
+                                unheard=np.flatnonzero(heard.counts < 1).tolist())

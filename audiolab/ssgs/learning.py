@@ -266,5 +266,6 @@ class LearntModel(_Refinement):
         mean[:, :p + 1] = self.state_means
         states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, (count + 1e-3)/(count + 1e-3).sum(), mean, variance + 1e-10, delta + 1e-10)
         states.loudest = np.array([rows[path == k, -3].max(initial=-np.inf) if count[k] else overall[-3] for k in range(self.n_states)])
+        states.peak = max(float(np.abs(o.audio).max()) for o in recordings.frames)
         states.colour = measure_colour(states, recordings)
         return states

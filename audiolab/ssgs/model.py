@@ -256,7 +256,7 @@ class _Retrieval(_Adaptation):
 
 # %% ../../nbs/ssgs/18_model.ipynb #107a37c7
 _CONFIG = ("n_states", "lpc_order", "frame_size", "hop_size", "smoothness_weight", "auto_n_states", "adaptive_memory_limit", "seed", "mode", "dtype", "tolerance")
-_TRACKS = ("occupancy", "mean", "variance", "delta_variance", "loudest", "colour")
+_TRACKS = ("occupancy", "mean", "variance", "delta_variance", "peak", "loudest", "colour")
 
 
 class _Saving(_Retrieval):
@@ -353,6 +353,7 @@ class _Restoring(_Files):
         if "allowed_transitions" in tensors: self.allowed_transitions = tensors["allowed_transitions"]
         shapes = dict(occupancy=(K,), mean=(K, D + 2), variance=(K, D + 2), delta_variance=(K, D + 2))
         self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, **{k: _array(tensors, f"tracks.{k}", s) for k, s in shapes.items()})
+        self._states.peak = float(_array(tensors, "tracks.peak", ()))
         if "tracks.loudest" in tensors: self._states.loudest = _array(tensors, "tracks.loudest", (K,))
         if "tracks.colour" in tensors: self._states.colour = _array(tensors, "tracks.colour", (2, tensors["tracks.colour"].size//2))
         table = json.loads(metadata["audio"])

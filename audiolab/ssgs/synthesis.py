@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'CONTEXT', 'States', 'tracks', 'state_distance', 'balanced_transitions', 'smooth_tracks', 'Recordings',
-           'sampled_plan', 'replay_plan', 'Colour', 'smooth_power', 'Stream', 'measure_colour']
+           'sampled_plan', 'replay_plan', 'Colour', 'smooth_power', 'soft_limit', 'Stream', 'measure_colour']
 
 # %% ../../nbs/ssgs/15_synthesis.ipynb #18600166
 import itertools
@@ -33,6 +33,7 @@ class States:
     mean: np.ndarray # tracks [K, p + 3]
     variance: np.ndarray # within the state [K, p + 3]
     delta_variance: np.ndarray # mean squared change from frame to frame [K, p + 3]
+    peak: float = 1.0 # largest sample of the training audio
     loudest: np.ndarray|None = None # greatest log RMS heard in each state [K]; None for no limit
     colour: np.ndarray|None = None # gain of noise-like and of pulse-like excitations, from 0 Hz to Nyquist [2, bins]; None for flat
 
@@ -206,11 +207,13 @@ def sampled_plan(
         follow = real and rng.random() < fidelity and heir >= 0
         if given is None:
             follow = follow and transition[state, heir] > 0
-            state = heir if follow else draw(cumulative[state])
+            ended = real and heir < 0 and rng.random() < fidelity  # at the end of a recording another one begins
+            state = heir if follow else draw(np.cumsum(start)) if ended else draw(cumulative[state])
         else:
             state = int(given[min(t, len(given) - 1)])
             follow = follow and heir == state
-        if real: frame = frame + 1 if follow else recordings.choose(state, frame, rng)
+            ended = False
+        if real: frame = frame + 1 if follow else recordings.open(state, rng) if ended else recordings.choose(state, frame, rng)
 
 
 def replay_plan(
@@ -253,6 +256,17 @@ def smooth_power(
     half = np.maximum(1, np.round(n*(2**(octaves/2) - 1))).astype(int)
     lo, hi = np.maximum(n - half, 0), np.minimum(n + half + 1, len(power))
     return (sums[hi] - sums[lo])/(hi - lo)
+
+# %% ../../nbs/ssgs/15_synthesis.ipynb #6ec68cf0
+def soft_limit(
+    audio:np.ndarray, # any shape
+    knee:float, # magnitude up to which nothing is changed; 1 or more switches the limiter off where the training audio itself goes beyond full scale
+) -> np.ndarray: # same shape, magnitudes at most 1 (or 0.02 more than the knee)
+    "Bend magnitudes above `knee` smoothly towards 1, sample by sample."
+    if knee > 1: return audio
+    knee = max(knee, 0.5)
+    room, over = max(1 - knee, 0.02), np.maximum(np.abs(audio) - knee, 0)
+    return np.where(over > 0, np.sign(audio)*(knee + room*np.tanh(over/room)), audio)
 
 # %% ../../nbs/ssgs/15_synthesis.ipynb #6c23c7fc
 BLOCK, CONTEXT = 64, 32 # frames made at a time, and seen on either side for smoothing
@@ -359,7 +373,7 @@ class Stream:
         pieces, have = [self.buffer], len(self.buffer)
         while have < n:
             block = self._block()
-            pieces.append(block if self.resampler is None else self.resampler.resample_chunk(block))
+            pieces.append(soft_limit(block if self.resampler is None else self.resampler.resample_chunk(block), self.model.peak))
             have += len(pieces[-1])
         samples = np.concatenate(pieces)
         self.buffer = samples[n:]
