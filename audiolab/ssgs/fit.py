@@ -315,7 +315,7 @@ def adapt(
     for _ in range(n_iterations):
         heard = e_step(model, sequences, dtype=dtype, device=device)
         if r == 0: blended = old; break
-        new = heard + _anchor(old, heard.counts)
+        new = heard + (1 - r) * _anchor(old, heard.counts)
         effective = 1 / ((1 - r) ** 2 / old.frames + r ** 2 / new.frames)
         blended = effective * ((1 - r) / old.frames * old + r / new.frames * new)
         fresh, visited = m_step(blended, model, prior), heard.counts >= 1
