@@ -146,6 +146,7 @@ def generate_command(
                            variation=config.variation, **guided)
     loudest = float(np.abs(audio).max())
     if loudest > 0.99: _log.info("turned down by %.1f dB so that it does not clip", 20*np.log10(loudest/0.99))
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     path = write_audio(config.out, fit_peak(audio), rate)
     print(f"{path}: {len(audio)/rate:.2f} s, {rate} Hz, peak {min(loudest, 0.99):.2f}")
     return 0
