@@ -260,8 +260,9 @@ def nearest_runs(
     training_features, # [U, D], or a list of such arrays, one a sound
     run:int=8, # frames a run
 ) -> tuple[np.ndarray, np.ndarray]: # distances [R]; (sound, first frame) of the nearest training run, int [R, 2]
-    """For every non-overlapping run of the candidate its nearest run of the training set; about 100 MB
-    of memory beyond float64 copies of the features; raises `ValueError` for arrays that do not fit."""
+    """For every non-overlapping run of the candidate its nearest run of the training set.
+
+    Takes about 100 MB of memory beyond float64 copies of the features; raises `ValueError` for arrays that do not fit."""
     sounds = [training_features] if getattr(training_features, "ndim", 0) == 2 else list(training_features)
     sounds, candidate = [np.asarray(s, dtype=np.float64) for s in sounds], np.asarray(candidate_features, dtype=np.float64)
     if not sounds or any(s.ndim != 2 or s.shape[1:] != candidate.shape[1:] for s in sounds) or run < 1 or len(candidate) < run:

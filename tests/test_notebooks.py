@@ -40,6 +40,13 @@ def test_there_are_notebooks(): assert len(NBS) > 1
 
 
 @each
+def test_the_first_cell_is_the_title(nb):
+    "It becomes the page's title and subtitle; whatever else it held would be missing on the page"
+    first = cells(nb, "markdown")[0]["source"].strip()
+    assert re.fullmatch(r"# \S.*\n+> \S.*", first), f"{name(nb)} begins with {first[:200]!r}"
+
+
+@each
 def test_runs(nb):
     "In a process of its own: a seed or a patch of one notebook must not help another"
     run(BIN/"nbdev-test", nb, "--n-workers", "0")

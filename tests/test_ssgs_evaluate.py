@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from audiolab.audio import probe_audio
+from audiolab.cli import main
 from audiolab.corpus import instrument_corpus
 from audiolab.ssgs.dashboard import Dashboard, state_excerpt, state_runs
 from audiolab.ssgs.evaluate import evaluate, fidelity_sweep, plot_path, plot_states, plot_transitions, source_audio, training_excerpt
@@ -156,3 +157,14 @@ def test_dashboard_without_training_audio(bare):
     panel.seconds.value = 0.5
     panel.generate.click()
     assert panel.fidelity.disabled and len(panel.audio) == 8000 and "residual" not in panel.excitation.options
+
+
+def test_generate_makes_its_folder_and_knows_its_excitations(tmp_path, monkeypatch, capsys):
+    SpectralStateGuidedSynthesis(4).train(noise(), n_em_iterations=1).save_checkpoint(tmp_path/"models"/"checkpoint_final")
+    monkeypatch.chdir(tmp_path)
+    assert main(["ssgs", "generate"]) == 0  # nothing but defaults
+    assert probe_audio("outputs/synthetic.wav").duration == 5
+    for verb in (["demo"], ["ssgs", "generate"], ["ssgs", "evaluate"]):
+        assert main([*verb, "--excitation-type", "foo", "--dry-run"]) == 2
+        said = capsys.readouterr().err
+        assert "Karplus-Strong" in said and "Traceback" not in said

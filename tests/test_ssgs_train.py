@@ -317,3 +317,22 @@ def test_killed_three_times(music, tmp_path): kill_and_go_on(music, tmp_path, 3)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_fifty_times(music, tmp_path): kill_and_go_on(music, tmp_path, 50)
+
+
+def test_auto_begins_with_the_usual_folders_where_there_is_no_checkpoint(music, tmp_path, monkeypatch):
+    for folder in ("training_001", "training_002"): (tmp_path/folder).mkdir()
+    for i, path in enumerate(sorted(music.iterdir())): (tmp_path/f"training_00{1 + i % 2}"/path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for done in (2, 4):
+        assert main(["ssgs", "train", "--resume", "auto", "--n-states", "6", "--n-iterations", "2", "--tolerance", "0"]) == 0
+        assert load("models/checkpoint_final.safetensors").iteration == done
+
+
+def test_resume_keeps_what_makes_the_model_and_says_so(run, tmp_path, caplog):
+    final = run/"checkpoint_final.safetensors"
+    assert train(None, tmp_path, resume=final, n_states=9, n_iterations=30, tolerance=.5) == 0
+    assert "n_states stays 6" in caplog.text and "lpc_order" not in caplog.text
+    model = load(tmp_path/"checkpoint_final.safetensors")
+    assert model.n_states == 6 and model.tolerance == .5 and model.iteration < 35  # the new tolerance stops it
+    model, _ = train_model(None, n_em_iterations=1, checkpoint_dir=tmp_path/"other", resume_from=final, device="cpu:0")
+    assert model.device == "cpu:0" and model.tolerance == 0

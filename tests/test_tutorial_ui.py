@@ -94,9 +94,11 @@ def test_the_tutorial_runs(tab, lab):
     outputs = tab.evaluate(OUTPUTS)
     assert not [o for o in outputs if o["type"] == "error" or o["name"] == "stderr" and "%|" not in o["text"]]
     stored = json.loads((ROOT/"nbs/tutorials/ssgs.ipynb").read_text(encoding="utf-8"))
-    assert len(outputs) >= sum(len(c.get("outputs", ())) for c in stored["cells"]) > 10
+    kept = [o for c in stored["cells"] for o in c.get("outputs", ())]
+    assert len(outputs) >= len(kept) > 10
+    drawn = sum("image/png" in o.get("data", ()) for o in kept)  # a figure that shows itself only where pyplot is loaded is missing here
     media = tab.evaluate(MEDIA)
-    assert media["silent"] == media["blank"] == 0 and media["players"] >= 5 and media["pictures"] >= 5, media
+    assert media["silent"] == media["blank"] == 0 and media["players"] >= 5 and media["pictures"] == drawn > 4, media
 
 
 def test_the_dashboard_plays(tab, lab):

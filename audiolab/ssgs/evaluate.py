@@ -288,7 +288,9 @@ def plot_states(
     figure = AudioFigure(figsize=(8, 3.2), dpi=72, layout="constrained")
     top, loud, often = figure.subplots(3, 1, sharex=True, height_ratios=(4, 1, 1))
     image = top.imshow(state_envelopes(model)[order].T, origin="lower", aspect="auto", cmap=_magma, interpolation="nearest", vmin=-40, vmax=20, extent=(-0.5, K - 0.5, 0, model.sample_rate/2000))
-    figure.colorbar(image, ax=top, label="dB", pad=0.01)
+    bar = figure.colorbar(image, ax=top, pad=0.01)
+    bar.set_label("dB", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     level = 20/np.log(10)*model.state_means[order, -1]
     floor = max(level.min() - 3, level.max() - 66)  # a state of digital silence must not flatten the others
     colours = np.where(order == chosen, "C3", "C0")
@@ -316,11 +318,23 @@ def _similarity(model):
     return leaves_list(optimal_leaf_ordering(linkage(flat, "average"), flat)), vectors[:, :-3:-1]*np.sqrt(np.maximum(values[:-3:-1], 0))
 
 
+def _apart(place, gap=0.07):
+    "Points moved into the unit square, and apart by as little as keeps discs around them from covering each other."
+    k = np.arange(len(place))
+    place = (place - place.min(0))/np.maximum(np.ptp(place, axis=0), 1e-9) + 1e-4*np.column_stack([np.cos(k), np.sin(k)])
+    for _ in range(200):
+        step = place[:, None] - place
+        distance = np.maximum(np.linalg.norm(step, axis=2), 1e-9)
+        place = place + (step*(np.clip(gap - distance, 0, None)/distance)[..., None]).sum(1)/4
+    return place
+
+
 def plot_transitions(
     model, # `SpectralStateGuidedSynthesis`
 ) -> AudioFigure: # a graph and a matrix
     "The states as a graph and their transitions as a matrix, both arranged by similarity."
     order, place = _similarity(model)
+    place = _apart(place)
     flow = model.states.occupancy[:, None]*model.transition_matrix
     both, (i, j) = flow + flow.T, np.triu_indices(model.n_states, 1)
     strongest = np.argsort(-both[i, j], kind="stable")[:3*model.n_states]
@@ -332,12 +346,16 @@ def plot_transitions(
     level = 20/np.log(10)*model.state_means[:, -1]
     discs = graph.scatter(*place.T, s=40 + 260*model.states.occupancy/model.states.occupancy.max(), c=level, cmap=colormaps["viridis"].resampled(10), edgecolors="white", zorder=2)
     for k, (x, y) in enumerate(place): graph.text(x, y, str(k), ha="center", va="center", fontsize=6, color="white" if level[k] < (level.min() + level.max())/2 else "black", zorder=3)
-    graph.set(xticks=[], yticks=[], title="similar states are near")
+    graph.set(xticks=[], yticks=[])
+    graph.set_title("similar states are near", fontsize=9)
     graph.margins(0.08)
-    figure.colorbar(discs, ax=graph, pad=0.01, location="left").set_label("loudness (dBFS)", fontsize=8)
+    bar = figure.colorbar(discs, ax=graph, pad=0.01, location="left")
+    bar.set_label("loudness (dBFS)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     image = matrix.imshow(np.log10(np.maximum(model.transition_matrix[np.ix_(order, order)], 1e-4)), cmap="Greys", vmin=-4, vmax=0)
     if model.n_states <= 48: matrix.set_xticks(range(len(order)), order, fontsize=6, rotation=90); matrix.set_yticks(range(len(order)), order, fontsize=6)
-    matrix.set(xlabel="to", ylabel="from")
+    matrix.set_xlabel("to", fontsize=8)
+    matrix.set_ylabel("from", fontsize=8)
     figure.colorbar(image, ax=matrix, ticks=[0, -1, -2, -3, -4], pad=0.02).ax.set_yticklabels(["1", "0.1", "0.01", "0.001", "0"], fontsize=7)
     return figure
 

@@ -116,12 +116,14 @@ def _pitch(signal, window, hop, size, shortest, longest, voicing, period):
         for n in range(size): energy += frame[n]*frame[n]
         best, at = 0., 0
         for lag in range(shortest - 1, longest + 2):
-            a, b, acc = frame[lag:], frame[:size - lag], 0.
-            for n in range(len(a)): acc += a[n]*b[n]
+            late, early, acc = frame[lag:], frame[:size - lag], 0.
+            for n in range(len(late)): acc += late[n]*early[n]
             scores[lag] = acc/energy*window[size + lag]
         for lag in range(shortest, longest + 1):
-            score = scores[lag]*(1. - 0.15*lag/longest)
-            if score > best and scores[lag] >= scores[lag - 1] and scores[lag] >= scores[lag + 1]: best, at = score, lag
+            a, b, c = scores[lag - 1], scores[lag], scores[lag + 1]
+            if b < a or b < c or a - 2*b + c >= 0.: continue
+            score = (b - 0.125*(a - c)**2/(a - 2*b + c))*(1. - 0.15*lag/longest)  # the top of the parabola through three points
+            if score > best: best, at = score, lag
         voicing[t] = 0.
         if at > 0:
             a, b, c = scores[at - 1], scores[at], scores[at + 1]
@@ -141,14 +143,14 @@ def pitch_track(
     "Fundamental frequency and periodicity of every frame, by autocorrelation of the decimated residual."
     from scipy.signal import resample_poly
     factor = max(1, sample_rate//4000)
-    signal, rate = resample_poly(residual, 1, factor), sample_rate/factor
+    signal, rate = resample_poly(resample_poly(residual, 1, factor), 2, 1), 2*sample_rate/factor  # half of the band stays empty: see above
     shortest, longest = max(2, int(rate/highest)), int(np.ceil(rate/lowest))
     size = 3*longest
     window = hann_window(size)
     own = np.correlate(window, window, "full")[size - 1:]
     unbias = np.ones(longest + 2)*own[0]/np.maximum(own[:longest + 2], 1e-9)  # a window shortens long lags: undo it
     voicing, period = np.zeros(frames), np.zeros(frames)
-    _pitch(np.ascontiguousarray(signal), np.concatenate([window, unbias]), hop_size/factor, size, shortest, longest, voicing, period)
+    _pitch(np.ascontiguousarray(signal), np.concatenate([window, unbias]), hop_size*rate/sample_rate, size, shortest, longest, voicing, period)
     f0 = rate/np.maximum(period, shortest)
     voiced = np.flatnonzero((voicing > 0.3) & (period > 0))
     if len(voiced) == 0: return np.full(frames, 120.), voicing

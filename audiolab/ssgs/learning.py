@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..audio import read_audio
+from ..audio import read_audio, resample
 from .fit import initialise, iterate, select_n_states
 from .hmm import viterbi
 from .lattice import Frames, analyse_frames
@@ -74,6 +74,12 @@ class _Base:
         return bool(self.frames or self._audio)
 
 # %% ../../nbs/ssgs/18_learning.ipynb #ddef2d44
+def _to_24_bits(audio):
+    "Round a waveform to what a checkpoint keeps of it (an error of -144 dB), so that a loaded model has learnt from exactly what it holds."
+    scale = 2.**np.ceil(np.log2(max(float(np.abs(audio).max(initial=0.)), 1.)))
+    return (np.round(audio.astype(float)/scale*2**23).clip(-2**23, 2**23 - 1)*(scale/2**23)).astype(np.float32)
+
+
 class _Parameters(_Base):
     "The parameters as arrays."
     @property
@@ -109,18 +115,20 @@ class _Parameters(_Base):
     def _analyse(self, audio) -> Frames: return analyse_frames(audio, self.sample_rate, self.lpc_order, self.frame_size, self.hop_size)
     def _features(self, frames) -> np.ndarray: return (np.column_stack([frames.lsf, frames.log_rms]) - self.feature_mean)/self.feature_scale
 
-    def _waveforms(self, audio, sample_rate) -> tuple[list[np.ndarray], list[str]]:
-        "Mono float32 waveforms of arrays or files, one or many."
+    def _waveforms(self, audio, sample_rate, array_rate=None) -> tuple[list[np.ndarray], list[str]]:
+        "Mono float32 waveforms at a rate, of arrays (at `array_rate` if it is another one) or files, one or many."
         many = [audio] if isinstance(audio, (str, Path, np.ndarray, np.generic, torch.Tensor)) else list(audio)
         if many and isinstance(many[0], (int, float, np.number)): many = [np.asarray(many)]
         if not many: raise ValueError("no audio: give a waveform, a file, or a list of either")
         out, names = [], []
         for i, o in enumerate(many):
-            if isinstance(o, (str, Path)): out.append(read_audio(o, sample_rate=sample_rate, mono=True)[0]); names.append(str(o)); continue
-            o = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o, dtype=np.float32)
+            if isinstance(o, (str, Path)): out.append(_to_24_bits(read_audio(o, sample_rate=sample_rate, mono=True)[0])); names.append(str(o)); continue
+            o = np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o)
+            if o.dtype.kind != "f": raise ValueError(f"audio {i} holds {o.dtype}: give floating point with full scale at 1 (int16: divide by 32768)")
+            o = o.astype(np.float32, copy=False)
             if o.ndim != 1 or len(o) == 0: raise ValueError(f"audio {i} must be a mono waveform [T] with at least one sample, got shape {o.shape}")
             if not np.isfinite(o).all(): raise ValueError(f"audio {i} holds NaN or infinite samples")
-            out.append(o); names.append(f"array {i}")
+            out.append(_to_24_bits(resample(o, array_rate or sample_rate, sample_rate))); names.append(f"array {i}")
         return out, names
 
 # %% ../../nbs/ssgs/18_learning.ipynb #a51a1b80
@@ -165,6 +173,7 @@ class _Training(_Parameters):
         if self.auto_n_states: self.n_states, self.selection = select_n_states(sequences, seed=self.seed, dtype=getattr(torch, self.dtype))
         self.hmm, self.prior = initialise(sequences, self.n_states, seed=self.seed)
         self.statistics, self.fit_state, self.history, self.iteration = None, {}, [], 0
+        self.allowed_transitions = None  # these are other states
         self._changed()
 
     def _sequences(self): return [self._features(o) for o in self._frames()]

@@ -30,7 +30,7 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
 figure { margin: 1rem 0 } img { width: 100%; height: auto; background: #fff; border-radius: 6px; border: 1px solid var(--line) }
 .sounds { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: .8rem } .sound { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem }
 .sound b { display: block; margin-bottom: .3rem; font-weight: 600 } audio { width: 100%; height: 2.2rem }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto } dt { font-weight: 600; margin-top: .5rem } dd { margin: 0 }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere } dt { font-weight: 600; margin-top: .5rem } dd { margin: 0 }
 """
 
 _GLOSSARY = {

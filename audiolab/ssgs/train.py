@@ -6,6 +6,7 @@
 __all__ = ['NoAudio', 'read_all', 'stop_on_signals', 'step_aside', 'train_model', 'TrainConfig', 'train_command']
 
 # %% ../../nbs/ssgs/19_train.ipynb #591b8357
+import inspect
 import json
 import logging
 import signal
@@ -33,7 +34,7 @@ class NoAudio(ValueError):
 def read_all(
     files:list[Path], # audio files
     sample_rate:int, # Hz, of the result
-    max_unreadable:float=0.5, # share of files that may be unreadable, 0..1
+    max_unreadable:float=1.0, # share of files that may be unreadable, 0..1
 ) -> tuple[list[np.ndarray], list[Path], list[AudioError]]: # mono waveforms, their files, and the errors of the others
     "Read files, leaving out those that cannot be read. Raises `NoAudio` when none is left or too many are bad."
     sounds, good, bad = [], [], []
@@ -79,6 +80,15 @@ def step_aside(
     return path
 
 
+def _keep_settings(model, settings):
+    "Take over from settings that were chosen what does not change the model, and say which of the others a checkpoint overrules."
+    usual = inspect.signature(SpectralStateGuidedSynthesis).parameters
+    for name, value in settings.items():
+        if value == usual[name].default: continue
+        if name in ("device", "tolerance"): setattr(model, name, value)
+        elif value != getattr(model, name): _log.warning("%s stays %s, as in the checkpoint", name, getattr(model, name))
+
+
 def _open_model(resume_from, folder, sounds, good, settings):
     "A fresh model on the given sounds, or a checkpoint with its material."
     if resume_from is None:
@@ -91,6 +101,7 @@ def _open_model(resume_from, folder, sounds, good, settings):
         model.files = [str(o) for o in good]
         return model
     model = SpectralStateGuidedSynthesis.load_checkpoint(resume_from)
+    _keep_settings(model, settings["model"])
     if sounds:
         model.attach_audio(sounds)
         model.files = [str(o) for o in good]
@@ -112,7 +123,7 @@ def train_model(
     resume_from:str|Path|None=None, # checkpoint, or "auto" for the newest sound one in checkpoint_dir
     *,
     artifacts:bool=True, # keep the training audio in checkpoints
-    max_unreadable:float=0.5, # share of unreadable files that is tolerated
+    max_unreadable:float=1.0, # share of unreadable files that is tolerated
     **model_settings, # of `SpectralStateGuidedSynthesis`
 ) -> tuple[SpectralStateGuidedSynthesis, int]: # the model, and the signal that stopped the run (0 for none)
     "Train on files, with checkpoints; resume with continued numbering."
@@ -162,7 +173,7 @@ class TrainConfig:
     extensions: tuple[str, ...] = (".mp3", ".wav", ".flac", ".ogg") # endings of audio files
     recursive: bool = False # look into folders inside the folders
     artifacts: bool = True # keep the training audio in the checkpoints (needed for fidelity above 0)
-    max_unreadable: Annotated[float, annotated_types.Interval(ge=0, le=1)] = 0.5 # share of unreadable files that is tolerated
+    max_unreadable: Annotated[float, annotated_types.Interval(ge=0, le=1)] = 1.0 # share of unreadable files that is tolerated; the run fails in any case when none is left
     lpc_order: Annotated[int, annotated_types.Interval(ge=2, le=128)]|None = None # order of linear prediction; 2 + sample rate / 1000 if not given
     frame_size: Annotated[int, annotated_types.Interval(ge=16, le=65536)] = 1024 # analysis window (samples)
     hop_size: Annotated[int, annotated_types.Interval(ge=1, le=65536)] = 256 # distance between frames (samples)
@@ -174,13 +185,19 @@ class TrainConfig:
     device: str = "cpu" # torch device of the E-step
     seed: Annotated[int, annotated_types.Ge(0)] = 0 # same seed, same model
 
-    def files(self) -> list[Path]: "The audio files in the folders."; return find_audio_files(self.folders, self.extensions, self.recursive)
+    def files(self) -> list[Path]:
+        "The audio files in the folders; of the default folders, those that exist."
+        folders = self.folders
+        if folders == TrainConfig.folders:
+            folders = tuple(o for o in folders if Path(o).exists())
+            if not folders: raise NoAudio(f"there is no folder {' or '.join(self.folders)} here: name yours with --folders")
+        return find_audio_files(folders, self.extensions, self.recursive)
 
     def plan(self) -> str:
         "What a run would do."
         if self.resume: return f"resume from {self.resume}, {self.n_iterations} more iterations, into {self.checkpoint_dir}"
         try: found = f"{len(self.files())} files in {', '.join(self.folders)}"
-        except AudioError as error: found = f"cannot run: {error}"
+        except (AudioError, NoAudio) as error: found = f"cannot run: {error}"
         return f"{found}; {self.n_states} states, {self.n_iterations} iterations, into {self.checkpoint_dir}"
 
 # %% ../../nbs/ssgs/19_train.ipynb #dd16c7c6
@@ -189,12 +206,15 @@ def train_command(
 ) -> int: # exit code: 0, or 128 + signal when stopped
     "Train from a configuration."
     started = time.monotonic()
-    files = None
-    if not config.resume or config.folders != TrainConfig.folders:
+    files, resume = None, config.resume
+    if resume == "auto":
+        resume = CheckpointFolder(Path(config.checkpoint_dir), keep_last=0).resolve("auto")
+        _log.info("resuming from %s", resume or "nothing: no checkpoint yet")
+    if not resume or config.folders != TrainConfig.folders:
         files = config.files()
-        if not files and not config.resume:
+        if not files and not resume:
             raise NoAudio(f"no audio files ({' '.join(config.extensions)}) in {', '.join(config.folders)}: check --folders and --extensions, or add --recursive")
-    model, stopped = train_model(files, config.sample_rate, config.n_states, config.n_iterations, config.checkpoint_dir, config.checkpoint_interval, config.resume,
+    model, stopped = train_model(files, config.sample_rate, config.n_states, config.n_iterations, config.checkpoint_dir, config.checkpoint_interval, resume,
                                  artifacts=config.artifacts, max_unreadable=config.max_unreadable, lpc_order=config.lpc_order, frame_size=config.frame_size,
                                  hop_size=config.hop_size, smoothness_weight=config.smoothness_weight, auto_n_states=config.auto_n_states, mode=config.mode,
                                  tolerance=config.tolerance, dtype=config.dtype, device=config.device, seed=config.seed)
