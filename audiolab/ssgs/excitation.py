@@ -198,7 +198,7 @@ class KarplusStrong:
         out = np.empty(n)
         noise = self.rng.standard_normal((2, n))
         _pluck(controls.f0, controls.onset, self.rng.random(len(controls)), noise[0], self.sample_rate, self.hop_size, self.t60, self.line, self.state, out)
-        share = np.interp(np.arange(n)/self.hop_size, np.arange(len(controls) + 1), np.clip(1.3*controls.voicing, 0.25, 1.))
+        share = np.interp(np.arange(n)/self.hop_size, np.arange(len(controls) + 1), np.clip(1.1*controls.voicing, 0.25, 1.))
         return np.sqrt(share)*out + np.sqrt(1 - share)*noise[1]
 
 # %% ../../nbs/ssgs/14_excitation.ipynb #276df1fb
