@@ -79,7 +79,7 @@ def _to_24_bits(audio):
     scale = 2.**np.ceil(np.log2(max(float(np.abs(audio).max(initial=0.)), 1.)))
     return (np.round(audio.astype(float)/scale*2**23).clip(-2**23, 2**23 - 1)*(scale/2**23)).astype(np.float32)
 
-
+# %% ../../nbs/ssgs/18_learning.ipynb #e5e952cd
 class _Parameters(_Base):
     "The parameters as arrays."
     @property
