@@ -220,6 +220,7 @@ def _verdict(path) -> tuple[bool, str]:
     "Whether a file is proved sound, and why or how much of it."
     from audiolab.checkpoint import CheckpointError, verify_checkpoint
     from audiolab.state import read_npz
+    if path.suffix.lower() in (".wav", ".flac", ".mp3", ".ogg", ".opus"): return False, "an audio file, which holds no digests; audiolab inspect says whether it is sound"
     try:
         if path.suffix.lower() == ".npz": return True, f"{len(read_npz(path))} arrays match their checksums"
         report = verify_checkpoint(path)
