@@ -23,13 +23,15 @@ def _synthesise(excitation, k, log_gain, hop, state, out):
     kn, cn = np.empty(p), np.empty(p)
     for t in range(k.shape[0] - 1):
         k0, k1 = k[t], k[t + 1]
+        gain, step = np.exp(log_gain[t]), np.exp((log_gain[t + 1] - log_gain[t])/hop)
         for n in range(hop):
             w = n/hop
             if n % _EVERY == 0:
                 for i in range(p):
                     kn[i] = k0[i] + w*(k1[i] - k0[i])
                     cn[i] = np.sqrt(1. - kn[i]*kn[i])
-            f = excitation[t*hop + n]*np.exp(log_gain[t] + w*(log_gain[t + 1] - log_gain[t]))
+            f = excitation[t*hop + n]*gain
+            gain *= step
             for i in range(p - 1, -1, -1):
                 b = state[i]
                 state[i + 1] = kn[i]*f + cn[i]*b
@@ -44,6 +46,7 @@ def _analyse(audio, k, log_gain, hop, state, out):
     kn, cn, inverse = np.empty(p), np.empty(p), np.empty(p)
     for t in range(k.shape[0] - 1):
         k0, k1 = k[t], k[t + 1]
+        gain, step = np.exp(-log_gain[t]), np.exp((log_gain[t] - log_gain[t + 1])/hop)
         for n in range(hop):
             if t*hop + n >= len(audio): return
             w = n/hop
@@ -58,7 +61,8 @@ def _analyse(audio, k, log_gain, hop, state, out):
                 f = (f + kn[i]*b)*inverse[i]
                 new = kn[i]*f + cn[i]*b
                 b, state[i + 1] = state[i + 1], new
-            out[t*hop + n] = f*np.exp(-log_gain[t] - w*(log_gain[t + 1] - log_gain[t]))
+            out[t*hop + n] = f*gain
+            gain *= step
 
 # %% ../../nbs/ssgs/11_lattice.ipynb #0f41056f
 def lsf_to_parcor(

@@ -312,7 +312,8 @@ def _join(tail, source, position, hop):
     near = source[lo:position + reach + hop]
     tail, near = np.pad(tail, (0, hop - len(tail))), np.pad(near, (0, max(0, hop - len(near))))
     scores = np.correlate(near, tail, "valid")
-    scores = scores/np.sqrt(np.convolve(near**2, np.ones(hop), "valid")*(tail@tail) + 1e-9)
+    energy = np.cumsum(np.r_[0., near**2])
+    scores = scores/np.sqrt(np.maximum(energy[hop:] - energy[:-hop], 0)*(tail@tail) + 1e-9)
     best = int(np.argmax(scores))
     angle = 0.5*np.pi*(np.arange(hop) + 0.5)/hop
     fade_out, fade_in = np.cos(angle), np.sin(angle)
