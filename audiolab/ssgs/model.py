@@ -36,7 +36,7 @@ class _Generation(LearntModel):
         path:str="sample", # "sample" or "replay"
         states:Iterable[int]|None=None, # states to follow, one a frame; the last is held
         temperature:float=1.0, # above 1 for more surprising successions, below for less
-        variation:float=1.0, # how much tracks wander within a state, relative to training
+        variation:float=1.0, # how far tracks wander within a state; 0 for not at all
     ) -> Stream: # `read(n)` gives the next n samples
         "An endless sound, in pieces of any length."
         self._need()
@@ -374,7 +374,7 @@ class _LegacyModels(_Restoring):
         if self._audio is None:
             variance = np.column_stack([np.diagonal(legacy.covariances, axis1=1, axis2=2), np.full(K, .05), np.full(K, .05)])
             mean = np.column_stack([legacy.means, np.full(K, .5), np.full(K, np.log(120.))])
-            self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, stationary_distribution(self.hmm.transition), mean, variance, .2*variance)
+            self._states = States(self.sample_rate, self.hop_size, self.hmm.initial, self.hmm.transition, stationary_distribution(self.hmm.transition), mean, variance, .2*variance, peak=0.9)
         return self
 
 # %% ../../nbs/ssgs/18_model.ipynb #5d781082

@@ -260,7 +260,7 @@ def smooth_power(
 # %% ../../nbs/ssgs/15_synthesis.ipynb #6ec68cf0
 def soft_limit(
     audio:np.ndarray, # any shape
-    knee:float, # magnitude up to which nothing is changed; 1 or more switches the limiter off where the training audio itself goes beyond full scale
+    knee:float, # magnitude up to which nothing is changed; above 1, where the training audio itself goes beyond full scale, nothing ever is
 ) -> np.ndarray: # same shape, magnitudes at most 1 (or 0.02 more than the knee)
     "Bend magnitudes above `knee` smoothly towards 1, sample by sample."
     if knee > 1: return audio
@@ -277,8 +277,8 @@ class _Tracks:
     def __init__(self, model, recordings, fidelity, variation, rng):
         self.model, self.recordings, self.fidelity, self.variation, self.rng = model, recordings, fidelity, variation, rng
         self.state, self.last = np.zeros(model.mean.shape[1]), np.zeros((0, model.mean.shape[1]))
-        # less than in training: frequencies do so independently and would blur the envelope, loudness would flutter at the frame rate, and most changes
-        # of pitch are slips of analysis
+        # loudness as far as in training; frequencies half as far, because they do so independently and would blur the envelope; pitch least, because
+        # most of its changes are slips of analysis
         self.scale = np.r_[np.full(model.mean.shape[1] - 3, 0.5), 1., 0.5, 0.15]
 
     def __call__(self, states, frames, first, last):
@@ -349,7 +349,7 @@ class Stream:
         excitation_type:str="Karplus-Strong", # a name in `EXCITATIONS`
         rng:np.random.Generator|None=None, # source of randomness
         sample_rate:int|None=None, # Hz of the output; None for the model's own
-        variation:float=1.0, # how much tracks wander within a state, relative to training
+        variation:float=1.0, # how far tracks wander within a state; 0 for not at all
     ):
         rng = rng or np.random.default_rng()
         if recordings is None: fidelity = 0.
