@@ -808,3 +808,7 @@ def test_training_anew_forgets_which_transitions_the_old_states_were_allowed():
     model.n_states = 4
     model.train(noise(2., 1), n_em_iterations=1)
     assert model.allowed_transitions is None and len(model.generate(.2)) == 3200
+
+
+def test_a_loaded_model_tells_as_many_frames_as_the_trained_one(model, tmp_path):
+    assert repr(SpectralStateGuidedSynthesis.load_checkpoint(model.save_checkpoint(tmp_path/"full"))) == repr(model)

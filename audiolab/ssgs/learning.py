@@ -18,7 +18,7 @@ from ..audio import read_audio, resample
 from .fit import initialise, iterate, select_n_states
 from .hmm import viterbi
 from .lattice import Frames, analyse_frames
-from .lpc import default_order, lsf_to_lpc
+from .lpc import default_order, lsf_to_lpc, n_frames
 from .synthesis import Recordings, States, measure_colour, state_distance
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class _Base:
 
     def __repr__(self):
         if self.hmm is None: return f"{type(self).__name__}(n_states={self.n_states}, untrained)"
-        audio = f", {sum(map(len, self.frames)) or sum(len(o)//self.hop_size for o in self._audio or [])} frames of training audio"
+        audio = f", {sum(map(len, self.frames)) or sum(n_frames(len(o), self.hop_size) for o in self._audio or [])} frames of training audio"
         return f"{type(self).__name__}(n_states={self.n_states}, order {self.lpc_order}, {self.sample_rate} Hz, iteration {self.iteration}{audio})"
 
     def _need(self, what="hmm"):
