@@ -331,6 +331,26 @@ def _restore(path: Path, info: TensorInfo, raw: np.ndarray):
     flat = torch.from_numpy(raw) if raw.size else torch.empty(0, dtype=torch.uint8)  # an empty NumPy array has no stride that `view` likes
     return flat.view(getattr(torch, _TORCH_ONLY[info.dtype])).reshape(info.shape)
 
+_PIECE, _HUGE_PAGE = 1 << 20, 1 << 21  # bytes
+
+def _new_bytes(size: int) -> np.ndarray:
+    "Fresh memory; a big block begins at a huge page. NumPy itself asks for such pages from 4 MiB on."
+    if size < 2 * _HUGE_PAGE: return np.empty(size, np.uint8)
+    block = np.empty(size + _HUGE_PAGE, np.uint8)
+    return block[-block.__array_interface__["data"][0] % _HUGE_PAGE:][:size]
+
+def _read_tensor(file, path: Path, info: TensorInfo, digest: xxhash.xxh3_128 | None) -> np.ndarray:
+    "The next bytes of the file, also given to the digest."
+    try:
+        raw = _new_bytes(info.bytes)
+        for begin in range(0, info.bytes, _PIECE):
+            piece = raw[begin:begin + _PIECE]
+            if file.readinto(piece) != len(piece): raise CheckpointError("the file was cut while it was read", path, info.name)
+            if digest is not None: digest.update(piece)
+    except (OSError, MemoryError) as cause:
+        raise CheckpointError(f"{info.bytes:,} bytes cannot be read: {cause}", path, info.name) from cause
+    return raw
+
 def read_checkpoint(
     path: str | Path,  # safetensors file, ours or another tool's
     *,
@@ -346,15 +366,10 @@ def read_checkpoint(
         if verify and not info.has_digests:
             warnings.warn(f"{path} has no digests: damage to it could not be noticed; write it again with write_checkpoint", stacklevel=2)
         for tensor in info.tensors:
-            try:
-                raw = np.empty(tensor.bytes, np.uint8)
-                if file.readinto(raw) != tensor.bytes: raise CheckpointError("the file was cut while it was read", path, tensor.name)
-            except (OSError, MemoryError) as cause:
-                raise CheckpointError(f"{tensor.bytes:,} bytes cannot be read: {cause}", path, tensor.name) from cause
-            if verify and info.has_digests:
-                digest = _start_digest(tensor.name, tensor.dtype, tensor.shape); digest.update(raw)
-                if digest.hexdigest() != info.digests.get(tensor.name):
-                    raise CheckpointError("its bytes do not match its digest; use another copy of the file", path, tensor.name)
+            digest = _start_digest(tensor.name, tensor.dtype, tensor.shape) if verify and info.has_digests else None
+            raw = _read_tensor(file, path, tensor, digest)
+            if digest is not None and digest.hexdigest() != info.digests.get(tensor.name):
+                raise CheckpointError("its bytes do not match its digest; use another copy of the file", path, tensor.name)
             tensors[tensor.name] = _restore(path, tensor, raw)
     return dict(sorted(tensors.items())), info.metadata
 

@@ -60,7 +60,7 @@ class Distributed:
         "A module whose backward pass averages gradients over all processes, starting from the weights of rank 0; itself if alone."
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()): return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         "The sum over all processes of an array, in float64; the same bits everywhere."
@@ -74,6 +74,11 @@ class Distributed:
         names = sorted(values)
         sums = self.sum(np.array([weight, *(weight * float(values[name]) for name in names)]))
         return dict(zip(names, (sums[1:] / max(sums[0], 1e-300)).tolist()))
+
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        "Give all processes the buffers of rank 0, such as running statistics, which each of them has updated with its own share of the data."
+        if self.world == 1: return
+        for buffer in module.buffers(): torch.distributed.broadcast(buffer, 0)
 
     def most(self, flags: list[int]) -> list[int]:
         "The largest value of each flag over all processes."

@@ -4,25 +4,41 @@
 
 # %% auto #0
 __all__ = ['long_term_spectrum', 'long_term_spectral_distance', 'modulation_index', 'loudness_spread', 'harmonicity',
-           'log_spectral_distance', 'mel_cepstral_distortion', 'multi_resolution_stft_distance', 'occupancy_entropy',
-           'states_used', 'nearest_runs', 'novelty', 'pole_radius', 'measure', 'Table', 'compare_table',
-           'plot_long_term_spectra', 'spectrogram_grid']
+           'occupancy_entropy', 'states_used', 'nearest_runs', 'novelty', 'pole_radius', 'measure', 'Table',
+           'compare_table', 'plot_long_term_spectra', 'spectrogram_grid', 'MEL_BANDS', 'MEL_WINDOWS', 'MultiScaleMel',
+           'MultiScaleSTFT', 'log_spectral_distance', 'measure_distances', 'mel_cepstral_distortion', 'mel_distance',
+           'multi_resolution_stft_distance', 'multi_scale_stft_distance', 'pesq', 'scale_invariant_sdr', 'stoi',
+           'visqol']
 
 # %% ../nbs/07_metrics.ipynb #e6aea0aa
 import io
+from functools import wraps
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.fft import dct, irfft, rfft
+from scipy.fft import irfft, rfft
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import get_window
 
+from .distances import _fft_size, _frames
+from .distances import (MEL_BANDS, MEL_WINDOWS, MultiScaleMel, MultiScaleSTFT, log_spectral_distance, measure_distances,
+                                mel_cepstral_distortion, mel_distance, multi_resolution_stft_distance, multi_scale_stft_distance, pesq,
+                                scale_invariant_sdr, stoi, visqol)
+
 # %% ../nbs/07_metrics.ipynb #4e9ba3bc
+_all_ = ["MEL_BANDS", "MEL_WINDOWS", "MultiScaleMel", "MultiScaleSTFT", "log_spectral_distance", "measure_distances", "mel_cepstral_distortion",
+         "mel_distance", "multi_resolution_stft_distance", "multi_scale_stft_distance", "pesq", "scale_invariant_sdr", "stoi", "visqol"]
+
+
+def _array(audio): # any sequence of samples or a tensor on any device -> NumPy
+    return np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio, dtype=np.float64)
+
+
 def _mono(
     audio, # any sequence of samples, [T]
 ) -> np.ndarray: # float64, [T]
     "`audio` as float64 `[T]`; raises `ValueError` for another shape, no samples, or values that are not finite."
-    audio = np.asarray(audio, dtype=np.float64)
+    audio = _array(audio)
     if audio.ndim != 1: raise ValueError(f"audio has shape {audio.shape}; measures take mono [T]: average the channels first")
     if audio.size == 0: raise ValueError("audio has 0 samples; measures need at least one")
     if not np.isfinite(audio).all():
@@ -31,37 +47,16 @@ def _mono(
     return audio
 
 
-def _pair(
-    reference, # [T]
-    candidate, # [T]
-) -> tuple[np.ndarray, np.ndarray]: # both float64 [T]
-    "Both sounds checked; raises `ValueError` when their lengths differ, because moments can then not be compared."
-    reference, candidate = _mono(reference), _mono(candidate)
-    if len(reference) != len(candidate):
-        raise ValueError(f"aligned measures need equal lengths, got {len(reference)} and {len(candidate)} samples: trim one, "
-                         "or use long_term_spectral_distance for sounds that do not correspond in time")
-    return reference, candidate
-
-
-def _frames(
-    audio, # [T]
-    size:int, # samples a frame
-    step:int, # samples between frame starts
-    block:int=512, # frames yielded at a time
-):
-    "Yields the whole frames of `audio` as views `[n, size]`; a sound shorter than one frame is padded with zeros to one."
-    audio = np.pad(audio, (0, max(0, size - len(audio))))
-    frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::step]
-    for start in range(0, len(frames), block): yield frames[start:start+block]
-
-
-def _fft_size(
-    sample_rate:int, # Hz
-    seconds:float, # wished frame length, s
-) -> int: # samples, a power of two
-    "The power of two nearest to `seconds`: 1024 for 64 ms at 16 kHz."
-    if sample_rate <= 0: raise ValueError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
-    return max(16, 2 ** round(np.log2(sample_rate * seconds)))
+def _batched(measure): # a measure of [T] that also takes [B, T], giving an array [B]
+    @wraps(measure)
+    def rows(audio, *settings, **named):
+        if np.ndim(audio) != 2: return measure(audio, *settings, **named)
+        values = []
+        for i, row in enumerate(_array(audio)):
+            try: values.append(measure(row, *settings, **named))
+            except ValueError as e: raise ValueError(f"item {i}: {e}") from None
+        return np.array(values, dtype=np.float64)
+    return rows
 
 # %% ../nbs/07_metrics.ipynb #a8440311
 def long_term_spectrum(
@@ -98,8 +93,9 @@ def long_term_spectral_distance(
     return float(difference.std())
 
 # %% ../nbs/07_metrics.ipynb #d6abab43
+@_batched
 def modulation_index(
-    audio, # mono sound, [T]
+    audio, # mono sound, [T], or [B, T] for an array [B] of values
     sample_rate:int, # Hz
     frequency:float=62.5, # rate looked for, Hz: sample_rate / hop of the generator
 ) -> float: # 0 (none) to 8 (all power in one eighth of the period)
@@ -118,8 +114,9 @@ def modulation_index(
     return float(np.ptp(folded) / folded.mean())
 
 # %% ../nbs/07_metrics.ipynb #9766c0c6
+@_batched
 def loudness_spread(
-    audio, # mono sound, [T]
+    audio, # mono sound, [T], or [B, T] for an array [B] of values
     sample_rate:int, # Hz
 ) -> float: # dB
     "Standard deviation of the RMS level of 64 ms frames every 16 ms, without those 60 dB or more below the loudest; 0 for silence."
@@ -129,8 +126,9 @@ def loudness_spread(
     return float(10 * np.log10(power).std()) if len(power) else 0.0
 
 # %% ../nbs/07_metrics.ipynb #f05f3c6c
+@_batched
 def harmonicity(
-    audio, # mono sound, [T]
+    audio, # mono sound, [T], or [B, T] for an array [B] of values
     sample_rate:int, # Hz
     lowest:float=60.0, # lowest pitch looked for, Hz
     highest:float=1000.0, # highest pitch looked for, Hz
@@ -154,80 +152,6 @@ def harmonicity(
     peaks, powers = np.concatenate(peaks), np.concatenate(powers)
     loud = (powers > 1e-4 * powers.max()) & (powers > 1e-20)
     return float(np.clip(peaks[loud], 0, 1).mean()) if loud.any() else 0.0
-
-# %% ../nbs/07_metrics.ipynb #5acd38c0
-def _mel_bands(
-    sample_rate:int, # Hz
-    size:int, # FFT size, samples
-    bands:int=40, # number of triangles
-) -> np.ndarray: # [bands, size // 2 + 1], each row sums to 1
-    "Overlapping triangles of equal width on the mel scale from 0 Hz to half the sample rate (O'Shaughnessy 1987)."
-    mel = np.linspace(0, 2595 * np.log10(1 + sample_rate / 1400), bands + 2)
-    edges = 700 * (10 ** (mel / 2595) - 1)
-    frequency = np.arange(size // 2 + 1) * sample_rate / size
-    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    weights = np.maximum(0, np.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre)))
-    # a triangle that falls between two bins takes its nearest bin, so that no band is empty
-    for row in np.flatnonzero(weights.sum(1) == 0): weights[row, np.abs(frequency - edges[row + 1]).argmin()] = 1
-    return weights / weights.sum(1, keepdims=True)
-
-
-def _mel_levels(
-    reference, # [T]
-    candidate, # [T]
-    sample_rate:int, # Hz
-) -> tuple[np.ndarray, np.ndarray]: # two arrays in dB, [frames, 40]
-    "Mel-band levels of both sounds every 16 ms, floored 80 dB below the reference's loudest band, without frames silent in both."
-    reference, candidate = _pair(reference, candidate)
-    size = _fft_size(sample_rate, .064)
-    bands, window = _mel_bands(sample_rate, size).T, get_window("hann", size)
-    power = [np.concatenate([np.abs(rfft(frames * window)) ** 2 @ bands for frames in _frames(sound, size, size // 4)])
-             for sound in (reference, candidate)]
-    floor = max(1e-8 * (power[0].max() or power[1].max()), 1e-20)
-    sounded = np.maximum(*power).max(1) > floor
-    return tuple(10 * np.log10(np.maximum(p[sounded], floor)) for p in power)
-
-
-def log_spectral_distance(
-    reference, # mono sound, [T]
-    candidate, # mono sound aligned with it, [T]
-    sample_rate:int, # Hz, of both
-) -> float: # dB; 0 for equal sounds
-    "Mean over frames of the RMS difference in dB of mel-smoothed spectra (Gray and Markel 1976); raises `ValueError` if lengths differ."
-    a, b = _mel_levels(reference, candidate, sample_rate)
-    return float(np.sqrt(((a - b) ** 2).mean(1)).mean()) if len(a) else 0.0
-
-# %% ../nbs/07_metrics.ipynb #d53b0dfe
-def mel_cepstral_distortion(
-    reference, # mono sound, [T]
-    candidate, # mono sound aligned with it, [T]
-    sample_rate:int, # Hz, of both
-    order:int=13, # number of cepstral coefficients compared, 1 to 39
-) -> float: # dB; 0 for equal envelopes at any level
-    "Mean mel-cepstral distortion over frames (Kubichek 1993); about 1 dB is hard to hear, above 8 dB another sound."
-    if not 1 <= order <= 39: raise ValueError(f"order is {order}; 40 mel bands have cepstral coefficients 1 to 39")
-    a, b = _mel_levels(reference, candidate, sample_rate)
-    # dB to the natural logarithm of amplitude; the type-2 transform of 40 bands is 40 times the coefficient of cos
-    cepstrum = dct((a - b) * np.log(10) / 20, axis=1)[:, 1:order + 1] / a.shape[1]
-    return float(10 / np.log(10) * np.sqrt(2 * (cepstrum ** 2).sum(1)).mean()) if len(a) else 0.0
-
-# %% ../nbs/07_metrics.ipynb #d5a8501e
-def multi_resolution_stft_distance(
-    reference, # mono sound, [T]
-    candidate, # mono sound aligned with it, [T]
-    resolutions=((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), # (FFT size, hop, window) in samples
-) -> float: # 0 for equal magnitudes
-    "Spectral convergence plus log-magnitude distance, averaged over resolutions (Yamamoto et al. 2020); raises `ValueError` if lengths differ."
-    reference, candidate = (sound.astype(np.float32) for sound in _pair(reference, candidate))
-    total = 0.0
-    for size, step, width in resolutions:
-        window, error, energy, logs, count = get_window("hann", width).astype(np.float32), 0.0, 0.0, 0.0, 0
-        for frames in zip(_frames(reference, width, step), _frames(candidate, width, step)):
-            a, b = (np.maximum(np.abs(rfft(f * window, size)), np.float32(1e-4)) for f in frames)
-            error, energy = error + float(((a - b) ** 2).sum()), energy + float((a ** 2).sum())
-            logs, count = logs + float(np.abs(np.log(a / b)).sum()), count + a.size
-        total += np.sqrt(error / energy) + logs / count
-    return float(total / len(resolutions))
 
 # %% ../nbs/07_metrics.ipynb #f333b3c6
 def occupancy_entropy(
@@ -320,11 +244,14 @@ def measure(
     reference=None, # training sound to compare with, mono [U], or None
     sample_rate:int=16000, # Hz, of both
     hop_rate:float=62.5, # Hz: sample_rate / hop of the generator
+    aligned:bool=False, # does the reference correspond to the sound moment by moment? Then the distances to it are measured too
 ) -> dict[str, float]: # name (with unit) -> value
-    "The unaligned measures of one sound; the spectral distance is left out when there is no reference."
+    """The unaligned measures of one sound, without the spectral distance when there is no reference; the distances of
+    `measure_distances` after them on demand. Raises `ValueError`."""
     audio = _mono(audio)
+    if aligned and reference is None: raise ValueError("aligned=True needs a reference to measure against")
     row = {} if reference is None else {"long-term distance (dB)": long_term_spectral_distance(reference, audio, sample_rate)}
-    return row | {
+    row |= {
         "modulation index": modulation_index(audio, sample_rate, hop_rate),
         "loudness spread (dB)": loudness_spread(audio, sample_rate),
         "harmonicity": harmonicity(audio, sample_rate),
@@ -332,6 +259,7 @@ def measure(
         "peak": float(np.abs(audio).max()),
         "duration (s)": len(audio) / sample_rate,
     }
+    return row | measure_distances(_mono(reference), audio, sample_rate) if aligned else row
 
 
 class Table(str):

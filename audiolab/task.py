@@ -165,7 +165,7 @@ class _Parts:
     def evaluating(self):
         "Inside the `with`, modules are in evaluation mode, hold the averaged weights if there are any, and record no gradients."
         modes = [(part, part.training) for module in self.modules.values() for part in module.modules()]
-        for module in self.modules.values(): module.eval()
+        for module in self.modules.values(): module.eval(); self.place.share_buffers(module)
         try:
             with torch.no_grad():
                 if self.average is None: yield
@@ -244,7 +244,7 @@ def check_task(
         data = batch if batch is not None else next(iter(loop.data.batches(0, 0)))
         if perturb: data = _perturbed(data, torch.Generator().manual_seed(1))
         seed_step(config.seed, 0)
-        results.append({key: float(value) for key, value in task.step(data, loop).items()})
+        results.append({key: float(torch.as_tensor(value).detach()) for key, value in task.step(data, loop).items()})
         norms = {name: float(clip_gradients(loop._settings[name][3])) for name in loop.optimizers}
     if not any(results[0][key] != results[1][key] for key in results[0]):
         raise AssertionError(f"{task.name}: no number of the step depends on the batch: {results[0]}")

@@ -70,7 +70,7 @@ class _Ready(Tracked):
         self.control, self._batches, self.is_best, self._in_step, self._validated_step = control, None, False, False, -1
         self._every = {name: Interval.parse(getattr(config, f"{name}_every")) for name in ("validate", "sample", "save")}
         self._done_at = dict.fromkeys(("validate", "sample"), time.monotonic())
-        self._length, self.resumed = None, None
+        self._length, self.resumed, self._stopping = None, None, False
 
     def make_ready(self, resume: str | Path | None) -> None:
         "Set the task up, and take up a saved run if asked to."
@@ -159,6 +159,7 @@ class _Boundary(_Measuring):
             self.tell("state", state="stopping" if found[0] else "running", reason=self.control.reason)
             self._row = (time.monotonic(), self._row[1], dict(self.times))
         if found[0]: self.control.stop("another process was asked to stop")  # without effect on the one that was asked
+        self._stopping = bool(found[0])  # what was agreed on; a signal may come to one of us right now
         return {name for name, flag in zip(names, found[2:]) if flag}
 
     def _while_paused(self, asked: set):
@@ -172,9 +173,8 @@ class _Boundary(_Measuring):
         if "validate" in asked or stepped and every["validate"].after_step(self.step): self._validate()
         if epoch_over: self._end_epoch()
         if "sample" in asked or stepped and every["sample"].after_step(self.step) or epoch_over and every["sample"].after_epoch(self.epoch): self._sample()
-        stopping = self.control.state == "stopping"
         if epoch_over and every["save"].after_epoch(self.epoch): self.save("epoch")
-        elif stopping or "save" in asked or stepped and every["save"].after_step(self.step): self.save("step")
+        elif self._stopping or "save" in asked or stepped and every["save"].after_step(self.step): self.save("step")
 
 # %% ../nbs/05_training.ipynb #5964e3c6
 def _to_device(batch, device):
@@ -248,7 +248,7 @@ class _Running(_Stepping):
             batches = self._fetch()
             if batches is not None: self._make_step(batches)
             self._at_boundary(epoch_over=batches is None or self._length is not None and self.batch >= self._length, stepped=batches is not None)
-            if self.control.state == "stopping":
+            if self._stopping:
                 self._log_row()
                 return "stopped", self.control.reason
         if self.step > first:

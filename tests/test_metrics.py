@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from scipy.signal import lfilter
 
@@ -252,6 +253,26 @@ def test_odd_sounds_give_finite_numbers(audio):
     assert all(np.isfinite(value) for value in row.values())
     assert np.isfinite([log_spectral_distance(audio, audio[::-1], RATE), multi_resolution_stft_distance(audio, audio[::-1]),
                         mel_cepstral_distortion(audio, audio[::-1], RATE)]).all()
+
+
+def test_measures_of_one_sound_take_batches_and_tensors():
+    batch = np.stack([tune(2), noise(2), drone := np.sin(np.arange(2 * RATE))])
+    for measure_one in (modulation_index, loudness_spread, harmonicity):
+        values = measure_one(batch, RATE)
+        assert values.dtype == np.float64 and values.tolist() == [measure_one(row, RATE) for row in batch]
+        assert measure_one(torch.tensor(batch), RATE).tolist() == values.tolist() and measure_one(torch.tensor(drone), RATE) == values[2]
+        with pytest.raises(ValueError, match="item 1: audio holds nan at sample 3"): measure_one(np.where(batch == batch[1, 3], np.nan, batch), RATE)
+        with pytest.raises(ValueError, match="mono"): measure_one(batch[None], RATE)
+
+
+def test_an_aligned_reference_adds_the_distances():
+    audio = tune(2)
+    plain, row = measure(audio + 0.1 * noise(2), audio, RATE), measure(audio + 0.1 * noise(2), audio, RATE, aligned=True)
+    assert list(row)[:len(plain)] == list(plain) and row.items() >= plain.items()
+    assert row["log-spectral distance (dB)"] == log_spectral_distance(audio, audio + 0.1 * noise(2), RATE)
+    assert row["mel distance"] > 0 and 5 < row["SI-SDR (dB)"] < 40
+    with pytest.raises(ValueError, match="equal lengths"): measure(audio[1:], audio, RATE, aligned=True)
+    with pytest.raises(ValueError, match="needs a reference"): measure(audio, sample_rate=RATE, aligned=True)
 
 
 @pytest.mark.parametrize("audio, message", [(np.zeros((2, 100)), "mono"), ([], "0 samples"), ([0.1] * 500 + [np.inf], "inf at sample 500")])

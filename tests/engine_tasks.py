@@ -1,0 +1,136 @@
+"""Small tasks that exercise every part of the loop, importable by tests and by the processes they start.
+
+As a program: python engine_tasks.py TASK FOLDER [key=value ...]  trains, with --resume auto, and exits like a command.
+"""
+import json, os, sys, time
+
+import numpy as np
+import torch
+
+from audiolab.data import keyed_rng
+from audiolab.loader import Loader
+from audiolab.training import Sample, Task, Trainer, TrainingConfig
+
+RATE = 8000
+
+
+class Hums:
+    "A data set of noisy hums, keyed by (epoch, index)"
+    sample_rate = RATE
+
+    def __init__(self, items=40, length=128, fault=None): self.items, self.size, self.fault = items, length, fault
+    def __len__(self): return self.items
+    def name(self, index): return f"hum-{index}"
+    def length(self, index): return self.size
+
+    def item(self, index, epoch):
+        if self.fault: self.fault(index, epoch)
+        rng = keyed_rng(3, epoch, index)
+        clean = np.sin(np.arange(self.size)*rng.uniform(.02, .2) + rng.uniform(0, 6))
+        return {"audio": (clean + rng.normal(0, .5, self.size)).astype(np.float32), "clean": clean.astype(np.float32), "id": self.name(index), "index": index}
+
+
+def network(width=4):
+    return torch.nn.Sequential(torch.nn.Conv1d(1, width, 9, padding=4), torch.nn.BatchNorm1d(width), torch.nn.GELU(), torch.nn.Dropout(.2),
+                               torch.nn.Conv1d(width, 1, 9, padding=4))
+
+
+class Denoise(Task):
+    "Supervised: one optimizer, dropout, batch statistics"
+    name = "denoise"
+
+    def __init__(self, workers=0, items=40, fault=None, statistics=True, slow=0.):
+        self.workers, self.items, self.fault, self.statistics, self.slow = workers, items, fault, statistics, slow
+
+    def data(self, loop): return Loader(Hums(self.items, fault=self.fault), loop.config.batch_size, seed=loop.seed, num_workers=self.workers,
+                                        rank=loop.rank, world=loop.world, timeout=20)
+
+    def setup(self, loop):
+        net = network()
+        if not self.statistics: net = torch.nn.Sequential(net[0], net[2], net[4])  # each item by itself, so that shares of a batch add up
+        self.net, loop.data = loop.module("net", net), self.data(loop)
+        loop.optimizer("net", torch.optim.AdamW(net.parameters(), lr=3e-3))
+
+    def step(self, batch, loop):
+        if self.slow: time.sleep(self.slow)
+        with loop.autocast(): loss = (self.net(batch["audio"][:, None])[:, 0] - batch["clean"]).square().mean()
+        loop.update("net", loss)
+        return {"loss": loss}
+
+    def validate(self, loop):
+        item = Hums().item(0, 10**6)
+        return {"loss": (loop.modules["net"](torch.tensor(item["audio"])[None, None])[0, 0] - torch.tensor(item["clean"])).square().mean().item()}
+
+    def sample(self, loop):
+        item = Hums().item(0, 10**6)
+        return [Sample("hum", loop.modules["net"](torch.tensor(item["audio"])[None, None])[0, 0].numpy(), RATE, item["clean"])]
+
+
+class Adversarial(Denoise):
+    "Two optimizers, their gradients kept apart, noise drawn in the step"
+    name = "adversarial"
+
+    def setup(self, loop):
+        super().setup(loop)
+        judge = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 9, stride=4), torch.nn.LeakyReLU(.1), torch.nn.Conv1d(4, 1, 3))
+        self.judge = loop.module("judge", judge)
+        loop.optimizer("judge", torch.optim.AdamW(judge.parameters(), lr=1e-3), clip_norm=5.)
+
+    def step(self, batch, loop):
+        noisy = batch["audio"][:, None] + .01*torch.randn(batch["audio"].shape)[:, None]
+        made, clean = self.net(noisy), batch["clean"][:, None]
+        loss_judge = (self.judge(clean) - 1).square().mean() + self.judge(made.detach()).square().mean()
+        loop.update("judge", loss_judge)
+        with loop.frozen("judge"): loss = (made - clean).square().mean() + .1*(loop.modules["judge"](made) - 1).square().mean()
+        loop.update("net", loss)
+        return {"loss": loss, "loss_judge": loss_judge}
+
+
+class Mixture(Task):
+    "EM of two Gaussians: no optimizer, no batches; its whole state is its own"
+    name = "mixture"
+
+    def setup(self, loop):
+        self.x = np.concatenate([np.random.default_rng(0).normal(m, 1, 200) for m in (-2, 1.5)])[loop.rank::loop.world]
+        self.mean, self.weight = np.array([-.5, .5]), np.array([.5, .5])
+
+    def step(self, batch, loop):
+        log = np.log(self.weight) - (self.x[:, None] - self.mean)**2/2
+        total = np.logaddexp.reduce(log, 1, keepdims=True)
+        share = np.exp(log - total)
+        sums = loop.place.sum(np.concatenate([share.sum(0), (share*self.x[:, None]).sum(0), [total.sum()]]))
+        self.weight, self.mean = sums[:2]/sums[:2].sum(), sums[2:4]/sums[:2]
+        return {"loss": -sums[4]}
+
+    def weights(self, loop): return {"mean": self.mean, "weight": self.weight}, {}
+    def load_weights(self, loop, tensors, metadata): self.mean, self.weight = tensors["mean"], tensors["weight"]
+
+
+TASKS = {task.name: task for task in (Denoise, Adversarial, Mixture)}
+
+
+def config(**changes):
+    usual = dict(steps=40, batch_size=8, log_every=3, validate_every="7 steps", sample_every="never", save_every="1 step", keep_last=0, ema_decay=.9,
+                 clip_norm=1., warmup=.1, device="cpu", seed=5)
+    return TrainingConfig(**usual | changes)
+
+
+def state_of(path):
+    "What of a checkpoint must be equal after a resume: everything except clocks"
+    from audiolab.checkpoint import read_checkpoint
+    from audiolab.state import unpack_state
+    tensors, metadata = read_checkpoint(path)
+    state = unpack_state(tensors, metadata)["training"]
+    for key in ("seconds",): state.pop(key)
+    flat = {name: value.tobytes() for name, value in tensors.items()}
+    return flat, json.dumps(state, default=lambda value: None, sort_keys=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, folder, *rest = sys.argv[1:]
+    given = {key: json.loads(value) for key, value in (word.split("=", 1) for word in rest)}
+    task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow") if key in given})
+    trainer = Trainer(task, config(**given), folder)
+    if os.environ.get("SAY"): trainer.listeners.append(lambda event: print(event.kind, event.step, flush=True))
+    sys.exit(trainer.fit(resume="auto").exit_code)
