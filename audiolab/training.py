@@ -243,7 +243,8 @@ class _Running(_Stepping):
         "Make steps until done or stopped: (state, reason)."
         first = self.step
         if self.task.initial_checkpoint and not self.resumed: self.save("initial")
-        self._saved_at = time.monotonic()
+        self._saved_at = self._started = time.monotonic()
+        self._row = (self._started, self._row[1], dict(self.times))
         while not (done := self._finished()):
             batches = self._fetch()
             if batches is not None: self._make_step(batches)
