@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -187,16 +187,17 @@ def _examine_safely(path: str) -> dict:
     except AudioError as cause: return {"error": cause.cause}
     except Exception as cause: return {"error": f"{type(cause).__name__}: {cause}"}
 
-def _examiner(pipe) -> None: # what a worker does until its pipe closes
+# %% ../nbs/02_clips.ipynb #21b9ed62
+def _serve(function, pipe, other) -> None: # what a worker does until its pipe closes
+    other.close() # the parent's end, of which a fork makes a copy
     try:
-        while True: pipe.send(_examine_safely(pipe.recv()))
+        while True: pipe.send(function(pipe.recv()))
     except (EOFError, OSError, KeyboardInterrupt): pass
 
-# %% ../nbs/02_clips.ipynb #21b9ed62
-def _start_worker():
+def _start_worker(function):
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
-    worker = context.Process(target=_examiner, args=(there,), daemon=True)
+    worker = context.Process(target=_serve, args=(function, there, here), daemon=True)
     worker.start(); there.close() # the worker holds the only other end now: its death closes the pipe
     return worker, here
 
@@ -204,29 +205,28 @@ def _stop_worker(worker, pipe) -> int | None:
     pipe.close(); worker.kill(); worker.join()
     return worker.exitcode
 
-def _examine_all(paths: Sequence[str], workers: int, timeout: float):
-    "Yields (path, result of `_examine_safely`) in the order in which they are done."
-    if not workers:
-        for path in paths: yield path, _examine_safely(path)
-        return
-    waiting, idle, busy = deque(paths), [_start_worker() for _ in range(min(workers, len(paths)))], {}
+def _work_all(function, tasks: Sequence, workers: int, timeout: float = math.inf):
+    "Yields function(task) in the order of the tasks; {'error': why} for a task at which a worker died or overran its time."
+    if not workers: yield from map(function, tasks); return
+    waiting, idle, busy, done, taken = enumerate(tasks), [_start_worker(function) for _ in range(min(workers, len(tasks)))], {}, {}, 0
     try:
-        while waiting or busy:
-            while waiting and idle:
-                worker, pipe = idle.pop(); path = waiting.popleft()
-                pipe.send(path); busy[pipe] = worker, path, time.monotonic()
+        while True:
+            while taken in done: yield done.pop(taken); taken += 1
+            while idle and len(done) < 32*workers and (given := next(waiting, None)): # few results wait for a slow one before them
+                worker, pipe = idle.pop(); busy[pipe] = worker, given[0], time.monotonic()
+                try: pipe.send(given[1])
+                except OSError: pass # it died while idle; shows below
+            if not busy: return
             ready = wait(list(busy), timeout=1.0)
-            for pipe in list(busy):
-                worker, path, since = busy[pipe]
+            for pipe, (worker, number, since) in [*busy.items()]:
                 if pipe in ready:
-                    try: result = pipe.recv()
+                    try: done[number] = pipe.recv(); idle.append((worker, pipe))
                     except (EOFError, OSError):
-                        worker.join(5); result = {"error": f"the decoder crashed (exit code {_stop_worker(worker, pipe)}); convert or remove the file"}
-                elif time.monotonic() - since > timeout: _stop_worker(worker, pipe); result = {"error": f"not decoded within {timeout:g} s"}
+                        worker.join(5); done[number] = {"error": f"crashed the process that worked on it (exit code {_stop_worker(worker, pipe)})"}
+                elif time.monotonic() - since > timeout: _stop_worker(worker, pipe); done[number] = {"error": f"not done within {timeout:g} s"}
                 else: continue
                 del busy[pipe]
-                idle.append((worker, pipe) if not pipe.closed else _start_worker())
-                yield path, result
+                if pipe.closed: idle.append(_start_worker(function))
     finally:
         for worker, pipe in [*idle, *((worker, pipe) for pipe, (worker, *_) in busy.items())]: _stop_worker(worker, pipe)
 
@@ -262,11 +262,11 @@ def scan_audio(
     if group not in ("file", "folder"): raise DataError(f"group {group!r}: there are 'file' and 'folder'")
     paths = [str(path) for path in find_audio_files(folders, extensions, recursive)]
     if workers is None: workers = min(8, os.cpu_count() or 1)
-    results = dict(tqdm(_examine_all(paths, workers, timeout), "scan", len(paths), disable=None, leave=False, unit="file"))
+    results = tqdm(_work_all(_examine_safely, paths, workers, timeout), "scan", len(paths), disable=None, leave=False, unit="file")
     top = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
     report, clips, seen = ScanReport(), [], {}
-    for path in paths:
-        if "error" in (found := results[path]): report.unreadable[path] = found["error"]; continue
+    for path, found in zip(paths, results):
+        if "error" in found: report.unreadable[path] = found["error"]; continue
         name = Path(os.path.relpath(os.path.abspath(path), top)).as_posix()
         basics = {key: found.pop(key) for key in ("sample_rate", "channels", "frames", "digest")}
         clips.append(Clip(name, path, source=name if group == "file" else os.path.dirname(name) or ".", fields=found, **basics))

@@ -34,8 +34,8 @@ _ASKED = {"SIGINT": "interrupted (SIGINT)", "SIGTERM": "asked to end (SIGTERM)",
 class ControlError(ValueError):
     "A command that cannot be given; the message says why and what to do."
 
-class _States:
-    "The state of a run and the wishes not yet fulfilled. Safe to use from any thread."
+class _State:
+    "The state of a run and the requests not yet fulfilled."
 
     def __init__(self):
         self._changed = threading.Condition()
@@ -73,6 +73,10 @@ class _States:
             self._requests.add(request)
             self._changed.notify_all()
         return True
+
+# %% ../nbs/05_control.ipynb #11d26856
+class _States(_State):
+    "The wishes and the ends. All may come from any thread."
 
     def pause(self) -> bool: return self._move(("running",), "paused")
     def resume(self) -> bool: return self._move(("paused",), "running")
@@ -244,9 +248,6 @@ def _read_lock(path: Path) -> dict | None:
     except (ValueError, TypeError, KeyError, RecursionError): return {}
 
 # %% ../nbs/05_control.ipynb #4f1c59d4
-class RunLocked(RuntimeError):
-    "Another live process works in this run folder; the message names it and the remedy."
-
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     "Let one process at a time look at a lock and replace it, where the file system can."
@@ -258,6 +259,10 @@ def _alone(folder: Path) -> Iterator[None]:
     try: yield
     finally:
         if fd is not None: os.close(fd)
+
+# %% ../nbs/05_control.ipynb #29cc0d74
+class RunLocked(RuntimeError):
+    "Another live process works in this run folder; the message names it and the remedy."
 
 class RunLock:
     "Keeps a run folder to one live process, by the file run.lock in it. A context manager."

@@ -107,7 +107,7 @@ def _thousands(value: float) -> str: return f"{value / 1e6:g}M" if value >= 1e6 
 def _scale(axis, lows: list[float], highs: list[float]) -> None:
     "Limits and round ticks of the y axis: logarithmic if all is positive."
     low, high = min(lows, default=0.), max(highs, default=1.)
-    log = low > 0
+    log, low = low > 0, max(low, high * 1e-20) if low > 0 else low  # twenty decades are enough
     axis.set_yscale("log" if log else "linear")
     pad = (high / low) ** .04 * 1.01 if log else .04 * (high - low) or .5
     low, high = (low / pad, high * pad) if log else (low - pad, high + pad)
@@ -184,7 +184,7 @@ class HistoryPlot:
         for column, left, width, keys in ((0, .06, .54, list(groups)), (1, .68, .3, sides)):
             height = .8 / max(1, len(keys))
             for i, key in enumerate(keys):
-                title = (f"{key} loss" if key else "loss" if not self.names else "") if column == 0 else self._TITLES[key]
+                title = (f"{key} loss" if key else "loss" if not self.names and "loss" in str(groups[key]) else "") if column == 0 else self._TITLES[key]
                 place = (left, .1 + .8 * (len(keys) - 1 - i) / len(keys), width, height - .09)
                 self._panels[column, key] = _Panel(self.figure, place, title, i == len(keys) - 1)
 
@@ -197,7 +197,7 @@ class HistoryPlot:
         for name in self.names or curves.names(): groups.setdefault(name.rpartition("/")[0] if not self.names else "", []).append(name)
         sides = {start: [name for name in known if name.startswith(start)][:8] for start in ("gradient_norm", "learning_rate", "share/")}
         sides = {key: names for key, names in sides.items() if names and (self._wide or key == "gradient_norm")}
-        if self._shown != (shown := (tuple(groups), tuple(sides))): self._build(groups or {"": []}, list(sides)); self._shown = shown
+        if self._shown != (shown := (tuple(groups), tuple(sides))): self._build(groups or {"": ["loss"]}, list(sides)); self._shown = shown
         for (column, key), panel in self._panels.items():
             if key == "share/": panel.draw_shares({name: curves.train[name].points() for name in sides[key]}, curves.step)
             else: panel.draw(curves, (sides if column else groups).get(key, []), curves.step, plain=key == "learning_rate")
@@ -221,7 +221,7 @@ def plot_history(
 # %% ../nbs/06_curves.ipynb #45802986
 def _decibels(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     "Power of a sound in dB, [at most 128 frequencies, about 300 times]; more the eye does not see."
-    x = torch.nan_to_num(torch.as_tensor(np.asarray(audio), dtype=torch.float32).reshape(-1))
+    x = torch.nan_to_num(torch.as_tensor(np.asarray(audio), dtype=torch.float32).reshape(-1)).clamp(-1e6, 1e6)
     if not len(x): x = torch.zeros(1)
     n_fft = 2 ** max(6, round(math.log2(sample_rate * .032)))  # frames of about 32 ms
     power = stft(x, n_fft, max(n_fft // 4, len(x) // 300)).abs() ** 2

@@ -47,7 +47,7 @@ class RunStatus:
     def __init__(self):
         self.state, self.reason, self.step, self.epoch, self.seconds = "not started", None, 0, 0, 0.
         self.total_steps = self.steps_per_epoch = self.epochs = None
-        self.values, self.validation, self.best_metric, self.problems = {}, {}, "loss", []
+        self.values, self.validation, self.best_metric, self.problems, self.unit = {}, {}, "loss", [], "step"
 
     def take(self,
         event: Event,  # any event of the run
@@ -56,7 +56,8 @@ class RunStatus:
         self.step, self.epoch, self.seconds, values = event.step, event.epoch, event.seconds, event.values
         if event.kind == "start":
             self.state, self.reason, self.problems = "running", None, []
-            self.total_steps, self.steps_per_epoch = values.get("total_steps"), values.get("steps_per_epoch")
+            self.total_steps, self.unit = values.get("total_steps"), values.get("unit") or "step"
+            self.steps_per_epoch = values.get("steps_per_epoch") if self.unit == "step" else None  # an iteration is a pass over the data
             if self.total_steps and self.steps_per_epoch: self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
             self.best_metric = _find(to_plain(values.get("config")), "best_metric") or "loss"
         elif event.kind == "log": self.values = values
@@ -77,7 +78,7 @@ class RunStatus:
     def place(self) -> str:
         "Epoch and step, of how many."
         of = lambda total: f"/{total}" if total else ""
-        step = f"step {self.step}{of(self.total_steps)}"
+        step = f"{self.unit} {self.step}{of(self.total_steps)}"
         epoch = min(self.epoch + 1, self.epochs or self.epoch + 1)  # after the last step the next epoch has begun
         return f"epoch {epoch}{of(self.epochs)}, {step}" if self.steps_per_epoch else step
 
@@ -85,8 +86,8 @@ class RunStatus:
         "Loss, speed, time left, memory, gradient norm and learning rate, those that are known."
         v, shown = self.values, []
         chosen = lambda start: [name for name in v if name.startswith(start)][:3]
-        if names := ["loss"] if "loss" in v else _loss_names(v)[:3]: shown += [f"{name} {_number(v[name])}" for name in names]
-        if v.get("steps_per_second") is not None: shown.append(f"{v['steps_per_second']:.3g} steps/s")
+        if names := ["loss"] if "loss" in v else _loss_names(v)[:3] or _task_names(v)[:3]: shown += [f"{name} {_number(v[name])}" for name in names]
+        if v.get("steps_per_second") is not None: shown.append(f"{v['steps_per_second']:.3g} {self.unit}s/s")
         if v.get("seconds_left") is not None and self.state == "running": shown.append(f"{_duration(v['seconds_left'])} left")
         if v.get("memory"): shown.append(_bytes(v["memory"]))
         shown += [f"{name.replace('_', ' ')} {_number(v[name])}" for start in ("gradient_norm", "learning_rate") for name in chosen(start)]
@@ -159,7 +160,7 @@ class _Terminal:
         bar, of = self._bar, f"/{status.epochs}" if status.epochs else ""
         bar.desc = (f"Epoch {min(status.epoch + 1, status.epochs or status.epoch + 1)}{of}: " if status.steps_per_epoch else "") + ("" if status.state == "running" else f"{status.state} ")
         text = ", ".join(status.numbers()).replace("{", "{{").replace("}", "}}")
-        counted = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}" if bar.total else "{n_fmt} steps"
+        counted = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}" if bar.total else f"{{n_fmt}} {status.unit}s"
         bar.bar_format, bar.n = f"{{desc}}{counted} [{text}]", status.step
         bar.refresh()
 
@@ -187,7 +188,7 @@ class TerminalProgress(_Terminal):
         "Follow one event."
         self.status.take(event)
         if self._checked and event.kind in ("log", "end", "epoch"):
-            if event.kind != "epoch": self._say_validation(self._checked)  # the summary of an epoch says it
+            if event.kind != "epoch" or not self.status.steps_per_epoch: self._say_validation(self._checked)  # else the summary of an epoch says it
             self._checked = None
         if show := getattr(self, f"_on_{event.kind}", None): show(event)
         if self._bar is not None and (event.kind != "log" or time.monotonic() >= self._due):
@@ -197,8 +198,9 @@ class TerminalProgress(_Terminal):
     def _on_start(self, event):
         v, self._checked = event.values, None
         self.close()
-        self.say(f"Training in {v.get('folder')} on {v.get('device')}: {v.get('parameters') or 0:,} parameters, "
-                 f"{v.get('total_steps') or 'endless'} steps" + (f", resumed at step {event.step}" if v.get("resumed") else ""))
+        unit, size = self.status.unit, f"{v['parameters']:,} parameters, " if v.get("parameters") else ""
+        self.say(f"Training in {v.get('folder')} on {v.get('device')}: {size}{'endless' if v.get('total_steps') is None else v['total_steps']} {unit}s"
+                 + (f", resumed at {unit} {event.step}" if v.get("resumed") else ""))
         if self.style == "bar" or (self.style == "auto" and _interactive(self.stream)): self.open_bar(v.get("total_steps"), event.step)
         else: self._due = time.monotonic() + self.interval
 
@@ -212,7 +214,10 @@ class TerminalProgress(_Terminal):
                  + ", ".join(f"{name.replace('_', ' ')} {_number(event.values[name])}" for name in _task_names(event.values)))
 
     def _on_validation(self, event): self._checked = event
-    def _on_epoch(self, event): self.say(epoch_summary(event, self.status.values.get("learning_rate"), self.status.best_metric))
+
+    def _on_epoch(self, event):
+        if self.status.steps_per_epoch: self.say(epoch_summary(event, self.status.values.get("learning_rate"), self.status.best_metric))
+
     def _on_problem(self, event): self.say(self.status.problems[-1], logging.WARNING)
 
     def _on_state(self, event):

@@ -224,18 +224,20 @@ class _Painter(_Shown):
                 self._thread.start()
 
     def _paint(self):
-        rested = 0.
+        rested, complaint = 0., ""
         while True:
             began = time.monotonic()
-            paint = began >= rested or self._over()
+            paint, failed = began >= rested or self._over(), False
             try: self.refresh(pictures=paint)
             except Exception as error:  # a broken panel must not be silent, nor end the thread
-                _log.exception("the monitor cannot paint")
+                failed = True
                 self._stale.clear()
-                self.trouble.value = f'<span style="color:{_RED}">the monitor cannot paint: {html.escape(f"{type(error).__name__}: {error}")}</span>'
+                text = f'<span style="color:{_RED}">the monitor cannot paint: {html.escape(f"{type(error).__name__}: {error}")}</span>'
+                if complaint != text: _log.exception("the monitor cannot paint")  # once, not each second
+                self.trouble.value = complaint = text
             if self._over():
                 with self._starting:
-                    if not self._inbox and not self._stale: self._thread = None; break
+                    if failed or not self._inbox and not self._stale: self._thread = None; break
                 continue
             now = time.monotonic()
             if paint: rested = now + 20 * (now - began)

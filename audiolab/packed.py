@@ -9,14 +9,11 @@ __all__ = ['log', 'PackedWriter', 'PackedStore', 'pack', 'PackedClips']
 import json
 import logging
 import mmap
-import multiprocessing
 import os
 import re
-import sys
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
 from stat import S_ISREG
@@ -26,7 +23,8 @@ import xxhash
 from tqdm.auto import tqdm
 
 from .audio import AudioError
-from .clips import Clip, ClipSource, DataError, _digest as _file_digest
+from .clips import Clip, ClipSource, DataError
+from .clips import _digest as _file_digest, _work_all
 from .data import WholeClips, _sync_folder, _write_durably
 
 log = logging.getLogger(__name__)
@@ -352,38 +350,13 @@ class PackedStore(_Gathering):
 # %% ../nbs/02_packed.ipynb #272ae82f
 def _int16_audio(item): return {"audio": np.clip(np.rint(item["audio"]*32768), -32768, 32767).astype(np.int16)}
 
-_work = None # (data set, function) of a worker process
-
-def _begin_work(*work): global _work; _work = work
-
-def _make_one(index: int): # (name, notes, values) of an item, or why it cannot be had
-    dataset, make = _work
+def _make_one(dataset, make: Callable, index: int): # (name, notes, values) of an item; text if it is unreadable; a dict if the function fails
     try: item = dataset.item(index, 0)
     except (AudioError, DataError) as cause: return str(cause)
     notes = dict(item.get("fields") or {}) | ({"start": item["start"]} if item.get("start") else {})
     try: return item["id"], notes, make(item)
     except (AudioError, DataError) as cause: return str(cause)
-    except Exception as cause: raise DataError(f"{dataset.name(index)}: {type(cause).__name__}: {cause}") from None # text crosses processes safely
-
-def _make_all(dataset, make, indices, workers: int):
-    "Yields (index, result of `_make_one`) in order."
-    if not workers:
-        _begin_work(dataset, make)
-        for index in indices: yield index, _make_one(index)
-        return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin_work, (dataset, make))
-    waiting, indices = deque(), iter(indices)
-    try:
-        while True:
-            while len(waiting) < 4*workers and (index := next(indices, None)) is not None: waiting.append((index, pool.submit(_make_one, index)))
-            if not waiting: return
-            index, future = waiting.popleft()
-            try: result = future.result()
-            except BrokenProcessPool: raise DataError(f"{dataset.name(index)}: a worker process died at this item or one of the next {4*workers}; "
-                                                      "workers=0 shows which") from None
-            yield index, result
-    finally: pool.shutdown(cancel_futures=True)
+    except Exception as cause: return {"error": f"{type(cause).__name__}: {cause}"} # text crosses processes safely
 
 # %% ../nbs/02_packed.ipynb #4c45dc8a
 def pack(
@@ -419,9 +392,10 @@ def pack(
         first = writer.last_info()["item"] + 1 if writer.count else 0
         bar = tqdm(total=len(source), desc="pack", initial=first, disable=None, leave=False, unit="item")
         failed = 0
-        for index, result in _make_all(source, make, range(first, len(source)), workers):
+        for index, result in enumerate(_work_all(partial(_make_one, source, make), range(first, len(source)), workers), first):
             bar.update()
-            if type(result) is not str:
+            if type(result) is dict: raise DataError(f"{source.name(index)}: {result['error']}; what was made before it is kept")
+            if type(result) is tuple:
                 name, notes, values = result
                 writer.add(name, values, {**notes, **about.get(name, {}), "item": index}); continue
             failed += 1; log.warning("left out: %s", result)

@@ -21,8 +21,7 @@ import soundfile
 import xxhash
 
 from .audio import EXTENSIONS, MAX_CHANNELS, AudioError
-from .audio import _UNKNOWN, _blocks, _check_rate, _decode, _mp3_with_index, _preroll, _Reader, _why_not_audio
-from .audio import _open as _open_file
+from .audio import _UNKNOWN, _blocks, _check_rate, _decode, _mp3_with_index, _open, _preroll, _Reader, _why_not_audio
 from .data import Clip, ClipSource, DataError, Segments, WholeClips, keyed_rng, read_manifest, scan_audio
 from .loader import _UNREADABLE, _Base, _text, collate
 
@@ -89,10 +88,11 @@ class _Lane:
         self.order = np.arange(len(self.rows)) if self.size == 1 else keyed_rng(*self.key, self.place["block"]).permutation(len(self.rows))
         for at in self.order[:done]: self.rows[at] = None
 
+# %% ../nbs/02_streams.ipynb #4d37ce66
 class _Lanes:
     "Makes batches of lanes, in a worker; its result is (batch or None, items seen, unreadable ones, lane, place or None at the end)."
     def __init__(self, stream, collate, seed, block, size, drop_last):
-        self.stream, self.collate, self.seed, self.block, self.size, self.drop_last, self.open = stream, collate, seed, block, size, drop_last, {}
+        self.stream, self.collate, self.seed, self.block, self.size, self.drop_last, self.open, self.last = stream, collate, seed, block, size, drop_last, {}, ""
 
     def __call__(self, job, mark):
         epoch, lane, opening = job
@@ -104,22 +104,21 @@ class _Lanes:
                 if len(items) == self.size: break
         except DataError: raise
         except Exception as cause:
-            raise DataError(f"the stream cannot be read on after {_marked(mark) or 'its beginning'}: {_text(cause)}\n{traceback.format_exc()}") from cause
+            raise DataError(f"the stream cannot be read on after {self.last or 'its beginning'}: {_text(cause)}\n{traceback.format_exc()}") from cause
         seen, ended = len(items) + len(unreadable), len(items) < self.size
         if ended: self.open[lane] = None
         batch = self.collate(items) if items and not (ended and self.drop_last) else None
         return batch, seen, unreadable, lane, None if ended else self.open[lane].place
 
     def _take(self, row, epoch, mark, items, unreadable):
-        name = self.stream.name(row)
+        self.last = name = self.stream.name(row)
         text = name.encode(errors="replace")[:8*len(mark) - 8]
         mark.view(np.uint8)[8:8 + len(text)] = np.frombuffer(text, np.uint8); mark[0] = len(text)
         try: items.append(self.stream.item(row, epoch))
         except _UNREADABLE as cause: unreadable.append((name, _text(cause)))
         except Exception as cause: raise DataError(f"{name}: {type(cause).__name__}: {_text(cause)}\n{traceback.format_exc()}") from cause
 
-def _marked(mark: np.ndarray) -> str: # the name of the row in work
-    return mark.view(np.uint8)[8:8 + int(mark[0])].tobytes().decode(errors="replace")
+def _marked(mark: np.ndarray) -> str: return mark.view(np.uint8)[8:8 + int(mark[0])].tobytes().decode(errors="replace")
 
 # %% ../nbs/02_streams.ipynb #b1e99654
 class _Streamed(_Base):
@@ -210,7 +209,7 @@ def _content(cell, name: str): # bytes, or a Path, of a cell {"bytes", "path"}
     with fsspec.open(path, "rb") as file: return file.read()
 
 def _open_content(content, name: str) -> soundfile.SoundFile: # checked like a file
-    if isinstance(content, Path): return _open_file(content)
+    if isinstance(content, Path): return _open(content)
     if not content: raise AudioError(name, "empty (0 bytes)")
     source = _mp3_with_index(SimpleNamespace(read_bytes=lambda: content), content[:64], len(content)) or BytesIO(content)
     try: f = _Reader(source)
@@ -279,8 +278,8 @@ class HubClips(ClipSource):
 
     def _cell(self, index): # (content, name)
         cell = self.sounds[int(index)][self.column]
-        name = (cell.get("path") if isinstance(cell, dict) else None) or ""
-        name = f"{self.label}[{index}]" + (f" ({name})" if name else "")
+        path = cell.get("path") if isinstance(cell, dict) else None
+        name = f"{self.label}[{index}]" + (f" ({path})" if path else "")
         return _content(cell, name), name
 
     def clip(self, index):
@@ -300,8 +299,8 @@ class HubClips(ClipSource):
         for index in range(len(self)):
             try: self.clip(index)
             except _UNREADABLE as cause: causes[index] = _text(cause)
-        left = [index for index in range(len(self)) if index not in causes]
-        return self.subset(left) if causes else self, {f"{self.label}[{index}]": cause for index, cause in causes.items()}
+        left = self.subset([index for index in range(len(self)) if index not in causes]) if causes else self
+        return left, {f"{self.label}[{index}]": cause for index, cause in causes.items()}
 
 # %% ../nbs/02_streams.ipynb #d090df2a
 class _Shards: # reader of one part

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import annotated_types
@@ -67,7 +68,10 @@ class Task(ABC):
     "A system to be trained. Subclasses define what a step is."
     name: str = "task"  # recorded in checkpoints; a run resumes only its own kind
     config: Any = None  # dataclass, written to config.yaml and into checkpoints
-    initial_checkpoint: bool = False  # whether to save before the first step
+    initial_checkpoint: bool = False  # whether a model without a step is worth saving: before the first one, and at the end of a run of none
+    exports: bool = True  # whether to write best_model and model_final beside the checkpoints
+    files: tuple[str, ...] = ()  # names of what `end` writes into the run folder; moved aside with the rest of an earlier run
+    unit: str = "step"  # what people call a step
 
     @abstractmethod
     def setup(self, loop: "Loop") -> None:
@@ -81,9 +85,18 @@ class Task(ABC):
     def sample(self, loop: "Loop") -> list[Sample]: "Sound to listen to."; return []
     def end_epoch(self, loop: "Loop") -> None: "Called after each pass over the data."; return None
     def end(self, loop: "Loop") -> None: "Called in the main process when the run is complete, to write what belongs to it."; return None
+    def ready(self, loop: "Loop") -> None: "Called when modules and counters are in place, before anything is written; may set `loop.total_steps`."; return None
     def converged(self, loop: "Loop") -> str: "Why nothing is left to gain; empty to go on."; return ""
     def state_dict(self) -> dict: "What only a resumed run needs beside modules and optimizers."; return {}
     def load_state_dict(self, state: dict) -> None: "Take it back."; return None
+
+    def checkpoint_name(self, kind: str, loop: "Loop") -> str:
+        "File name, without its ending, of a checkpoint of a kind (initial, step, epoch or final)."
+        return {"step": f"checkpoint_step_{loop.step}", "epoch": f"checkpoint_epoch_{loop.epoch}"}.get(kind, f"checkpoint_{kind}")
+
+    def adopt(self, loop: "Loop", path: Path) -> tuple[int, int] | None:
+        "Take up a file that no run wrote, such as a published model: steps and epochs done. None if it is not such a file."
+        return None
 
     def weights(self, loop: "Loop") -> tuple[dict, dict[str, str]]:
         "Tensors and notes of a minimal checkpoint: what it takes to use the model."

@@ -19,7 +19,7 @@ import torch
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .config import to_plain
 from .distributed import Distributed
-from .run import Event, RunFolder
+from .run import Event, RunFolder, set_aside
 from .state import CheckpointFolder, pack_state, unpack_state
 from .task import Loop, Task, TrainingConfig
 from .writer import CheckpointWriter
@@ -44,7 +44,7 @@ class _Telling(Loop):
         super().__init__(config, place)
         self.task, self.folder, self.listeners = task, folder, listeners
         self._earlier, self._started, self._paused = 0., time.monotonic(), 0.
-        self._epoch_sums, self._epoch_seconds = {}, 0.
+        self._epoch_sums, self._epoch_seconds, self._begun = {}, 0., False
         self._row = (time.monotonic(), 0, dict(self.times))  # when the last row was written, at which step, and the times then
 
     @property
@@ -56,7 +56,8 @@ class _Telling(Loop):
         "Emit an event: into the history, and to every listener."
         if not self.place.main: return
         event = Event(kind, self.step, self.epoch, self.seconds, values)
-        try: self.folder.append(event)
+        try:
+            if self._begun: self.folder.append(event)  # what failed before it began leaves no trace
         except (OSError, ValueError) as error: _log.error("the history cannot be written: %s", error)
         for listener in list(self.listeners):
             try: listener(event)
@@ -86,13 +87,23 @@ class _Exports:
     def save(self, name, tensors, metadata=None, metric_value=None): return write_checkpoint(self.folder / f"{name}.safetensors", tensors, metadata)
 
 
+class _Folder(CheckpointFolder):
+    "Where all checkpoints are kept (keep_last=0), so are those of an earlier run whose names come up again."
+    _ours: frozenset = frozenset()
+
+    def save(self, name, *rest):
+        if not self.keep_last and name not in self._ours: set_aside(self.folder / f"{name}.safetensors")
+        self._ours |= {name}
+        return super().save(name, *rest)
+
+
 class _Saving(_Telling):
     "Checkpoints: what is in them, and how they are written."
 
     def __init__(self, *parts):
         super().__init__(*parts)
         c = self.config
-        self.checkpoints = CheckpointFolder(self.folder.checkpoints, keep_last=c.keep_last, keep_every=c.keep_every, keep_best=c.keep_best,
+        self.checkpoints = _Folder(self.folder.checkpoints, keep_last=c.keep_last, keep_every=c.keep_every, keep_best=c.keep_best,
                                             metric=c.best_metric, mode=c.best_mode)
         self._writer, self._exporter = CheckpointWriter(self.checkpoints), CheckpointWriter(_Exports(self.folder.path))
         self._written, self._pusher, self._saved_at, self._saved_step = deque(), None, time.monotonic(), -1
@@ -114,7 +125,7 @@ class _Saving(_Telling):
         self._saved_at, self._saved_step = time.monotonic(), self.step
         if not self.place.main: return
         started = time.perf_counter()
-        name = {"step": f"checkpoint_step_{self.step}", "epoch": f"checkpoint_epoch_{self.epoch}"}.get(kind, f"checkpoint_{kind}")
+        name = self.task.checkpoint_name(kind, self)
         try:
             tensors, metadata = self.task.weights(self)
             packed, tree = pack_state({"training": self._state()})
@@ -127,7 +138,7 @@ class _Saving(_Telling):
 
     def export(self, kind: str) -> None:
         "Write the weights alone: kind is best or final."
-        if not self.place.main: return
+        if not (self.place.main and self.task.exports): return
         started = time.perf_counter()
         with self.average.swapped() if self.average else nullcontext():
             tensors, metadata = self.task.weights(self)
@@ -165,6 +176,10 @@ class Tracked(_Saving):
     "A loop that tells what happens, writes checkpoints, and takes up saved runs."
 
     def _restore(self, path: Path) -> None:
+        if (done := self.task.adopt(self, path)) is not None:
+            self.step, self.epoch = done
+            self._row, self._saved_step = (time.monotonic(), self.step, dict(self.times)), self.step
+            return
         try:
             tensors, metadata = read_checkpoint(path)
             if (found := metadata.get("audiolab.task")) != self.task.name:

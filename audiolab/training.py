@@ -76,7 +76,6 @@ class _Ready(Tracked):
         "Set the task up, and take up a saved run if asked to."
         config = self.config
         self.resumed = self.checkpoints.resolve(resume) if resume else None
-        if self.resumed is None and self.place.main: self.folder.step_aside()
         seed_step(config.seed, -3)
         self.task.setup(self)
         if self.data is None: self.data = _Nothing()
@@ -87,13 +86,16 @@ class _Ready(Tracked):
         for schedule, *_ in self._settings.values(): schedule(0)  # one that is impossible shows now
         if config.ema_decay and self.modules: self.average = WeightAverage(self.modules, config.ema_decay)
         if self.resumed: self._restore(self.resumed)
+        self.task.ready(self)
         if not self.place.main: return
-        if self.resumed: self.folder.cut_history(self.step)
+        if self.resumed and self.resumed.absolute().parent == self.checkpoints.folder.absolute(): self.folder.cut_history(self.step)
+        else: self.folder.step_aside(*self.task.files)  # a run begins here
         resumed = str(self.resumed) if self.resumed else None
         settings, parameters = self.task.config or config, sum(p.numel() for module in self.modules.values() for p in module.parameters())
         self.folder.begin(settings, resumed=resumed, step=self.step, device=str(self.device), processes=self.world)
+        self._begun = True
         self.tell("start", folder=str(self.folder.path), config=settings, total_steps=self.total_steps, steps_per_epoch=self._length,
-                  parameters=parameters, device=str(self.device), resumed=resumed)
+                  parameters=parameters, device=str(self.device), resumed=resumed, unit=self.task.unit)
         if config.push:
             from audiolab.storage import Pusher
             self._pusher = Pusher(config.push)
@@ -208,6 +210,7 @@ class _Stepping(_Boundary):
             if self.device.type != "cpu": batch = _to_device(batch, self.device)
             self._mark = time.perf_counter()
             values.append(self.task.step(batch, self))
+            self.times["forward"] += time.perf_counter() - self._mark
         if self._bad: self._count_bad(batches)
         else:
             self._bad_in_row = 0
@@ -252,7 +255,7 @@ class _Running(_Stepping):
             if self._stopping:
                 self._log_row()
                 return "stopped", self.control.reason
-        if self.step > first:
+        if self.step > first or self.task.initial_checkpoint:
             self._log_row()
             if self._validated_step != self.step and self._every["validate"].every: self._validate()
             self.save("final"); self.export("final")

@@ -38,6 +38,15 @@ def _place(value) -> str:
     copied = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and not value.dtype.hasobject
     return "memory" if copied and not _is_frozen(value) else ""
 
+def _copy_torch(value, raw: np.ndarray, streams: dict):
+    "Copy a tensor into bytes; for one on a GPU order the copy and note the stream that will do it."
+    torch = sys.modules["torch"]
+    target = torch.from_numpy(raw).view(value.dtype).reshape(value.shape) if value.numel() else torch.empty(value.shape, dtype=value.dtype)
+    target.copy_(value, non_blocking=value.device.type == "cuda")
+    if value.device.type == "cuda": streams[value.device] = torch.cuda.current_stream(value.device)
+    return target
+
+# %% ../nbs/04_writer.ipynb #12b80874
 class _Copier:
     "Copies sets of tensors into memory that is used again for the next set."
 
@@ -71,14 +80,6 @@ class _Copier:
         arrivals = [stream.record_event() for stream in streams.values()]
         return copies, lambda: [event.synchronize() for event in arrivals]
 
-def _copy_torch(value, raw: np.ndarray, streams: dict):
-    "Copy a tensor into bytes; for one on a GPU order the copy and note the stream that will do it."
-    torch = sys.modules["torch"]
-    target = torch.from_numpy(raw).view(value.dtype).reshape(value.shape) if value.numel() else torch.empty(value.shape, dtype=value.dtype)
-    target.copy_(value, non_blocking=value.device.type == "cuda")
-    if value.device.type == "cuda": streams[value.device] = torch.cuda.current_stream(value.device)
-    return target
-
 # %% ../nbs/04_writer.ipynb #34ef6db2
 _log = logging.getLogger(__name__)
 _writers = weakref.WeakSet()
@@ -88,13 +89,10 @@ def _report_unread_errors():
     for writer in _writers:
         for error in writer._errors: _log.error("%s", error)
 
-class CheckpointWriter:
-    "Saves to a `CheckpointFolder` in a thread, one save at a time. Errors wait until `poll`, `wait` or `close` raises them."
+class _OneSave:
+    "At most one save at a time, in a thread or in place, and the errors of those that failed."
 
-    def __init__(self,
-        folder: CheckpointFolder,  # says where, and what is kept; while the writer lives, save through the writer only
-        background: bool = True,  # False: `save` itself writes and returns when the file is durable
-    ):
+    def __init__(self, folder: CheckpointFolder, background: bool):
         self.folder, self.background = folder, background
         self.path: Path | None = None  # of the last durable save
         self.blocked = 0.0  # s that the last `save` kept the caller, with the wait for the save before
@@ -102,30 +100,13 @@ class CheckpointWriter:
         self._copy, self._thread, self._errors, self._turn, self._closed = _Copier(), None, deque(), threading.RLock(), False
         _writers.add(self)
 
-    def save(self,
-        name: str,  # file name, with or without .safetensors, such as "checkpoint_epoch_12"
-        tensors: dict,  # as for `write_checkpoint`; may change as soon as this returns
-        metadata: dict[str, str] | None = None,  # notes kept in the header
-        metric_value: float | None = None,  # how good it is; NaN and infinities never win
-        then: Callable[[Path], object] | None = None,  # called after the durable write, in the writing thread
-    ) -> None:
-        "Copy the tensors and begin to write. CheckpointError only if there is no memory for the copy or the writer is closed."
-        began = time.perf_counter()
-        with self._turn:
-            if self._closed: raise CheckpointError("the writer is closed; make a new one", self.folder.folder)
-            self._join()
-            work = (name, tensors, dict(metadata or {}), None if metric_value is None else float(metric_value), then)
-            if self.background: self._begin(*work)
-            else: self._write(*work)
-        self.blocked = time.perf_counter() - began
-
     def _begin(self, name, tensors, *rest) -> None:
         try: copies, arrived = self._copy(tensors)
         except MemoryError as cause:
             raise CheckpointError("no memory for a copy of the tensors; use background=False, which needs none", self.folder.folder) from cause
         thread = threading.Thread(target=self._write, args=(name, copies, *rest, arrived), name="checkpoint writer")
         try: thread.start()
-        except RuntimeError: self._write(name, copies, *rest, arrived)  # no thread to be had, as when Python is shutting down
+        except RuntimeError: self._write(name, copies, *rest, arrived)
         else: self._thread = thread
 
     def _write(self, name, tensors, metadata, metric_value, then, arrived=None) -> None:
@@ -150,14 +131,38 @@ class CheckpointWriter:
     @property
     def busy(self) -> bool: return self._thread is not None and self._thread.is_alive()
 
+# %% ../nbs/04_writer.ipynb #4726e509
+class CheckpointWriter(_OneSave):
+    "Saves to a `CheckpointFolder` in a thread, one save at a time. Errors wait until `poll`, `wait` or `close` raises them."
+
+    def __init__(self,
+        folder: CheckpointFolder,  # says where, and what is kept; while the writer lives, save through the writer only
+        background: bool = True,  # False: `save` itself writes and returns when the file is durable
+    ): super().__init__(folder, background)
+
+    def save(self,
+        name: str,  # file name, with or without .safetensors, such as "checkpoint_epoch_12"
+        tensors: dict,  # as for `write_checkpoint`; may change as soon as this returns
+        metadata: dict[str, str] | None = None,  # notes kept in the header
+        metric_value: float | None = None,  # how good it is; NaN and infinities never win
+        then: Callable[[Path], object] | None = None,  # called after the durable write, in the writing thread
+    ) -> None:
+        "Copy the tensors and begin to write. CheckpointError only if there is no memory for the copy or the writer is closed."
+        began = time.perf_counter()
+        with self._turn:
+            if self._closed: raise CheckpointError("the writer is closed; make a new one", self.folder.folder)
+            self._join()
+            work = name, tensors, dict(metadata or {}), None if metric_value is None else float(metric_value), then
+            (self._begin if self.background else self._write)(*work)
+        self.blocked = time.perf_counter() - began
+
     def poll(self) -> None:
         "Raise the CheckpointError of a save that failed, each once; costs nothing otherwise."
         if self._errors: raise self._errors.popleft()
 
     def wait(self) -> None:
         "Wait until what was saved is durable, then as `poll`."
-        self._join()
-        self.poll()
+        self._join(); self.poll()
 
     def resolve(self,
         which: str | Path = "auto",  # as for `CheckpointFolder.resolve`
@@ -168,13 +173,10 @@ class CheckpointWriter:
 
     def close(self) -> None:
         "Wait, give the memory back and raise the first error that nobody has seen; the others are added to it as notes."
-        with self._turn:
-            self._join()
-            self._closed, self._copy = True, _Copier()
-        errors, self._errors = self._errors, deque()
-        if not errors: return
-        for other in list(errors)[1:]: errors[0].add_note(f"and before the end: {other}")
-        raise errors[0]
+        with self._turn: self._join(); self._closed, self._copy = True, _Copier()
+        (first, *others), self._errors = self._errors or [None], deque()
+        for other in others: first.add_note(f"and later: {other}")
+        if first is not None: raise first
 
     def __enter__(self): return self
 

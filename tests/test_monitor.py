@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from audiolab.control import Control
 from audiolab.monitor import Monitor, _Shelf, watch
 from audiolab.run import Event, RunFolder, Sample
+from audiolab.training import Task, Trainer, TrainingConfig
 
 TONE = .5*np.sin(np.arange(4000)/9).astype(np.float32)
 
@@ -215,25 +217,66 @@ def test_it_can_be_freed():
     assert gone() is None
 
 
+# ---- with the real trainer; the cells of test_monitor_ui.py use the same task
+
+class Tones:
+    "Batches of noisy tones, each made from its number"
+    def __init__(self, size, count): self.size, self.count = size, count
+    def __len__(self): return self.count
+    def state_dict(self): return {}
+    def load_state_dict(self, state): pass
+
+    def batches(self, epoch, start=0):
+        for number in range(start, self.count):
+            random = np.random.default_rng((epoch, number))
+            clean = .5*np.sin(2*np.pi*random.uniform(100, 900, (self.size, 1))*np.arange(8000)/8000)
+            yield [torch.tensor(o, dtype=torch.float32) for o in (clean + .3*random.normal(size=clean.shape), clean)]
+
+
+class Denoise(Task):
+    "A filter that learns to take noise from tones"
+    name = "denoise"
+
+    def setup(self, loop):
+        torch.manual_seed(0)
+        self.net = loop.module("model", torch.nn.Conv1d(1, 1, 63, padding=31))
+        loop.optimizer("model", torch.optim.Adam(self.net.parameters(), 3e-3))
+        loop.data = Tones(1, 1000)
+
+    def step(self, batch, loop):
+        noisy, clean = batch
+        loss = (self.net(noisy[:, None])[:, 0] - clean).square().mean()
+        loop.update("model", loss)
+        time.sleep(.002)  # a run that a person has time to watch
+        return {"loss": loss.detach()}
+
+    def sample(self, loop):
+        noisy, clean = next(Tones(1, 1).batches(10**6))
+        return [Sample("tone", self.net(noisy[:, None])[0, 0].numpy(), 8000, reference=clean[0].numpy())]
+
+
+def denoising(folder):
+    return Trainer(Denoise(), TrainingConfig(steps=10**5, log_every=10, validate_every="never", sample_every="never", save_every="never", device="cpu"), folder)
+
+
 def test_with_the_real_trainer(tmp_path):
     "Pause stands still, Sample now answers while paused, Stop saves, and a second run goes on at that step"
-    task = pytest.importorskip("humming", reason="optional: a helper of these tests")
-    first = task.trainer(tmp_path)
+    first = denoising(tmp_path)
     monitor = watch(first, interval=.1)
     until(lambda: monitor.status.step >= 20)
     monitor.pause.click()
-    until(lambda: first.control.state == "paused" and monitor.status.state == "paused")
+    until(lambda: monitor.status.state == "paused")
     here = first.loop.step
     monitor.listen.click()
     until(lambda: monitor.output.value)
-    assert first.loop.step == here and soundfile.info(BytesIO(monitor.output.value)).frames == task.FRAMES
+    assert first.loop.step == here and soundfile.info(BytesIO(monitor.output.value)).frames == 8000
     monitor.pause.click()
     until(lambda: first.loop.step > here + 5)
     monitor.stop.click()
     result = first.join(60)
-    assert result.state == "stopped" and monitor.wait(60) and f"stopped at step {result.step}/" in monitor.headline.value
+    assert result.state == "stopped" and monitor.wait(60) and f"step {result.step}/100000: stopped in the notebook" in monitor.headline.value
 
-    second = task.trainer(tmp_path)
+    second = denoising(tmp_path)
     again = watch(second, resume="auto", interval=.1)
     until(lambda: again.status.step > result.step + 20)
     again.stop.click()
@@ -241,6 +284,19 @@ def test_with_the_real_trainer(tmp_path):
     assert again.wait(60)
     steps = again.run_curves.train["loss"].points()[0]
     assert steps[0] == 10 and (np.diff(steps) > 0).all() and steps[-1] > result.step  # one curve, from the first step on
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    "The second is refused, and its panel says so"
+    first = denoising(tmp_path)
+    first.fit(background=True)
+    until(lambda: first.loop.step)
+    second = denoising(tmp_path)
+    monitor = watch(second, interval=.1)
+    until(lambda: second.error)
+    assert monitor.wait(30) and "failed" in monitor.headline.value and monitor.box.layout.border_top.startswith("2px")
+    first.control.stop()
+    first.join(60)
 
 
 def until(true, seconds=60):

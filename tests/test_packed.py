@@ -1,5 +1,6 @@
 "Packed stores: what goes in comes out, nothing that is not whole is taken for whole, and no index is believed."
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -138,9 +139,9 @@ for number in range(writer.count, 4000): writer.add(f"item {number}", values(num
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_kill_9_at_any_moment(tmp_path, kills):
-    delays, counts = np.random.default_rng(kills).uniform(0.05, 0.4, kills), []
+    delays, counts = np.random.default_rng(kills).uniform(0.05, 0.3, kills), []
     for delay in delays:
         child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
         counts.append(int(child.stdout.readline())); time.sleep(delay)
@@ -350,8 +351,32 @@ def test_a_function_that_fails(music, tmp_path, workers):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="optional: needs processes that are forked")
 def test_a_worker_that_dies(music, tmp_path):
-    with pytest.raises(DataError, match="a worker process died at this item"): pack(WholeClips(music, 16_000), tmp_path/"s", fatal, LEVEL, workers=2)
+    with pytest.raises(DataError, match=r"b/1.wav: crashed the process that worked on it \(exit code -9\)"): pack(WholeClips(music, 16_000), tmp_path/"s", fatal, LEVEL, workers=2)
     with pytest.raises(DataError): PackedStore(tmp_path/"s")
+    assert not multiprocessing.active_children()
+
+
+ORPHAN = """
+import os, sys, time
+sys.path.insert(0, sys.argv[2])
+from audiolab.data import WholeClips, scan_audio
+from audiolab.packed import pack
+from test_packed import LEVEL, levels
+def slow(item): print(os.getpid(), flush=True); time.sleep(0.3); return levels(item)
+pack(WholeClips(scan_audio(sys.argv[1] + "/music", workers=0)[0], 16_000), sys.argv[1] + "/s", slow, LEVEL, workers=3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="optional: needs processes that are forked")
+def test_no_orphans(music, tmp_path):
+    "Workers end with the process that started them, and so does its lock"
+    main = subprocess.Popen([sys.executable, "-c", ORPHAN, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    workers = {int(main.stdout.readline()) for _ in range(3)}
+    main.kill(); main.wait(); main.stdout.close()
+    until = time.monotonic() + 10
+    while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers): time.sleep(0.05)
+    assert time.monotonic() < until
+    assert len(pack(WholeClips(music, 16_000), tmp_path/"s", levels, LEVEL, overwrite=True)) == 4
 
 
 def test_gather_is_fast(tmp_path):

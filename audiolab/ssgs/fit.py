@@ -213,6 +213,7 @@ def iterate(
     seed=0,  # order of the groups in incremental mode
     start_iteration=0,  # number of iterations done before
     state=None,  # `FitResult.state` of the training to resume
+    place=None,  # `Distributed`: share the E-steps with other processes that do the same; None: alone
 ):
     "Yields a `FitResult` after every pass, for ever. Each history row describes the model that entered the pass."
     if mode not in ("batch", "incremental", "online"): raise ValueError(f"mode must be batch, incremental or online, not {mode!r}")
@@ -227,7 +228,7 @@ def iterate(
     while True:
         order = np.random.default_rng([seed, iteration]).permutation(len(groups))
         belief = log_prior(hmm, prior) if prior is not None else 0.
-        hmm, statistics, likelihood, extra = _pass(sequences, groups, hmm, prior, mode, state, order, dtype=dtype, device=device)
+        hmm, statistics, likelihood, extra = _pass(sequences, groups, hmm, prior, mode, state, order, dtype=dtype, device=device, place=place)
         hmm, reseeded = reseed_dead(hmm, statistics.counts, lives)
         before, objective, iteration = objective, likelihood + belief, iteration + 1
         share = np.clip(statistics.counts / statistics.counts.sum(), 1e-300, 1)

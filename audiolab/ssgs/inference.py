@@ -138,9 +138,10 @@ def _tables(hmm, dtype, padded):
     A[:K, :K] = np.maximum(hmm.transition, floor)
     return starts, A
 
-def _finish(hmm, emission, log_likelihood, frames, initial, xi, moments):
-    "`Statistics` in the features' own units from sums of phi [P, K] of the scaled features."
+def _finish(hmm, emission, frames, sums):
+    "`Statistics` in the features' own units from a row of sums: log-likelihood, beginnings [K], transitions [K, K], phi [P, K] of the scaled features."
     K, D = hmm.means.shape
+    log_likelihood, initial, xi, moments = sums[0], sums[1:K + 1].copy(), sums[K + 1:K + 1 + K * K].reshape(K, K), sums[K + 1 + K * K:].reshape(-1, K)
     scale, shift = emission.scale, emission.shift
     counts, first, square = moments[-1], moments[-1 - D:-1].T * scale, np.zeros((K, D, D))
     i, j = np.triu_indices(D)
@@ -150,26 +151,26 @@ def _finish(hmm, emission, log_likelihood, frames, initial, xi, moments):
     second = (second + second.transpose(0, 2, 1)) / 2  # symmetric to the last bit, so that packing it loses nothing
     return Statistics(float(frames), float(log_likelihood), initial, xi * hmm.transition, counts, first + counts[:, None] * shift, second)
 
-def _groups(plan):
-    "Runs of plan rows of about `_GROUP` frames together, whole pieces only."
+def _runs(plan, size):
+    "Runs of plan rows of about `size` frames together, whole pieces only."
     end = np.cumsum(plan[:, 2] - plan[:, 1])
-    return np.split(plan, np.flatnonzero(np.diff(end // _GROUP)) + 1)
+    return np.split(plan, np.flatnonzero(np.diff(end // size)) + 1)
 
 # %% ../../nbs/ssgs/12_inference.ipynb #b98d93c5
-def _e_step_numba(hmm, sequences, plan, dtype, posteriors):
-    "E-step by matrix products in blocks and compiled recursions."
+def _sums_numba(hmm, sequences, emission, parts, dtype, posteriors):
+    "Yields the sums of each part of a plan: matrix products in blocks, and compiled recursions."
     K, D = hmm.means.shape
-    n = -(-K // 4) * 4
-    emission = _emission(hmm, dtype, n)
+    n = emission.theta.shape[1]
     starts, A = _tables(hmm, dtype, n)
-    longest = max(sum(int(r[2] - r[1]) for r in g) for g in _groups(plan))
+    parts = [_runs(part, _GROUP) for part in parts]
+    longest = max((int((group[:, 2] - group[:, 1]).sum()) for groups in parts for group in groups), default=0)
     y, b, alpha, c = np.empty((D, longest), dtype), np.empty((longest, n), dtype), np.zeros((longest + 1, n), dtype), np.empty(longest, dtype)
     phi, gamma, beta = np.empty((len(emission.theta), _BLOCK), dtype), np.empty((_BLOCK, n), dtype), np.empty(n, dtype)
     mark, core, A_transposed = np.empty(longest, np.int8), np.empty(longest, np.int8), np.ascontiguousarray(A.T)
     bits = np.empty(n, np.int32 if dtype == np.float32 else np.int64)
     taylor = np.array([1 / math.factorial(k) for k in range(7 if dtype == np.float32 else 13, -1, -1)], dtype)
-    initial, xi, moments, total = np.zeros(n), np.zeros((n, n)), np.zeros((len(phi), n)), 0.
-    for group in _groups(plan):
+    for group, first_of_part, last_of_part in ((g, i == 0, i == len(groups) - 1) for groups in parts for i, g in enumerate(groups)):
+        if first_of_part: initial, xi, moments, total = np.zeros(n), np.zeros((n, n)), np.zeros((len(phi), n)), 0.
         at = 0
         for i, start, stop, first, last in group:
             size = stop - start
@@ -196,7 +197,7 @@ def _e_step_numba(hmm, sequences, plan, dtype, posteriors):
         for i, start, stop, first, last in reversed(group) if posteriors is not None else ():
             at -= stop - start
             posteriors[i][first:last] = b[at + first - start:at + last - start, :K]
-    return _finish(hmm, emission, total, (plan[:, 4] - plan[:, 3]).sum(), initial[:K], xi[:K, :K], moments[:, :K])
+        if last_of_part: yield np.concatenate([[total], initial[:K], xi[:K, :K].ravel(), moments[:, :K].ravel()])
 
 # %% ../../nbs/ssgs/12_inference.ipynb #6599070e
 _BATCH = {"cpu": 2 ** 16, "cuda": 2 ** 19}  # frames of a batch
@@ -225,14 +226,13 @@ def _scan(b, lengths, starts, A):
     return alpha, w.gather(1, back[..., None].expand(-1, -1, K)), scales[:, 0, :, 0].T
 
 # %% ../../nbs/ssgs/12_inference.ipynb #3fc6918e
-def _e_step_torch(hmm, sequences, plan, dtype, device, posteriors):
-    "E-step with torch operations only, on any device."
+def _sums_torch(hmm, sequences, emission, parts, dtype, device, posteriors):
+    "Yields the sums of each part of a plan, with torch operations only, on any device."
     K, D = hmm.means.shape
-    emission = _emission(hmm, dtype, K)
     put = lambda x: torch.as_tensor(x, device=device)
     theta, (starts, A), (i, j) = put(emission.theta), map(put, _tables(hmm, dtype, K)), map(put, np.triu_indices(D))
-    initial, xi, moments, total = np.zeros(K), np.zeros((K, K)), np.zeros((len(theta), K)), 0.
-    for batch in _batches(plan, _BATCH.get(device.type, 2 ** 16)):
+    rows = np.zeros((len(parts), 1 + K + K * K + theta.numel()))
+    for batch, p in ((batch, p) for p, plan in enumerate(parts) for batch in _batches(plan, _BATCH.get(device.type, 2 ** 16))):
         L = int((batch[:, 2] - batch[:, 1]).max())
         y = np.zeros((len(batch), L, D), dtype)
         for row, (k, start, stop, _, _) in zip(y, batch): row[:stop - start] = (sequences[k][start:stop] - emission.shift) / emission.scale
@@ -251,13 +251,37 @@ def _e_step_torch(hmm, sequences, plan, dtype, device, posteriors):
         z = (predicted * w).sum(-1, keepdim=True)
         gamma, v = predicted * w / z * core, (w / z * core)[:, 1:]
         sums = [x.cpu().double() for x in (torch.bmm(phi.mT, gamma), torch.bmm(alpha[:, :-1].mT, v), (c.log()[..., None] + top) * core, gamma[:, 0])]
-        moments, xi, total = moments + sums[0].sum(0).numpy(), xi + sums[1].sum(0).numpy(), total + float(sums[2].sum())
-        initial = initial + sums[3][(start == 0).cpu()].sum(0).numpy()
+        rows[p] += torch.cat([sums[2].sum()[None], sums[3][(start == 0).cpu()].sum(0), sums[1].sum(0).ravel(), sums[0].sum(0).ravel()]).numpy()
         if posteriors is not None:
             for row, (k, start, _, first, last) in zip(gamma.cpu().numpy(), batch): posteriors[k][first:last] = row[first - start:last - start]
-    return _finish(hmm, emission, total, (plan[:, 4] - plan[:, 3]).sum(), initial, xi, moments)
+    yield from rows
 
 # %% ../../nbs/ssgs/12_inference.ipynb #29c96eba
+def _parts(plan, use_numba, world):
+    "The parts of a plan; with numba the same for any number of processes. A GPU wants few large ones."
+    frames = int((plan[:, 2] - plan[:, 1]).sum())
+    return _runs(plan, max(min(_GROUP, max(frames // 4, 256)), -(-frames // 256)) if use_numba else max(frames // world, 1))
+
+def _share(parts, rank, world):
+    "Indices of the parts that a process works on."
+    sizes, loads, owners = [int((part[:, 2] - part[:, 1]).sum()) for part in parts], np.zeros(world), np.zeros(len(parts), int)
+    for p in sorted(range(len(parts)), key=lambda p: -sizes[p]):
+        owners[p] = loads.argmin()
+        loads[owners[p]] += sizes[p]
+    return np.flatnonzero(owners == rank)
+
+def _add_up(sums, n_parts, size, place):
+    "The sum over all parts of all processes, in the order of the parts; `sums` yields the index and row of ours."
+    total, alone = np.zeros(size), place is None or place.world == 1
+    rows = None if alone else np.zeros((n_parts, size))
+    for p, row in sums:
+        if alone: total += row
+        else: rows[p] = row
+    if not alone:
+        for row in place.sum(rows): total += row
+    return total
+
+# %% ../../nbs/ssgs/12_inference.ipynb #9fbc5f62
 def e_step(
     hmm,  # GaussianHMM
     sequences,  # list of [T_i, D] arrays; no transition is counted from one to the next
@@ -267,6 +291,7 @@ def e_step(
     use_numba=None,  # compiled recursions; None: on the CPU
     plan=None,  # pieces as made by `cut_plan`, of sequences that `check_sequences` passed; None: whole sequences with numba, else pieces of 500 frames with 32 of overlap
     return_posteriors=False,  # also give the posteriors: list of [T_i, K] arrays
+    place=None,  # `Distributed`: share the work with other processes that call this with the same arguments; None: alone
 ):
     "Expected `Statistics` of sequences under a model (forward-backward, Rabiner 1989). Raises `ValueError` naming a bad sequence."
     precision = {torch.float32: np.float32, torch.float64: np.float64}.get(dtype)
@@ -276,9 +301,16 @@ def e_step(
     if plan is None:
         sequences = check_sequences(sequences, hmm.n_features)
         plan = cut_plan([len(y) for y in sequences], None if use_numba else 500)
+    rank, world = (place.rank, place.world) if place else (0, 1)
+    if return_posteriors and world > 1: raise ValueError("posteriors are not collected from several processes; call e_step without place")
     posteriors = {i: np.zeros((len(sequences[i]), hmm.n_states), precision) for i in sorted({*plan[:, 0]})} if return_posteriors else None
-    if use_numba: statistics = _e_step_numba(hmm, sequences, plan, precision, posteriors)
-    else: statistics = _e_step_torch(hmm, sequences, plan, precision, device, posteriors)
+    emission, parts = _emission(hmm, precision, -(-hmm.n_states // 4) * 4 if use_numba else hmm.n_states), _parts(plan, use_numba, world)
+    mine = _share(parts, rank, world)
+    ours = [parts[p] for p in mine]
+    if use_numba: sums = _sums_numba(hmm, sequences, emission, ours, precision, posteriors)
+    else: sums = _sums_torch(hmm, sequences, emission, ours, precision, device, posteriors)
+    size = 1 + hmm.n_states * (1 + hmm.n_states + len(emission.theta))
+    statistics = _finish(hmm, emission, (plan[:, 4] - plan[:, 3]).sum(), _add_up(zip(mine, sums), len(parts), size, place))
     return (statistics, list(posteriors.values())) if return_posteriors else statistics
 
 def posteriors(

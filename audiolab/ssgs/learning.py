@@ -8,7 +8,7 @@ __all__ = ['LearntModel']
 # %% ../../nbs/ssgs/18_learning.ipynb #07721b05
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +189,19 @@ class _Refinement(_Training):
         "One more iteration over the training material."
         return self.iterative_refinement(1)
 
+    def iterations(self,
+        place=None, # `Distributed`: share the work with other processes that do the same; None: alone
+    ) -> Iterator[tuple[dict, bool]]: # history row of the iteration just made, and whether training has come to rest
+        "Go on training, an iteration each time the next row is asked for, for ever."
+        self._need("audio")
+        for result in iterate(self._sequences(), self.hmm, prior=self.prior, mode=self.mode, tolerance=self.tolerance, dtype=getattr(torch, self.dtype),
+                              device=self.device, seed=self.seed, start_iteration=self.iteration, state=self.fit_state, place=place):
+            self.hmm, self.statistics, self.fit_state = result.hmm, result.statistics, result.state
+            self.iteration += 1
+            self.history.append(result.history[-1] | {"iteration": self.iteration})
+            self._changed()
+            yield self.history[-1], result.converged
+
     def iterative_refinement(self,
         n_iterations:int=10, # how many more
         *,
@@ -200,17 +213,11 @@ class _Refinement(_Training):
         "Go on training. Stops early when an iteration gains less than `tolerance`."
         self._need("audio")
         if n_iterations < 1: raise ValueError(f"n_iterations must be at least 1, got {n_iterations}")
-        passes = iterate(self._sequences(), self.hmm, prior=self.prior, mode=self.mode, tolerance=self.tolerance, dtype=getattr(torch, self.dtype),
-                         device=self.device, seed=self.seed, start_iteration=self.iteration, state=self.fit_state)
-        for done, result in enumerate(passes, 1):
-            self.hmm, self.statistics, self.fit_state = result.hmm, result.statistics, result.state
-            self.iteration += 1
-            self.history.append(result.history[-1] | {"iteration": self.iteration})
-            self._changed()
+        for done, (row, converged) in enumerate(self.iterations(), 1):
             if preview_every and self.iteration % preview_every == 0: self._snapshot(preview_duration_frames, preview_callback)
-            if callback: callback(self.history[-1])
-            if result.converged: _log.info("converged after iteration %d", self.iteration)
-            if result.converged or done >= n_iterations: break
+            if callback: callback(row)
+            if converged: _log.info("converged after iteration %d", self.iteration)
+            if converged or done >= n_iterations: break
         spread = np.sqrt(np.maximum(np.diagonal(self.hmm.covariances, axis1=1, axis2=2).mean() + self.hmm.means.var(0).mean(), 1e-12))
         share = self.statistics.transitions/max(self.statistics.transitions.sum(), 1e-12)
         penalty = float((share*state_distance(self.hmm.means, np.full(self.hmm.n_features, spread))).sum())
