@@ -130,8 +130,8 @@ def _read_range(clip: Clip, start: int, frames: int) -> np.ndarray:
     except (soundfile.SoundFileError, RuntimeError) as cause:
         raise AudioError(path, f"damaged or truncated: cannot read from sample {begin} ({cause})") from None
     if len(x) != frames: raise AudioError(path, f"truncated or damaged: {frames} samples from {begin} on were promised, {len(x)} are there")
-    if f.subtype != "OPUS": _handles.give(clip.path, stamp, f) # only a handle that did its work is used again
-    else: f.close() # a used Opus decoder differs from a new one in the last bits
+    history = f.subtype == "OPUS" or (f.format == "MP3" and stamp[1] < 2**20) # would change the last bits, and opening costs little
+    f.close() if history else _handles.give(clip.path, stamp, f) # only a handle that did its work is used again
     return np.ascontiguousarray(x.T)
 
 # %% ../nbs/02_clips.ipynb #d4c361ea

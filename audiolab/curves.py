@@ -160,7 +160,8 @@ class _Panel:
         steps = max((p[0] for p in shares.values()), key=len)
         heights = [np.interp(steps, p[0], p[1]) for p in shares.values()]
         colours = [f"C{i}" for i in range(len(shares))]
-        self.axis.stackplot(steps, heights, labels=[name.removeprefix("share/") for name in shares], colors=colours, lw=0, alpha=.8)
+        labels = [name.removeprefix("share/") if height.mean() >= .02 else None for name, height in zip(shares, heights)]
+        self.axis.stackplot(steps, heights, labels=labels, colors=colours, lw=0, alpha=.8)
         self.axis.set(xlim=(0, max(end, 1)), ylim=(0, 1), yticks=(0, .5, 1), yticklabels=("0", "50 %", "100 %"))
         self.axis.legend(loc="center left", fontsize=6, frameon=True, borderpad=.2, labelspacing=.1, handlelength=1)
 
@@ -250,10 +251,10 @@ def plot_sample(
     "Draw the spectrograms of target and output with the same colours (dB below the loudest of both, 80 dB deep)."
     both, top = _spectrograms(sample)
     figure = AudioFigure(figsize=figsize, dpi=80)
-    width = .84 / len(both)
+    width = .82 / len(both)
     sounds = [sample.audio] if sample.reference is None else [sample.reference, sample.audio]
     for i, (picture, audio, name) in enumerate(zip(both, sounds, ["target", "output"][-len(both):])):
-        axis = figure.add_axes((.05 + i * (width + .02), .16, width, .66))
+        axis = figure.add_axes((.05 + i * (width + .03), .16, width, .66))
         extent = (0, max(np.size(audio), 1) / sample.sample_rate, 0, sample.sample_rate / 2000)
         image = axis.imshow(picture - top, origin="lower", aspect="auto", interpolation="nearest", vmin=-80, vmax=0, extent=extent,
                             cmap=colormaps["magma"].resampled(27))

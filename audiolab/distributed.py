@@ -42,8 +42,8 @@ def choose_device(
     return found
 
 # %% ../nbs/05_distributed.ipynb #cf477bdd
-class Distributed:
-    "One process among those of a run. Made by `join`."
+class _Place:
+    "Who we are, and what torch does for all of us together."
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, device: torch.device | str = "cpu"):
         self.rank, self.world, self.local_rank, self.device = rank, world, local_rank, torch.device(device)
@@ -62,6 +62,23 @@ class Distributed:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        "Give all processes the buffers of rank 0, such as running statistics, which each of them has updated with its own share of the data."
+        if self.world == 1: return
+        for buffer in module.buffers(): torch.distributed.broadcast(buffer, 0)
+
+    def barrier(self) -> None:
+        "Wait for the others."
+        if self.world > 1: torch.distributed.barrier(group=self._group)
+
+    def leave(self) -> None:
+        "Take leave of the others."
+        if self.world > 1 and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+
+# %% ../nbs/05_distributed.ipynb #b0e6a89b
+class Distributed(_Place):
+    "One process among those of a run. Made by `join`."
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         "The sum over all processes of an array, in float64; the same bits everywhere."
         total = torch.as_tensor(np.array(values, dtype=np.float64))
@@ -75,10 +92,15 @@ class Distributed:
         sums = self.sum(np.array([weight, *(weight * float(values[name]) for name in names)]))
         return dict(zip(names, (sums[1:] / max(sums[0], 1e-300)).tolist()))
 
-    def share_buffers(self, module: torch.nn.Module) -> None:
-        "Give all processes the buffers of rank 0, such as running statistics, which each of them has updated with its own share of the data."
-        if self.world == 1: return
-        for buffer in module.buffers(): torch.distributed.broadcast(buffer, 0)
+    def gather(self, text: str) -> list[str]:
+        "What each process has to say, in the order of their ranks."
+        if self.world == 1: return [text]
+        raw = np.frombuffer(text.encode(), np.uint8)
+        lengths = self.sum(np.eye(self.world)[self.rank] * len(raw)).astype(int)
+        said = [torch.zeros(int(lengths.max()), dtype=torch.uint8) for _ in lengths]
+        mine = torch.from_numpy(np.resize(raw, lengths.max()) if len(raw) else np.zeros(lengths.max(), np.uint8))
+        torch.distributed.all_gather(said, mine, group=self._group)
+        return [bytes(one[:length].numpy()).decode() for one, length in zip(said, lengths)]
 
     def most(self, flags: list[int]) -> list[int]:
         "The largest value of each flag over all processes."
@@ -86,14 +108,6 @@ class Distributed:
         found = torch.tensor(flags, dtype=torch.int64)
         torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
         return found.tolist()
-
-    def barrier(self) -> None:
-        "Wait for the others."
-        if self.world > 1: torch.distributed.barrier(group=self._group)
-
-    def leave(self) -> None:
-        "Take leave of the others."
-        if self.world > 1 and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 # %% ../nbs/05_distributed.ipynb #610792b6
 def join(

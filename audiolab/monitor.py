@@ -207,6 +207,7 @@ class _Painter(_Shown):
     def __init__(self, trainer, interval, keep, names):
         super().__init__(trainer, keep, names)
         self.interval, self._thread, self._wake, self._starting, self._last = interval, None, threading.Event(), threading.Lock(), 0.
+        self._closed = False
 
     def __call__(self,
         event: Event,  # any event of the run
@@ -236,19 +237,18 @@ class _Painter(_Shown):
                 if complaint != text: _log.exception("the monitor cannot paint")  # once, not each second
                 self.trouble.value = complaint = text
             if self._over():
+                if not failed and (self._inbox or self._stale): continue
+                self._leave_picture()
                 with self._starting:
-                    if failed or not self._inbox and not self._stale: self._thread = None; break
-                continue
+                    if failed or not self._inbox: self._thread = None; return
             now = time.monotonic()
             if paint: rested = now + 20 * (now - began)
             self._wake.wait(self.interval)
             self._wake.clear()
-        try: self._leave_picture()
-        except Exception: _log.exception("the monitor cannot leave its picture")
 
     def _over(self):
         "Has the run ended? One that died without a word is given five seconds."
-        if self.status.state in _OVER: return True
+        if self.status.state in _OVER or self._closed: return True
         return (self._error or self.trainer.control.state in _OVER) and time.monotonic() > self._last + 5
 
     def wait(self,
@@ -292,9 +292,16 @@ class _Pictured(_Painter):
         return f'<span>{about} <audio controls src="data:audio/wav;base64,{data}"></audio></span> '
 
     def _leave_picture(self):
-        "Put the picture where the panel was shown."
+        "Put the picture where the panel was shown, once."
         places, self._places = self._places, []
         if not places: return
+        try:
+            data = self._remains()
+            for place in places: place.update(data, raw=True, metadata={"image/png": {"width": 860}})
+        except Exception: _log.exception("the monitor cannot leave its picture")
+
+    def _remains(self) -> dict:
+        "The picture and the players as a notebook stores them."
         out = BytesIO()
         self.picture().save(out, "png")
         png = b64encode(out.getvalue()).decode()
@@ -303,7 +310,7 @@ class _Pictured(_Painter):
             sounds = [("target", self.sample.reference), ("output", self.sample.audio)]
             players = "".join(self._player(name, np.reshape(audio, -1)) for name, audio in sounds if audio is not None)
             data["text/html"] = f'<img style="max-width:860px;width:100%" src="data:image/png;base64,{png}"><div>{players}</div>'
-        for place in places: place.update(data, raw=True, metadata={"image/png": {"width": 860}})
+        return data
 
 # %% ../nbs/06_monitor.ipynb #f10df371
 class Monitor(_Pictured):
@@ -316,12 +323,26 @@ class Monitor(_Pictured):
         names: list[str] | None = None,  # values to draw; None for all losses
     ):
         super().__init__(trainer, interval, keep, names)
-        trainer.listeners[:] = [*(o for o in trainer.listeners if not isinstance(o, Monitor)), self]  # in place: the run may be going on
+        for other in [o for o in trainer.listeners if isinstance(o, Monitor)]: other.close()
+        trainer.listeners.append(self)
         control, self._places, self._cell = trainer.control, [], None
         self.pause.on_click(lambda button: self._act(control.resume if control.state == "paused" else control.pause))
         self.stop.on_click(lambda button: self._act(lambda: control.stop("stopped in the notebook")))
         self.listen.on_click(lambda button: self._act(control.sample))
         self.refresh()
+
+    def close(self) -> None:
+        "Stop following the run, leave the picture where the panel was, and free the memory; the next monitor of the trainer does it."
+        while self in self.trainer.listeners: self.trainer.listeners.remove(self)
+        self._closed = True
+        self._wake.set()
+        self.wait()
+        self._leave_picture()
+        open_widgets = [self.box]
+        while open_widgets:
+            widget = open_widgets.pop()
+            open_widgets += getattr(widget, "children", ())
+            widget.close()
 
     def _act(self, action):
         action()

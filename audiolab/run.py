@@ -115,8 +115,8 @@ def set_aside(
     return path
 
 # %% ../nbs/05_run.ipynb #fd268dd9
-class RunFolder:
-    "The folder of a run: what was asked, what happened, what was made."
+class _Folder:
+    "Where things lie, and what a run begins with."
 
     def __init__(self,
         path: str | Path,  # made when first written to
@@ -162,6 +162,15 @@ class RunFolder:
         _log.info("%s held a run already: it is kept in %s", self.path, other.name)
         return other
 
+    def close(self) -> None:
+        "Flush and close the history; `append` opens it again."
+        if self._history: self._history.close()
+        self._history = None
+
+# %% ../nbs/05_run.ipynb #e32e73c8
+class RunFolder(_Folder):
+    "The folder of a run: what was asked, what happened, what was made."
+
     def append(self,
         event: Event,  # what happened
     ) -> None:
@@ -187,11 +196,6 @@ class RunFolder:
         if not self.history_file.exists(): return
         rows = [row for row in read_history(self.history_file) if row["step"] <= step and row["kind"] not in ("end", "state")]
         _durable_write(self.history_file, [b"".join(event_line(Event(**row)).encode() + b"\n" for row in rows)])
-
-    def close(self) -> None:
-        "Flush and close the history; `append` opens it again."
-        if self._history: self._history.close()
-        self._history = None
 
 def _versions():
     "What a run depends on, for run.json."

@@ -114,8 +114,8 @@ class Task(ABC):
             module.load_state_dict({key: torch.as_tensor(tensors[f"{name}.{key}"]) for key in module.state_dict()})
 
 # %% ../nbs/05_task.ipynb #d982ef3c
-class _Parts:
-    "Modules, optimizers and data of a task, on their device."
+class _Counters:
+    "Where a run is, and what it has."
 
     def __init__(self,
         config: TrainingConfig,
@@ -134,6 +134,10 @@ class _Parts:
         self._wrapped, self._settings, self._scalers = [], {}, {}
         self._micro, self._bad, self._sums, self._mark = 0, "", {}, 0.
         self.times = dict.fromkeys(("data", "forward", "backward", "optimizer", "checkpoint"), 0.)
+
+# %% ../nbs/05_task.ipynb #b1c306c4
+class _Parts(_Counters):
+    "Modules and optimizers of a task, on their device."
 
     def module(self, name: str, module: torch.nn.Module) -> torch.nn.Module:
         "Take a module to the device and into checkpoints; returns what the forward pass of `step` calls (it averages gradients over processes)."

@@ -97,8 +97,8 @@ class _Folder(CheckpointFolder):
         return super().save(name, *rest)
 
 
-class _Saving(_Telling):
-    "Checkpoints: what is in them, and how they are written."
+class _Holding(_Telling):
+    "What is in a checkpoint."
 
     def __init__(self, *parts):
         super().__init__(*parts)
@@ -106,29 +106,43 @@ class _Saving(_Telling):
         self.checkpoints = _Folder(self.folder.checkpoints, keep_last=c.keep_last, keep_every=c.keep_every, keep_best=c.keep_best,
                                             metric=c.best_metric, mode=c.best_mode)
         self._writer, self._exporter = CheckpointWriter(self.checkpoints), CheckpointWriter(_Exports(self.folder.path))
+        self._alone = False  # after an error the others may be gone
         self._written, self._pusher, self._saved_at, self._saved_step = deque(), None, time.monotonic(), -1
         self._best, self._fresh_value, self._stale, self._bad_steps, self._bad_in_row = None, None, 0, 0, 0
 
-    def _state(self) -> dict:
+    def _state(self, data: list) -> dict:
         "All that only a resumed run needs."
         numbers = {name: [float(total), count] for name, (total, count) in self._sums.items()}
         return {"step": self.step, "epoch": self.epoch, "batch": self.batch, "seconds": self.seconds, "best": self._best, "stale": self._stale,
                 "bad": [self._bad_steps, self._bad_in_row], "sums": numbers, "epoch_sums": {k: list(v) for k, v in self._epoch_sums.items()},
                 "logged": self._row[1], "validation": dict(self.validation), "task": self.task.state_dict(),
-                "data": self.data.state_dict() if hasattr(self.data, "state_dict") else {},
+                "data": data,
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
                 "scalers": {name: scaler.state_dict() for name, scaler in self._scalers.items() if scaler.is_enabled()},
                 "average": self.average.state_dict() if self.average else None}
 
+    def _data_states(self) -> list:
+        "What data keeps beside its place in the epoch: one state, or that of each process where a stream goes on differently in each."
+        if not hasattr(self.data, "state_dict"): return []
+        state = self.data.state_dict()
+        if self.world == 1 or self._alone or getattr(self.data, "length", 0) is not None: return [state]
+        tensors, tree = pack_state(state)
+        if tensors: raise CheckpointError("the state of a stream must hold no arrays; use lists")
+        return [unpack_state({}, json.loads(text)) for text in self.place.gather(json.dumps(tree))]
+
+# %% ../nbs/05_track.ipynb #71b7e49b
+class _Saving(_Holding):
+    "Checkpoints, and how they are written."
+
     def save(self, kind: str) -> None:
-        "Write a checkpoint: kind is initial, step, epoch or final."
-        self._saved_at, self._saved_step = time.monotonic(), self.step
+        "Write a checkpoint: kind is initial, step, epoch or final. All processes call it, the main one writes."
+        self._saved_at, self._saved_step, started = time.monotonic(), self.step, time.perf_counter()
+        data = self._data_states()
         if not self.place.main: return
-        started = time.perf_counter()
         name = self.task.checkpoint_name(kind, self)
         try:
             tensors, metadata = self.task.weights(self)
-            packed, tree = pack_state({"training": self._state()})
+            packed, tree = pack_state({"training": self._state(data)})
             notes = {**metadata, **tree, "audiolab.task": self.task.name, "audiolab.run": json.dumps(to_plain(self._all_settings()), ensure_ascii=False)}
             value, self._fresh_value = self._fresh_value, None
             self._writer.save(name, {**tensors, **packed}, notes, metric_value=value,
@@ -206,7 +220,7 @@ class Tracked(_Saving):
             if name in self._scalers and self._scalers[name].is_enabled(): self._scalers[name].load_state_dict(found)
         if self.average and state["average"]: self.average.load_state_dict(state["average"])
         elif self.average: _log.warning("the checkpoint holds no average of weights: a new one begins here")
-        if hasattr(self.data, "load_state_dict"): self.data.load_state_dict(state["data"])
+        if state["data"] and hasattr(self.data, "load_state_dict"): self.data.load_state_dict(state["data"][min(self.rank, len(state["data"]) - 1)])
         self.task.load_state_dict(state["task"])
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self._best, self._stale, (self._bad_steps, self._bad_in_row) = state["best"], state["stale"], state["bad"]

@@ -237,7 +237,7 @@ class _Running(_Stepping):
     def _finished(self) -> str:
         "Why there is nothing more to do; empty to go on."
         c = self.config
-        if self.total_steps is not None and self.step >= self.total_steps: return f"all {self.total_steps} steps are done"
+        if self.total_steps is not None and self.step >= self.total_steps: return f"all {self.total_steps} {self.task.unit}s are done"
         if c.epochs and self.epoch >= c.epochs: return f"all {c.epochs} epochs are done"
         if c.patience and self._stale >= c.patience: return f"{c.best_metric} has not become better for {self._stale} validations"
         return self.task.converged(self)
@@ -270,6 +270,7 @@ class _Running(_Stepping):
                                f"accumulate to keep the effect), use shorter segments or half precision. {str(error).splitlines()[0][:200] if str(error) else ''}")
         sound = self.optimizers or self.step
         if sound and not self._in_step and self.step > max(self._saved_step, 0) and self.place.main:
+            self._alone = True
             try: self.save("step"); self._notice_saved(wait=True)
             except Exception as other: _log.error("nor could a checkpoint be written: %s", other)
         return error
@@ -284,8 +285,8 @@ class _Running(_Stepping):
             self._notice_saved(wait=True)
 
 # %% ../nbs/05_training.ipynb #188e0d5e
-class Trainer:
-    "Trains a task into a run folder."
+class _Fitting:
+    "A run in this thread or in another."
 
     def __init__(self,
         task: Task,  # what to train
@@ -323,6 +324,10 @@ class Trainer:
         if self._thread: self._thread.join(timeout)
         if self.error: raise self.error
         return self.result
+
+# %% ../nbs/05_training.ipynb #c492fff8
+class Trainer(_Fitting):
+    "Trains a task into a run folder: `Trainer(task, config, folder).fit()`."
 
     def _fit(self, resume) -> Result:
         place = join(self.config.device)

@@ -1,5 +1,5 @@
 "A real S3 server on this machine: one Ceph monitor, one store of objects, one gateway, all on the loopback address."
-import contextlib, ctypes, http.client, http.server, os, secrets, shutil, socket, subprocess, sys, threading, time, urllib.error, urllib.request, uuid
+import contextlib, http.client, http.server, os, secrets, shutil, socket, subprocess, threading, time, urllib.error, urllib.request, uuid
 from pathlib import Path
 
 PROGRAMS = "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph"
@@ -58,14 +58,6 @@ rgw_override_bucket_index_max_shards = 1
 """
 
 
-libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def die_with_parent():
-    "In the child: be killed when the test process ends, however it ends"
-    libc.prctl(1, 9)
-
-
 def missing_programs(): return [p for p in PROGRAMS if not shutil.which(p)]
 
 
@@ -99,11 +91,13 @@ class CephServer:
         return r.stdout
 
     def daemon(self, name, *args):
-        "Start a program of Ceph that stays; it dies with us"
+        "Start a program of Ceph that stays until `stop`, or until we die: the watcher's pipe closes then, and it kills the group"
+        if "watcher" not in self.processes:
+            self.processes["watcher"] = subprocess.Popen(["sh", "-c", "cat > /dev/null; kill -9 0"], stdin=subprocess.PIPE, process_group=0)
         with open(self.folder/"log"/f"{name}.out", "ab") as out:
             self.processes[name] = subprocess.Popen([args[0], "-c", str(self.conf), "-f", *map(str, args[1:])], stdin=subprocess.DEVNULL,
                                                     stdout=out, stderr=out, cwd=self.folder, env=self._environment(),
-                                                    start_new_session=True, preexec_fn=die_with_parent if libc else None)
+                                                    process_group=self.processes["watcher"].pid)
 
     def start(self, name):
         self._prepare(name)
@@ -147,6 +141,7 @@ class CephServer:
     def stop(self):
         for process in self.processes.values(): process.kill()
         for process in self.processes.values(): process.wait()
+        if "watcher" in self.processes: self.processes["watcher"].stdin.close()
         self.processes.clear()
 
     def __enter__(self):

@@ -86,6 +86,24 @@ class Adversarial(Denoise):
         return {"loss": loss, "loss_judge": loss_judge}
 
 
+class Counting(Denoise):
+    "Writes down which items it saw, from a table or a stream"
+    name = "counting"
+
+    def __init__(self, stream=False, seen="", **k): super().__init__(statistics=False, **k); self.stream, self.seen = stream, seen
+
+    def data(self, loop):
+        if not self.stream: return super().data(loop)
+        from audiolab.streams import ExampleStream, StreamLoader
+        items = Hums(self.items)
+        return StreamLoader(ExampleStream(lambda epoch: (items.item(index, epoch) for index in range(self.items))), loop.config.batch_size, shuffle_buffer=16,
+                            seed=loop.seed, rank=loop.rank, world=loop.world, num_workers=self.workers, timeout=20)
+
+    def step(self, batch, loop):
+        with open(f"{self.seen}.{loop.rank}", "a") as file: file.write(json.dumps([loop.step, loop.epoch, batch["id"]]) + "\n")
+        return super().step(batch, loop)
+
+
 class Mixture(Task):
     "EM of two Gaussians: no optimizer, no batches; its whole state is its own"
     name = "mixture"
@@ -106,7 +124,7 @@ class Mixture(Task):
     def load_weights(self, loop, tensors, metadata): self.mean, self.weight = tensors["mean"], tensors["weight"]
 
 
-TASKS = {task.name: task for task in (Denoise, Adversarial, Mixture)}
+TASKS = {task.name: task for task in (Denoise, Adversarial, Counting, Mixture)}
 
 
 def config(**changes):
@@ -130,7 +148,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     name, folder, *rest = sys.argv[1:]
     given = {key: json.loads(value) for key, value in (word.split("=", 1) for word in rest)}
-    task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow") if key in given})
+    task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow", "stream", "seen") if key in given})
     trainer = Trainer(task, config(**given), folder)
     if os.environ.get("SAY"): trainer.listeners.append(lambda event: print(event.kind, event.step, flush=True))
     sys.exit(trainer.fit(resume="auto").exit_code)

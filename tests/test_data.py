@@ -58,17 +58,17 @@ def test_keyed_rng_is_a_function_of_its_key():
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "opus", "bare.mp3"])
 def test_ranges_are_exact_in_any_order(tmp_path, ending):
     rate, path = 48_000 if ending == "opus" else 44_100, tmp_path/f"a.{ending}"
-    write_audio(path, sound(8, rate, 2), rate)
+    write_audio(path, sound(8, rate, 1 if "mp3" in ending else 2), rate)
     if ending == "bare.mp3":  # without the frame that holds the index, as from a stream
         raw = path.read_bytes(); first = raw.index(b"\xff\xfb", 4) if b"Xing" in raw[:200] or b"Info" in raw[:200] else 0
         path.write_bytes(raw[first:])
     whole, _ = read_audio(path)
     files, rng = AudioFiles([clip_of(path)]), np.random.default_rng(0)
-    assert np.array_equal(files.read(0), whole)
+    assert abs(files.read(0) - whole).max() <= 1e-6
     for start in [0, whole.shape[1] - 500, 0, *rng.integers(0, whole.shape[1] - 6000, 40)]:
         n = 500 if start > whole.shape[1] - 6000 else 6000
         part = files.read(0, int(start), n)
-        assert abs(part - whole[:, start:start + n]).max() <= (1e-6 if ending == "opus" else 0), start
+        assert abs(part - whole[:, start:start + n]).max() <= (1e-6 if ending in ("opus", "mp3", "bare.mp3") else 0), start
         assert np.array_equal(AudioFiles([clip_of(path)]).read(0, int(start), n), part)  # whatever was read in between
     for start, n in ((-1, 5), (0, 0), (0, whole.shape[1] + 1), (whole.shape[1], 1)):
         with pytest.raises(DataError, match="asked for"): files.read(0, start, n)

@@ -1,5 +1,5 @@
 "The monitor without a browser: what it shows, what its buttons do, what it leaves, and that it never harms the run."
-import base64, gc, logging, threading, time
+import base64, gc, logging, threading, time, weakref
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -205,16 +205,18 @@ def test_what_remains_is_a_picture(still, tmp_path):
     assert Image.open(still.save_picture(tmp_path/"run.png")).size == (960, 600)
 
 
-def test_it_can_be_freed():
-    "A notebook makes many; one that is replaced must not stay for ever"
-    import weakref
+def test_a_monitor_that_is_replaced_is_freed():
+    "A notebook makes many of them, each with its samples and pictures"
     t = trainer()
-    gone = weakref.ref(Monitor(t)._plot)
+    monitor = Monitor(t, interval=.05)
+    monitor(start()), monitor(sample(5, "a"))
+    sent = []
+    monitor._places = [SimpleNamespace(update=lambda data, **how: sent.append(data))]
+    gone = weakref.ref(monitor._plot)
+    del monitor
     Monitor(t)
-    import ipywidgets
-    ipywidgets.Widget.close_all()
     gc.collect()
-    assert gone() is None
+    assert gone() is None and len(sent) == 1
 
 
 # ---- with the real trainer; the cells of test_monitor_ui.py use the same task

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 (fixtures of another file)
 "The monitor as a person meets it: buttons pressed in JupyterLab, in a browser, while a real run goes on."
 import inspect, json, os, re
 from io import BytesIO
@@ -5,7 +6,7 @@ from io import BytesIO
 import pytest
 import soundfile
 import test_monitor
-from test_tutorial_ui import CONTENT, DONE, OUTPUTS, READY, lab, tab  # noqa: F401
+from test_tutorial_ui import CONTENT, OUTPUTS, READY, lab, tab  # noqa: F401
 
 IMPORTS = """import time
 import numpy as np, torch

@@ -362,7 +362,7 @@ sys.path.insert(0, sys.argv[2])
 from audiolab.data import WholeClips, scan_audio
 from audiolab.packed import pack
 from test_packed import LEVEL, levels
-def slow(item): print(os.getpid(), flush=True); time.sleep(0.3); return levels(item)
+def slow(item): os.write(1, b"%d\\n" % os.getpid()); time.sleep(0.3); return levels(item)
 pack(WholeClips(scan_audio(sys.argv[1] + "/music", workers=0)[0], 16_000), sys.argv[1] + "/s", slow, LEVEL, workers=3)
 """
 

@@ -15,8 +15,10 @@ import pytest
 from audiolab.audio import probe_audio, read_audio, write_audio
 from audiolab.checkpoint import CheckpointError, verify_checkpoint
 from audiolab.cli import main
+from audiolab.control import RunLock, send
 from audiolab.corpus import instrument_corpus
-from audiolab.ssgs import SpectralStateGuidedSynthesis, TrainConfig, train_model
+from audiolab.run import read_history
+from audiolab.ssgs import SpectralStateGuidedSynthesis, TrainConfig, ssgs_trainer, train_model
 from audiolab.state import CheckpointFolder
 
 load = SpectralStateGuidedSynthesis.load_checkpoint
@@ -43,7 +45,9 @@ def train(folder, out, *flags, **named):
 def names(folder): return sorted(p.name for p in Path(folder).iterdir())
 
 
-def digests(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).iterdir() if p.suffix in (".safetensors", ".npz", ".wav") or "history" in p.name}
+def digests(folder):
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).rglob("*")
+            if p.suffix in (".safetensors", ".npz", ".wav") or "training_history" in p.name}
 
 
 def same_parameters(a, b):
@@ -66,13 +70,15 @@ def run(music, tmp_path_factory):
 # ---- flags and files
 
 def test_files_of_a_run(run):
-    assert set(names(run)) - {"latest.json", "best.json"} == {"checkpoint_initial.safetensors", "checkpoint_epoch_2.safetensors", "checkpoint_epoch_4.safetensors",
+    assert set(names(run)) - {"latest.json", "config.yaml", "run.json", "history.jsonl"} == {"checkpoint_initial.safetensors", "checkpoint_epoch_2.safetensors", "checkpoint_epoch_4.safetensors",
         "checkpoint_final.safetensors", "model_final.npz", "test_generation.wav", "training_history.json"}
     models = {p.stem: load(p) for p in run.glob("*.safetensors")}
     assert [models[f"checkpoint_{o}"].iteration for o in ("initial", "epoch_2", "epoch_4", "final")] == [0, 2, 4, 5]
     final = models["checkpoint_final"]
     assert final.n_states == 6 and final.sample_rate == 16000 and len(final.files) == 4 and final.has_audio
     assert all(verify_checkpoint(p).ok for p in run.glob("*.safetensors"))
+    rows = [row["values"] for row in read_history(run) if row["kind"] == "log"]
+    assert [row["per_frame"] for row in rows] == [row["per_frame"] for row in final.history] and {"change", "occupancy_entropy"} < rows[1].keys()
     history = json.loads((run/"training_history.json").read_text())
     assert history == final.history and [row["iteration"] for row in history] == [1, 2, 3, 4, 5]
     info = probe_audio(run/"test_generation.wav")
@@ -134,7 +140,7 @@ def test_progress_is_reported(music, tmp_path, caplog):
     assert train(music, tmp_path, **SIX) == 0
     text = caplog.text
     assert "4 files, 12.0 s" in text and "6 states of order 18" in text and str(tmp_path) in text
-    assert all(f"iteration {n}:" in text for n in range(1, 6))
+    assert all(f"iteration {n}/5, per_frame" in text for n in range(1, 6)) and "Epoch" not in text
 
 
 # ---- what cannot work
@@ -205,6 +211,7 @@ def test_resume_goes_on_counting_and_overwrites_nothing(music, tmp_path):
     np.testing.assert_array_equal(read_audio(out/"test_generation.wav")[0], read_audio(unbroken/"test_generation.wav")[0])
     assert train(music, out, checkpoint_interval=2, **SIX) == 0  # a new run into the same folder
     assert set(after.values()) <= set(digests(out).values())
+    assert {f"previous-1/{name}" for name in after} <= set(digests(out)) and set(names(out)) == set(names(unbroken)) - {"checkpoint_epoch_6.safetensors", "checkpoint_epoch_8.safetensors"} | {"previous-1"}
 
 
 @pytest.mark.parametrize("which", ["auto", "checkpoint_epoch_2", "file"])
@@ -250,7 +257,7 @@ def test_training_stops_where_nothing_is_gained_and_says_so(music, tmp_path, cap
 def files_of(folder): return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
 def test_a_run_told_to_stop_saves_and_goes_on_later(music, tmp_path, number, code):
     out = tmp_path/"out"
     command = [*AUDIOLAB, "ssgs", "train", "--folders", str(music), "--checkpoint-dir", str(out), "--n-states", "16", "--n-iterations", "100000", "--tolerance", "0", "--checkpoint-interval", "2"]
@@ -336,3 +343,151 @@ def test_resume_keeps_what_makes_the_model_and_says_so(run, tmp_path, caplog):
     assert model.n_states == 6 and model.tolerance == .5 and model.iteration < 35  # the new tolerance stops it
     model, _ = train_model(None, n_em_iterations=1, checkpoint_dir=tmp_path/"other", resume_from=final, device="cpu:0")
     assert model.device == "cpu:0" and model.tolerance == 0
+
+
+# ---- on the common loop
+
+@pytest.mark.parametrize("mode", ["batch", "incremental", "online"])
+def test_resume_is_exact_in_every_mode(music, tmp_path, mode):
+    how = dict(n_states=6, mode=mode, tolerance=0., checkpoint_interval=3)
+    unbroken, _ = train_model(files_of(music), n_em_iterations=6, checkpoint_dir=tmp_path/"a", **how)
+    for artifacts in (True, False):
+        out = tmp_path/f"b{artifacts}"
+        train_model(files_of(music), n_em_iterations=3, checkpoint_dir=out, artifacts=artifacts, **how)
+        resumed, _ = train_model(None, n_em_iterations=3, checkpoint_dir=out, resume_from="auto", artifacts=artifacts)
+        same_parameters(resumed, unbroken)
+        rows = [row for row in read_history(out) if row["kind"] == "log"]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and [row["values"]["per_frame"] for row in rows] == [row["per_frame"] for row in unbroken.history]
+
+
+def test_models_that_no_run_wrote_are_resumed(music, tmp_path):
+    unbroken, _ = train_model(files_of(music), n_states=6, n_em_iterations=5, tolerance=0., checkpoint_dir=tmp_path/"a")
+    model = SpectralStateGuidedSynthesis(n_states=6, tolerance=0.).train(files_of(music), n_em_iterations=2)
+    for i, artifacts in enumerate((True, False)):
+        saved = model.save_checkpoint(tmp_path/f"mine{i}", include_training_artifacts=artifacts)
+        assert train(None, tmp_path/f"b{i}", resume=saved, n_iterations=3, checkpoint_interval=4) == 0
+        same_parameters(tmp_path/f"b{i}"/"checkpoint_final.safetensors", unbroken)
+        assert load(tmp_path/f"b{i}"/"checkpoint_epoch_4.safetensors").iteration == 4
+    legacy = unbroken.export_model(tmp_path/"old.npz")
+    assert train(music, tmp_path/"c", resume=legacy, n_iterations=2) == 0
+    assert load(tmp_path/"c"/"checkpoint_final.safetensors").iteration == 2
+
+
+def test_a_resumed_run_reads_its_checkpoint_once(music, run, tmp_path, monkeypatch):
+    import audiolab.checkpoint
+    import audiolab.ssgs.model
+    import audiolab.track
+    read, real = [], audiolab.checkpoint.read_checkpoint
+    for module in (audiolab.track, audiolab.ssgs.model): monkeypatch.setattr(module, "read_checkpoint", lambda path, *a, **k: read.append(path) or real(path, *a, **k))
+    assert train(music, tmp_path, resume=run/"checkpoint_epoch_4.safetensors", n_iterations=1) == 0
+    assert read == [run/"checkpoint_epoch_4.safetensors"]
+    same_parameters(tmp_path/"checkpoint_final.safetensors", run/"checkpoint_final.safetensors")
+
+
+def test_no_iterations_still_make_a_model(music, run, tmp_path):
+    assert train(music, tmp_path/"a", n_states=6, n_iterations=0) == 0
+    assert {"checkpoint_initial.safetensors", "checkpoint_final.safetensors", "model_final.npz", "test_generation.wav"} <= set(names(tmp_path/"a"))
+    assert train(None, tmp_path/"b", resume=run/"checkpoint_final.safetensors", n_iterations=0) == 0
+    same_parameters(tmp_path/"b"/"checkpoint_final.safetensors", run/"checkpoint_final.safetensors")
+
+
+def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(music, tmp_path):
+    assert train(music, tmp_path/"out", **SIX) == 0
+    before = {p: p.read_bytes() for p in (tmp_path/"out").iterdir()}
+    (tmp_path/"bad").mkdir()
+    (tmp_path/"bad"/"0.wav").write_bytes(b"RIFF")
+    assert train(tmp_path/"bad", tmp_path/"out") == 2 and train(music, tmp_path/"out", n_states=4000) == 2
+    with RunLock(tmp_path/"out"): assert train(music, tmp_path/"out") == 2
+    assert {p: p.read_bytes() for p in (tmp_path/"out").iterdir()} == before
+
+
+def test_a_run_in_the_background_is_steered(music, tmp_path):
+    events = []
+    trainer = ssgs_trainer(music, tmp_path, n_states=6, n_iterations=10**6, tolerance=0., checkpoint_interval=0, listeners=[events.append])
+
+    def wait(until):
+        deadline = time.monotonic() + 60
+        while not until() and time.monotonic() < deadline: time.sleep(.01)
+        assert until()
+    trainer.fit(background=True)
+    wait(lambda: any(event.kind == "log" for event in events))
+    trainer.control.pause()
+    wait(lambda: any(event.kind == "state" for event in events))
+    trainer.control.sample()
+    wait(lambda: any(event.kind == "sample" for event in events))
+    paused = trainer.task.model.iteration
+    sound, = next(event for event in events if event.kind == "sample").values["samples"]
+    assert sound.sample_rate == 16000 and len(sound.audio) == 48000 and np.abs(sound.audio).max() > .1
+    time.sleep(.1)
+    assert trainer.task.model.iteration == paused
+    trainer.control.resume()
+    wait(lambda: trainer.task.model.iteration > paused + 3)
+    send(tmp_path, "stop")
+    result = trainer.join(60)
+    assert result.state == "stopped" and result.exit_code == 0
+    assert load(CheckpointFolder(tmp_path).resolve("auto")).iteration == result.step
+    assert [path.name for path in tmp_path.glob("checkpoint_epoch_*")] == [f"checkpoint_epoch_{result.step}.safetensors"]
+
+
+def test_a_run_is_watched(music, tmp_path):
+    pytest.importorskip("ipywidgets", reason="optional: the panel needs ipywidgets")
+    from audiolab.monitor import watch
+    trainer = ssgs_trainer(music, tmp_path, n_states=6, n_iterations=5, tolerance=0., sample_every="5 epochs")
+    monitor = watch(trainer, interval=.05)
+    trainer.join(60)
+    assert monitor.wait()
+    assert "iteration 5/5" in monitor.headline.value and "per_frame" in monitor.numbers.value and len(monitor.curves.value) > 1000 and monitor.sample.name == "generation"
+
+
+# ---- several processes
+
+def several(n, folder, out, *flags, **named):
+    "Start `audiolab ssgs train` in n processes."
+    words = [str(f) for f in flags] + [w for k, v in named.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    return subprocess.Popen([*AUDIOLAB, "ssgs", "train", *(["--folders", str(folder)] if folder else []), "--checkpoint-dir", str(out), "--processes", str(n), *words],
+                            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finish(child):
+    said = child.communicate(timeout=240)[1]
+    assert child.returncode == 0, said
+    return said
+
+
+@pytest.mark.parametrize("mode,dtype", [("batch", "float64"), ("batch", "float32"), ("incremental", "float32"), ("online", "float32")])
+def test_processes_share_the_work_and_change_nothing(music, tmp_path, mode, dtype):
+    how = dict(n_states=6, n_iterations=10, tolerance=0, mode=mode, dtype=dtype, checkpoint_interval=0)
+    said = finish(several(2, music, tmp_path/"two", **how))
+    assert train(music, tmp_path/"one", **how) == 0
+    same_parameters(tmp_path/"two"/"checkpoint_final.safetensors", tmp_path/"one"/"checkpoint_final.safetensors")  # to the last bit, so within any tolerance
+    assert said.count("iteration 10/10, per_frame") == 1 and names(tmp_path/"two") == names(tmp_path/"one")
+    assert json.loads((tmp_path/"two"/"run.json").read_text())[-1]["processes"] == 2
+
+
+def test_the_number_of_processes_may_change_on_the_way(music, tmp_path):
+    how = dict(tolerance=0, checkpoint_interval=0)
+    assert train(music, tmp_path/"one", n_states=6, n_iterations=9, **how) == 0
+    finish(several(2, music, tmp_path/"out", n_states=6, n_iterations=3, **how))
+    assert train(None, tmp_path/"out", resume="auto", n_iterations=3, **how) == 0
+    finish(several(2, None, tmp_path/"out", resume="auto", n_iterations=3, **how))
+    same_parameters(tmp_path/"out"/"checkpoint_final.safetensors", tmp_path/"one"/"checkpoint_final.safetensors")
+    assert [row["step"] for row in read_history(tmp_path/"out") if row["kind"] == "log"] == list(range(1, 10))
+
+
+def test_processes_told_to_stop_save_once(music, tmp_path):
+    out = tmp_path/"out"
+    child = several(2, music, out, n_states=16, n_iterations=100000, tolerance=0, checkpoint_interval=2)
+    try:
+        deadline = time.monotonic() + 240
+        while not (out/"checkpoint_epoch_2.safetensors").exists() and child.poll() is None and time.monotonic() < deadline: time.sleep(.01)
+        child.send_signal(signal.SIGTERM)
+        said = child.communicate(timeout=120)[1]
+    finally: child.kill()
+    assert child.returncode == 143, said
+    stopped = load(CheckpointFolder(out).resolve("auto"))
+    assert said.count("stopped at iteration") == 1 and f"iteration {stopped.iteration} and saved" in said
+    rows = [row for row in read_history(out) if row["kind"] == "checkpoint" and row["step"] == stopped.iteration]
+    assert len(rows) == 1
+    assert train(None, out, resume="auto", n_iterations=3, tolerance=0) == 0
+    unbroken, _ = train_model(files_of(music), n_states=16, n_em_iterations=stopped.iteration + 3, tolerance=0., checkpoint_dir=tmp_path/"unbroken", checkpoint_interval=0)
+    same_parameters(out/"checkpoint_final.safetensors", unbroken)

@@ -356,6 +356,39 @@ def test_two_processes_resume_exactly_and_stop_together(tmp_path):
     assert final[0] == final[1]
 
 
+@pytest.mark.slow
+def test_two_nodes_equal_one(tmp_path):
+    "Two launchers of one process each, which meet on the loopback, give the weights of one launcher with two processes, bit for bit"
+    assert ended(torchrun("adversarial", tmp_path/"one"))[0] == 0
+    import socket
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "t"]
+    nodes = [start("adversarial", tmp_path/"two", launcher=launcher) for _ in range(2)]
+    assert [ended(node)[0] for node in nodes] == [0, 0]
+    final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("one", "two")]
+    assert final[0] == final[1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_processes_see_each_item_once_also_after_a_kill(stream, tmp_path):
+    "80 items in epochs of 10 batches of 8, killed in the second epoch and resumed"
+    words = ["items=80", f"stream={json.dumps(stream)}", f'seen="{tmp_path}/seen"', "epochs=2", "steps=0", 'schedule="constant"', "warmup=0", 'save_every="1 step"']
+    process = torchrun("counting", tmp_path/"run", "slow=0.05", *words)
+    wait_for_line(process, "log 12")
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*ranks, process.pid]: os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    code, _, err = ended(torchrun("counting", tmp_path/"run", *words))
+    assert code == 0, err
+    seen = {}
+    for rank in (0, 1):
+        for line in (tmp_path/f"seen.{rank}").read_text().splitlines(): step, epoch, ids = json.loads(line); seen[rank, step] = epoch, ids
+    assert {step for _, step in seen} == set(range(20))
+    for epoch in (0, 1):
+        ids = [name for number, names in seen.values() if number == epoch for name in names]
+        assert len(ids) == 80 and len(set(ids)) == 80
+
+
 def test_the_launcher_or_a_rank_is_killed(tmp_path):
     "Nothing is left running after five seconds, and the run resumes"
     for victim in ("launcher", "rank"):

@@ -2,7 +2,7 @@
 from importlib import import_module
 
 _NAMES = {
-    "SpectralStateGuidedSynthesis": "model", "TrainConfig": "train", "train_model": "train", "find_audio_files": "train", "read_all": "train",
+    "SpectralStateGuidedSynthesis": "model", "TrainConfig": "train", "train_model": "train", "ssgs_trainer": "train", "find_audio_files": "train", "read_all": "train",
     "EXCITATIONS": "excitation", "register_excitation": "excitation", "Controls": "excitation", "Stream": "synthesis", "Recordings": "synthesis", "States": "synthesis",
     "GaussianHMM": "hmm", "Prior": "hmm", "fit": "fit", "select_n_states": "fit", "analyse": "lpc", "analyse_frames": "lattice",
     "FrameQueryResult": "retrieval", "FeatureIndex": "retrieval", "read_legacy": "formats",

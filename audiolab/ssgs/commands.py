@@ -22,12 +22,13 @@ from tyro.conf import Positional
 from ..audio import write_audio
 from ..checkpoint import CheckpointError, verify_checkpoint
 from ..corpus import demo_corpus
+from ..loggers import TerminalProgress
 from .evaluate import evaluate, fidelity_sweep
 from .excitation import EXCITATIONS
 from .formats import is_legacy
 from .model import SpectralStateGuidedSynthesis
 from .report import write_report
-from .train import train_model
+from .train import ssgs_trainer
 
 _log = logging.getLogger(__name__)
 Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
@@ -58,8 +59,10 @@ def demo(
     started, folder = time.monotonic(), Path(config.folder)
     files, kind = demo_corpus(folder/"corpus", kind=config.kind, seconds=config.seconds, seed=config.seed)
     _log.info("1. corpus: %d files of %s in %s", len(files), kind, folder/"corpus")
-    model, stopped = train_model(files, 16000, config.n_states, config.n_iterations, folder/"models", seed=config.seed)
-    if stopped: return 128 + stopped
+    trainer = ssgs_trainer(files, folder/"models", n_states=config.n_states, n_iterations=config.n_iterations, seed=config.seed, listeners=[TerminalProgress(interval=0)])
+    result = trainer.fit()
+    if result.state != "completed": return result.exit_code
+    model = trainer.task.model
     final = folder/"models"/"checkpoint_final.safetensors"
     _log.info("2. trained: log-likelihood %.3f -> %.3f a frame", model.history[0]["per_frame"], model.history[-1]["per_frame"])
     compare_saved(model, final)

@@ -387,7 +387,15 @@ class SpectralStateGuidedSynthesis(_LegacyModels):
         "Load a model. Raises CheckpointError naming the tensor if the file is damaged or incomplete."
         path = Path(filepath)
         if is_legacy(path): return cls._from_legacy(read_legacy(path))
-        tensors, metadata = read_checkpoint(path)
+        return cls.from_tensors(*read_checkpoint(path), path)
+
+    @classmethod
+    def from_tensors(cls,
+        tensors:dict, # as of `to_tensors`; others are left alone
+        metadata:dict, # as of `to_tensors`
+        path:str|Path|None=None, # where they are from, for error messages
+    ): # the model
+        "The model that `to_tensors` took apart. Raises CheckpointError naming what is missing or impossible."
         if metadata.get("format") != "audiolab.ssgs": raise CheckpointError(f"not an SSGS model (format {metadata.get('format')!r})", path)
         if metadata.get("version") != "2": raise CheckpointError(f"version {metadata.get('version')!r} of the format is not known: update audiolab", path)
         try: return cls._restore(tensors, metadata)
