@@ -240,6 +240,7 @@ def _gone(owner: dict) -> bool | None:
 def _read_lock(path: Path) -> dict | None:
     "The owner that a lock names; None if there is no lock, an empty dict if it cannot be understood (a power cut)."
     try:
+        if not stat.S_ISREG(os.lstat(path).st_mode): return {}
         with open(path, "rb") as file: owner = json.loads(file.read(2000))
         sound = (type(owner["pid"]) is int and owner["pid"] > 0 and type(owner["host"]) is str and type(owner["since"]) is str
                  and type(owner["born"]) in (str, type(None)))

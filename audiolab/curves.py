@@ -122,6 +122,7 @@ def _scale(axis, lows: list[float], highs: list[float]) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
     axis.set_yticks(ticks, [f"{t:.3g}" for t in ticks])
 
+# %% ../nbs/06_curves.ipynb #acd30183
 class _Panel:
     "One pair of axes whose curves can be drawn anew."
 
@@ -144,7 +145,6 @@ class _Panel:
         for i, name in enumerate(names):
             label, colour = name.rpartition("/")[2].replace("_", " "), f"C{i % 10}"
             if name in curves.train and (p := curves.train[name].points()).shape[1]:
-                # lowest and highest of each point by turns: a band where points stand for many values, else the curve itself
                 self.line((name, "raw"), (np.repeat(p[0], 2), p[2:].T.ravel()), color=colour, lw=.7, alpha=.35)
                 self.line((name, "mean"), (p[0], p[1] if plain else _smooth(p[1])), color=colour, lw=1.5, label=label)
                 lows.append(p[2].min()), highs.append(p[3].max())

@@ -163,7 +163,7 @@ def launch(
     "Run an audiolab command in several processes on this machine."
     if processes <= 1 or "RANK" in os.environ: return None
     import subprocess
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "audiolab.cli", *args]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "audiolab", *args]
     running = subprocess.Popen(command)
     try: old = {number: signal.signal(number, lambda number, frame: running.send_signal(number)) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError: old = {}  # not the main thread

@@ -298,7 +298,10 @@ class _Account:
                             f"{'; '.join(cause for _, cause in islice(self.names.values(), 5))}. Repair or remove them, or raise max_unreadable")
 
     def state_dict(self) -> dict: return {"seen": self.seen, "count": self.count, "names": {name: list(note) for name, note in self.names.items()}}
-    def load_state_dict(self, state): self.seen, self.count, self.names = state["seen"], state["count"], {k: list(v) for k, v in state["names"].items()}
+    def load_state_dict(self, state):
+        seen, total, names = state["seen"], state["count"], {str(name): (count, str(cause)) for name, (count, cause) in state["names"].items()}
+        if wrong := [n for n in (seen, total, *(count for count, _ in names.values())) if type(n) is not int or n < 0]: raise DataError(f"a count of items is {wrong[0]!r:.60}")
+        self.seen, self.count, self.names = seen, total, {name: list(note) for name, note in names.items()}
 
 # %% ../nbs/02_loader.ipynb #334a49c3
 class _Base:

@@ -43,7 +43,7 @@ class StorageError(RuntimeError):
 def _file_errors(path):
     "OSError of a local file as StorageError."
     try: yield
-    except (FileNotFoundError, NotADirectoryError) as cause: raise StorageError("there is no such file", str(path), "missing") from cause
+    except FileNotFoundError as cause: raise StorageError("there is no such file", str(path), "missing") from cause
     except OSError as cause:
         raise StorageError(f"{cause.strerror or cause}; check the path, the space and the permissions", str(path), "file") from cause
 
@@ -156,8 +156,8 @@ class FolderStore:
         "Size and version of a file."
         path = self.folder / check_name(name)
         with _file_errors(path):
-            about = path.stat()
-            if not path.is_file(): raise StorageError("there is no such file", str(path), "missing")
+            about = path.stat() if path.is_file() else None
+            if about is None: raise StorageError("there is no such file", str(path), "missing")
         return ObjectInfo(about.st_size, "", f"{about.st_ino}-{about.st_size}-{about.st_mtime_ns}")
 
     def read(self, name: str, info: ObjectInfo, start: int = 0) -> Iterator[bytes]:
@@ -290,8 +290,8 @@ def _fetch(store: Store, name: str, path: Path, transfer: Transfer, expected: Ob
                 temp.unlink()
                 damaged, kept = damaged + 1, None
                 if damaged == 1: raise StorageError("arrived damaged", url, "tampered", again=True)
-                raise StorageError("its content or size is not what its digest says, twice: it was damaged or tampered with in the store; push it again",
-                                   url, "tampered")
+                raise StorageError("its content or size is not what its digest says, twice: it was damaged or tampered with in the store; "
+                                   "push it again", url, "tampered")
             if not digest: _log.warning("%s: the store knows no digest of it; only its size is verified", url)
             with _file_errors(path): _settle(file, temp, path)
         return ObjectInfo(info.size, f"sha256:{hashes.sha256.hexdigest()}", info.version)
@@ -305,7 +305,8 @@ def _explain_hub(cause: Exception, url: str) -> StorageError:
     status = getattr(getattr(cause, "response", None), "status_code", 0)
     login = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(cause, errors.EntryNotFoundError): return StorageError("there is no such file", url, "missing")
-    if isinstance(cause, errors.GatedRepoError): return StorageError(f"the owner must first grant access; ask on the page of the repository, then {login}", url, "access")
+    if isinstance(cause, errors.GatedRepoError):
+        return StorageError(f"the owner must first grant access; ask on the page of the repository, then {login}", url, "access")
     if isinstance(cause, errors.RepositoryNotFoundError):
         return StorageError(f"no such repository, or it is private; check the name, make it with `hf repo create`, or {login}", url, "bucket")
     if isinstance(cause, errors.RevisionNotFoundError): return StorageError("there is no such branch, tag or commit", url, "bucket")

@@ -6,6 +6,7 @@
 __all__ = ['KINDS', 'Event', 'Sample', 'event_line', 'read_history', 'set_aside', 'RunFolder']
 
 # %% ../nbs/05_run.ipynb #65ae509c
+import errno
 import json
 import logging
 import math
@@ -81,11 +82,18 @@ _MAX_LINE = 1 << 20  # bytes; a row is a few hundred
 
 def _read_row(line: bytes):
     "A row of the history, or None for half a line or something else."
-    try: row = json.loads(line)
-    except (ValueError, RecursionError): return None
-    sound = isinstance(row, dict) and row.get("kind") in KINDS and isinstance(row.get("values"), dict)
-    numbers = sound and all(type(row.get(key)) in (int, float) for key in ("step", "epoch", "seconds"))
-    return row | {"values": _lively(row["values"])} if numbers else None
+    try:
+        row = json.loads(line)
+        sound = isinstance(row, dict) and row.get("kind") in KINDS and isinstance(row.get("values"), dict)
+        numbers = sound and all(type(row.get(key)) in (int, float) and math.isfinite(row[key]) for key in ("step", "epoch", "seconds"))
+        return {key: _lively(row[key]) for key in ("kind", "step", "epoch", "seconds", "values")} if numbers else None
+    except (ValueError, OverflowError, RecursionError): return None
+
+def _read_lines(path: Path):
+    "Each line of a history with its row; a line may be long, a row may not."
+    if not path.is_file(): raise FileNotFoundError(errno.ENOENT, "there is no history", str(path))  # nor is a pipe or a device one
+    with open(path, "rb") as file:
+        while line := file.readline(_MAX_LINE): yield line, _read_row(line) if line.endswith(b"\n") else None
 
 def read_history(
     path: str | Path,  # a run folder, or its history.jsonl
@@ -93,14 +101,9 @@ def read_history(
     "The history of a run; half lines are left out. FileNotFoundError if the run has none."
     path = Path(path)
     if path.is_dir(): path = path / "history.jsonl"
-    rows, bad = [], 0
-    with open(path, "rb") as file:
-        while line := file.readline(_MAX_LINE):
-            row = _read_row(line) if line.endswith(b"\n") else None
-            rows.append(row) if row else None
-            bad += row is None
-    if bad: _log.warning("%s: %d lines are not whole events and were left out", path, bad)
-    return rows
+    rows = [row for _, row in _read_lines(path)]
+    if bad := rows.count(None): _log.warning("%s: %d lines are not whole events and were left out", path, bad)
+    return [row for row in rows if row]
 
 # %% ../nbs/05_run.ipynb #8d67956e
 def set_aside(
@@ -142,7 +145,10 @@ class _Folder:
 
     def starts(self) -> list[dict]:
         "The notes of each start of the run, from run.json; [] where there are none."
-        try: found = json.loads((self.path / "run.json").read_bytes()[:_MAX_LINE])
+        if not (path := self.path / "run.json").is_file(): return []
+        try:
+            with open(path, "rb") as file: found = json.loads(file.read(_MAX_LINE))
+            json.dumps(found)  # it will be written again
         except (OSError, ValueError, RecursionError): return []
         return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
@@ -153,6 +159,7 @@ class _Folder:
         self.close()
         names = "run.json", "best_model.safetensors", "model_final.safetensors", *others
         found = [path for path in (self.config_file, self.history_file, self.logs, self.samples, *(self.path / name for name in names)) if path.exists()]
+        found += [path for name in names for path in self.path.glob(f"{Path(name).stem}.previous-*{Path(name).suffix}")]
         if self.checkpoints != self.path: found += [self.checkpoints] if self.checkpoints.exists() else []
         else: found += [*self.path.glob("checkpoint_*.safetensors"), *(path for name in ("latest", "best") if (path := self.path / f"{name}.json").exists())]
         if not found: return None
@@ -194,8 +201,8 @@ class RunFolder(_Folder):
         "Forget what the history says about steps after this one."
         self.close()
         if not self.history_file.exists(): return
-        rows = [row for row in read_history(self.history_file) if row["step"] <= step and row["kind"] not in ("end", "state")]
-        _durable_write(self.history_file, [b"".join(event_line(Event(**row)).encode() + b"\n" for row in rows)])
+        kept = [line for line, row in _read_lines(self.history_file) if row and row["step"] <= step and row["kind"] not in ("end", "state")]
+        _durable_write(self.history_file, [b"".join(kept)])
 
 def _versions():
     "What a run depends on, for run.json."

@@ -91,7 +91,7 @@ def unpack_state(
         if tree["version"] != 1: raise ValueError(f"version {tree['version']!r}; a newer audiolab wrote it")
         return _unpack(tree["tree"], dict(tensors))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as cause:
-        raise CheckpointError(f"its training state cannot be understood: {type(cause).__name__}: {cause}") from cause
+        raise CheckpointError(f"its training state cannot be understood: {type(cause).__name__}: {str(cause)[:300]}") from cause
 
 # %% ../nbs/04_state.ipynb #846ba2a2
 def save_state(

@@ -107,7 +107,7 @@ class _Holding(_Telling):
                                             metric=c.best_metric, mode=c.best_mode)
         self._writer, self._exporter = CheckpointWriter(self.checkpoints), CheckpointWriter(_Exports(self.folder.path))
         self._alone = False  # after an error the others may be gone
-        self._written, self._pusher, self._saved_at, self._saved_step = deque(), None, time.monotonic(), -1
+        self._written, self._unpushed, self._pusher, self._saved_at, self._saved_step = deque(), deque(), None, time.monotonic(), -1
         self._best, self._fresh_value, self._stale, self._bad_steps, self._bad_in_row = None, None, 0, 0, 0
 
     def _state(self, data: list) -> dict:
@@ -169,15 +169,19 @@ class _Saving(_Holding):
         _log.error("a checkpoint was not written: %s", error)
         if self.config.on_save_error == "stop": raise error
 
+    def _tell_unpushed(self):
+        while self._unpushed: self.tell("problem", message=self._unpushed.popleft())
+
     def _notice_saved(self, wait: bool = False):
         "Tell of checkpoints that are on the disk by now, and of those that failed."
         for writer in (self._writer, self._exporter):
             try: writer.wait() if wait else writer.poll()
             except CheckpointError as error: self._not_saved(error)
+        self._tell_unpushed()
         while self._written:
             path, kind, seconds = self._written.popleft()
             self.tell("checkpoint", path=str(path.relative_to(self.folder.path)), kind=kind, seconds=seconds)
-            if self._pusher: self._pusher.submit(path)
+            if self._pusher: self._pusher.submit(path, {"model": "final"}.get(kind, kind))
 
 # %% ../nbs/05_track.ipynb #10eed358
 def _leaves(tree, path=()):

@@ -98,7 +98,7 @@ class _Ready(Tracked):
                   parameters=parameters, device=str(self.device), resumed=resumed, unit=self.task.unit)
         if config.push:
             from audiolab.storage import Pusher
-            self._pusher = Pusher(config.push)
+            self._pusher = Pusher(config.push, self.folder.path, on_problem=self._unpushed.append)
 
 # %% ../nbs/05_training.ipynb #c1fba368
 class _Measuring(_Ready):
@@ -280,6 +280,7 @@ class _Running(_Stepping):
         with ExitStack() as stack:
             stack.callback(self.folder.close)
             if hasattr(self.data, "close"): stack.callback(self.data.close)
+            stack.callback(self._tell_unpushed)
             if self._pusher: stack.callback(self._pusher.close)
             for writer in (self._writer, self._exporter): stack.callback(writer.close)
             self._notice_saved(wait=True)

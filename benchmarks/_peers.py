@@ -63,7 +63,8 @@ def _serve(setup, name, settings, pipe):
     silent = os.open(os.devnull, os.O_WRONLY); os.dup2(silent, 1); os.dup2(silent, 2)  # frameworks greet
     try:
         begin = time.process_time()
-        run, before, *_ = (*setup(name, **settings), None) if isinstance(made := setup(name, **settings), tuple) else (made, None)
+        made = setup(name, **settings)
+        run, before = made if isinstance(made, tuple) else (made, None)
         pipe.send(dict(setup_s=time.process_time() - begin))
         while pipe.recv(): pipe.send(_measure(run, before))
     except EOFError: pass

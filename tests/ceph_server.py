@@ -159,7 +159,7 @@ class CephServer:
 
 class FaultProxy:
     """Stands before the server and harms requests. `fault(method, path, number)` names the harm for request `number`, counted from 0:
-    None, "500", "503", "cut" (the answer ends in the middle), "lost" (done, but no answer), "flip" (a bit of the answer), "flip-sent"
+    None, "500", "501", "503", "cut" (the answer ends in the middle), "lost" (done, but no answer), "flip" (a bit of the answer), "flip-sent"
     (a bit of what is sent), "slow", "refuse-checksums"; `delay` seconds are added to each request"""
     def __init__(self, port, fault=lambda method, path, number: None, delay=0.0):
         self.target, self.fault, self.delay, self.seen, self.lock = port, fault, delay, [], threading.Lock()
@@ -193,7 +193,7 @@ class FaultProxy:
             self.seen.append((request.command, request.path, harm))
         time.sleep(self.delay)
         checksum = any(k.lower().startswith(("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer")) for k in request.headers)
-        if harm in ("500", "503") or harm == "refuse-checksums" and checksum:
+        if harm in ("500", "501", "503") or harm == "refuse-checksums" and checksum:
             code, name = {"500": (500, "InternalError"), "503": (503, "SlowDown")}.get(harm, (501, "NotImplemented"))
             text = f"<Error><Code>{name}</Code><Message>A header you provided implies functionality that is not implemented</Message></Error>".encode()
             return self.send(request, code, [("Content-Type", "application/xml")], text)

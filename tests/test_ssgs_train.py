@@ -349,7 +349,7 @@ def test_resume_keeps_what_makes_the_model_and_says_so(run, tmp_path, caplog):
 
 @pytest.mark.parametrize("mode", ["batch", "incremental", "online"])
 def test_resume_is_exact_in_every_mode(music, tmp_path, mode):
-    how = dict(n_states=6, mode=mode, tolerance=0., checkpoint_interval=3)
+    how = dict(n_states=6, mode=mode, tolerance=-99., checkpoint_interval=3)  # online, the objective falls now and then
     unbroken, _ = train_model(files_of(music), n_em_iterations=6, checkpoint_dir=tmp_path/"a", **how)
     for artifacts in (True, False):
         out = tmp_path/f"b{artifacts}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -190,39 +191,47 @@ def killed_client(proxy, *args, when):
 
 
 def test_a_client_killed_in_the_middle_of_put_and_of_get(ceph, s3, tmp_path):
-    source, url, parts = a_file(tmp_path/"source", 27 * MB + 3), f"{s3}/file", "partNumber"
-    with FaultProxy(ceph.port, delay=0.25) as proxy:
+    source, url, parts = a_file(tmp_path/"source", 17 * MB + 3), f"{s3}/file", "partNumber"
+    with FaultProxy(ceph.port, delay=0.2) as proxy:
         killed_client(proxy, "put", source, url, when=lambda: sum(parts in path for _, path, _ in proxy.seen) >= 3)
         assert stored(ceph, url) is None
         time.sleep(0.4)  # a request on its way ends
         before, = uploads(ceph, url)
-        proxy.seen.clear()
-        subprocess.run([sys.executable, "-c", CLIENT, "put", source, url, proxy.endpoint], check=True, timeout=60)
-        assert before >= 2 and sum(parts in path for _, path, _ in proxy.seen) == 6 - before
+        proxy.seen.clear(); proxy.delay = 0
+        put(source, url, endpoint=proxy.endpoint, **SMALL_PARTS)
+        assert before >= 2 and sum(parts in path for _, path, _ in proxy.seen) == 4 - before
         assert stored(ceph, url) == source.read_bytes()
+        proxy.delay = 0.2
         size = lambda: sum((tmp_path/name).stat().st_size for name in hidden(tmp_path))
-        killed_client(proxy, "get", url, tmp_path/"back", when=lambda: size() >= 10 * MB)
+        killed_client(proxy, "get", url, tmp_path/"back", when=lambda: size() >= 5 * MB)
         have = size()
-        assert not (tmp_path/"back").exists() and have < 27 * MB
-        proxy.seen.clear()
-        subprocess.run([sys.executable, "-c", CLIENT, "get", url, tmp_path/"back", proxy.endpoint], check=True, timeout=60)
-        assert sum(method == "GET" for method, *_ in proxy.seen) == -(-(27 * MB + 3 - have) // (5 * MB))
+        assert not (tmp_path/"back").exists() and have < 17 * MB
+        proxy.seen.clear(); proxy.delay = 0
+        get(url, tmp_path/"back", endpoint=proxy.endpoint, **SMALL_PARTS)
+        assert sum(method == "GET" for method, *_ in proxy.seen) == -(-(17 * MB + 3 - have) // (5 * MB))
     assert sha256(tmp_path/"back") == sha256(source) and hidden(tmp_path) == []
 
 
 # --- a network that lies
 
-@pytest.mark.parametrize("harm", ["500", "503", "cut", "lost", "slow", "flip", "flip-sent"])
+SLOW = [pytest.param(harm, marks=pytest.mark.slow) for harm in ("503", "lost", "slow")]
+
+
+@pytest.mark.parametrize("harm", ["500", "cut", "flip", "flip-sent", *SLOW])
 def test_faults_now_and_then_end_well(ceph, s3, tmp_path, harm):
-    source, url = a_file(tmp_path/"source", 12 * MB), f"{s3}/file"
-    with FaultProxy(ceph.port, lambda method, path, number: harm if number % 3 == 1 and method != "POST" else None) as proxy:
+    source, url, gets = a_file(tmp_path/"source", 6 * MB), f"{s3}/file", []
+    def fault(method, path, number):
+        if method == "GET" and path.endswith("/file"): gets.append(number)
+        if harm == "flip": return harm if gets == [number] else None  # once: what is damaged twice is thought damaged in the store
+        return harm if number % 3 == 1 and method != "POST" else None
+    with FaultProxy(ceph.port, fault) as proxy:
         put(source, url, endpoint=proxy.endpoint, quiet=60, **SMALL_PARTS)
         get(url, tmp_path/"back", endpoint=proxy.endpoint, quiet=60, **SMALL_PARTS)
         assert any(what == harm for *_, what in proxy.seen)
     assert stored(ceph, url) == source.read_bytes() and sha256(tmp_path/"back") == sha256(source) and hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize("harm, kind", [("500", "transfer"), ("cut", "transfer"), ("lost", "transfer"), ("flip", "tampered")])
+@pytest.mark.parametrize("harm, kind", [("cut", "transfer"), ("flip", "tampered")])
 def test_faults_without_end_are_an_error_and_leave_the_old_file(ceph, s3, tmp_path, harm, kind):
     source, url = a_file(tmp_path/"source", 300_000), f"{s3}/file"
     put(source, url)
@@ -398,7 +407,7 @@ def test_a_missing_extra_is_named(no_aws, tmp_path, monkeypatch, module, extra, 
 
 
 def test_servers_that_refuse_the_checksums_of_boto3(ceph, s3, tmp_path):
-    for size in (1000, 12 * MB):
+    for size in (1000, 6 * MB):
         source, url = a_file(tmp_path/"source", size), f"{s3}/file{size}"
         with FaultProxy(ceph.port, lambda *args: "refuse-checksums") as proxy:
             fails("checksums", "checksums='when_required'", lambda: put(source, url, endpoint=proxy.endpoint, **SMALL_PARTS))
@@ -448,14 +457,14 @@ def test_a_run_comes_back_as_it_was(ceph, s3, tmp_path):
 
 def test_an_unfinished_push_is_not_seen(ceph, s3, tmp_path):
     run = a_run(tmp_path/"run")
-    with FaultProxy(ceph.port, lambda method, path, number: "500" if path.endswith("manifest.json") and method == "PUT" else None) as proxy:
-        fails("transfer", "500", lambda: push(run, s3, endpoint=proxy.endpoint, quiet=0))
+    with FaultProxy(ceph.port, lambda method, path, number: "501" if path.endswith("manifest.json") and method == "PUT" else None) as proxy:
+        fails("checksums", "refused", lambda: push(run, s3, endpoint=proxy.endpoint, quiet=0))
     fails("missing", "no such object", lambda: pull(s3, tmp_path/"back"))
     push(run, s3)
     before = tree(pull(s3, tmp_path/"back"))
     (run/"config.yaml").write_text("seed: 1\n")
-    with FaultProxy(ceph.port, lambda method, path, number: "500" if path.endswith("manifest.json") and method == "PUT" else None) as proxy:
-        fails("transfer", "500", lambda: push(run, s3, endpoint=proxy.endpoint, quiet=0))
+    with FaultProxy(ceph.port, lambda method, path, number: "501" if path.endswith("manifest.json") and method == "PUT" else None) as proxy:
+        fails("checksums", "refused", lambda: push(run, s3, endpoint=proxy.endpoint, quiet=0))
     fails("tampered", "not what the manifest lists", lambda: pull(s3, tmp_path/"third"))  # old manifest, new file: said, not mixed
     assert tree(tmp_path/"back") == before
 
@@ -663,7 +672,7 @@ class Hub:
         self.seen.append((request.command, request.path, request.headers.get("Authorization"), request.headers.get("Range")))
         if not request.path.startswith("/me/model/"): return self.reply(request, 404, X_Error_Code="RepoNotFound")
         if request.headers.get("Authorization") != "Bearer hf_right": return self.reply(request, 401)
-        name = request.path.split("/resolve/main/")[1]
+        name = urllib.parse.unquote(request.path.split("/resolve/main/")[1])
         if name not in self.files: return self.reply(request, 404, X_Error_Code="EntryNotFound")
         data = self.files[name]
         tag = hashlib.sha256(data).hexdigest() if name.endswith(".safetensors") else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -732,7 +741,7 @@ def test_the_real_hub_client_against_a_loopback_stub_resumes_and_verifies(hub, t
         put(source, url, endpoint=hub.endpoint)
         hub.harm = "cut"
         get(url, tmp_path/"back", endpoint=hub.endpoint)
-        assert sha256(tmp_path/"back") == sha256(source) and int([entry[3] for entry in hub.seen if entry[3]][-1][6:-1]) > MB
+        assert sha256(tmp_path/"back") == sha256(source) and int([entry[3] for entry in hub.seen if entry[3]][-1][6:-1]) >= MB
         (tmp_path/"back").unlink()
         hub.harm = "flip"
         fails("tampered", "tampered with", lambda: get(url, tmp_path/"back", endpoint=hub.endpoint))

@@ -275,6 +275,23 @@ def test_disk_full_is_told_and_by_default_the_run_goes_on(tmp_path, monkeypatch)
         Trainer(Denoise(), config(on_save_error="stop"), tmp_path/"b").fit()
 
 
+# pushing
+
+def test_checkpoints_are_pushed_as_they_are_made(tmp_path):
+    from audiolab.storage import pull
+    Trainer(Denoise(), config(steps=20, save_every="5 steps", push=(tmp_path/"shelf").as_uri()), tmp_path/"run").fit()
+    pull((tmp_path/"shelf").as_uri(), tmp_path/"back")
+    for name in ("checkpoints/checkpoint_final.safetensors", "model_final.safetensors", "best_model.safetensors"):
+        assert (tmp_path/"back"/name).read_bytes() == (tmp_path/"run"/name).read_bytes()
+    assert Trainer(Denoise(), config(steps=30), tmp_path/"back").fit(resume="auto").step == 30
+
+
+def test_a_store_that_cannot_be_reached_stops_nothing(tmp_path):
+    (tmp_path/"shelf").write_text("a file where a folder should be")
+    result = Trainer(Denoise(), config(steps=10, push=(tmp_path/"shelf").as_uri()), tmp_path/"run").fit()
+    assert result.state == "completed" and any("push" in row["values"]["message"] for row in read_history(tmp_path/"run") if row["kind"] == "problem")
+
+
 # another run's checkpoint
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
