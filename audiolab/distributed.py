@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -162,11 +163,19 @@ def launch(
 ) -> int | None:  # exit code of the launcher; None if this process is already one of many, or one is enough
     "Run an audiolab command in several processes on this machine."
     if processes <= 1 or "RANK" in os.environ: return None
-    import subprocess
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "audiolab", *args]
-    running = subprocess.Popen(command)
-    try: old = {number: signal.signal(number, lambda number, frame: running.send_signal(number)) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError: old = {}  # not the main thread
-    try: return running.wait()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+               "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "-m", "audiolab.cli", *args]
+    running, passed = subprocess.Popen(command), []
+
+    def pass_on(number, frame):
+        passed.append(number)
+        if number != signal.SIGINT: running.send_signal(number)  # a terminal sends an interrupt to all of its processes
+    old = {}
+    try:
+        for number in (getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)): old[number] = signal.signal(number, pass_on)
+    except ValueError: pass  # not the main thread
+    try: code = running.wait()
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
+    if not code or not passed: return code
+    return 75 if passed[0] == getattr(signal, "SIGUSR1", None) else 128 + passed[0]  # the launcher itself says 1 to all of them

@@ -41,7 +41,12 @@ def _duration(seconds: float) -> str:
 def _bytes(size: float) -> str: return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 # %% ../nbs/06_loggers.ipynb #17ce5618
-class RunStatus:
+def _find(config, name):
+    "The first value of that name in a nest of dicts, or None."
+    if not isinstance(config, dict): return None
+    return config[name] if name in config else next((found for part in config.values() if (found := _find(part, name))), None)
+
+class _Numbers:
     "The numbers of the moment, folded from the events of a run."
 
     def __init__(self):
@@ -68,6 +73,10 @@ class RunStatus:
             message = str(values.get("message"))
             self.problems.append(message if message.startswith("step") else f"step {event.step}: {message}")
 
+# %% ../nbs/06_loggers.ipynb #219306a7
+class RunStatus(_Numbers):
+    "The numbers of the moment, folded from the events of a run, and the words for them."
+
     @property
     def headline(self) -> str:
         "State, place and, if there is one, the reason."
@@ -93,11 +102,6 @@ class RunStatus:
         shown += [f"{name.replace('_', ' ')} {_number(v[name])}" for start in ("gradient_norm", "learning_rate") for name in chosen(start)]
         if v.get("share/data", 0) >= .2: shown.append(f"waits for data {v['share/data']:.0%} of the time")
         return shown
-
-def _find(config, name):
-    "The first value of that name in a nest of dicts, or None."
-    if not isinstance(config, dict): return None
-    return config[name] if name in config else next((found for part in config.values() if (found := _find(part, name))), None)
 
 # %% ../nbs/06_loggers.ipynb #af30a76e
 def _title(name: str) -> str:
@@ -133,6 +137,11 @@ def epoch_summary(
     return "\n".join(lines)
 
 # %% ../nbs/06_loggers.ipynb #b2c19a73
+def _validation(event: Event, unit: str) -> str:
+    "A validation in one line."
+    shown = ", ".join(f"{name.replace('_', ' ')} {_number(event.values[name])}" for name in _task_names(event.values))
+    return f"Validation at {unit} {event.step}: {shown}"
+
 def _interactive(stream) -> bool:
     "Is this a terminal or a notebook?"
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
@@ -188,7 +197,7 @@ class TerminalProgress(_Terminal):
         "Follow one event."
         self.status.take(event)
         if self._checked and event.kind in ("log", "end", "epoch"):
-            if event.kind != "epoch" or not self.status.steps_per_epoch: self._say_validation(self._checked)  # else the summary of an epoch says it
+            if event.kind != "epoch" or not self.status.steps_per_epoch: self.say(_validation(self._checked, self.status.unit))  # else the summary of an epoch says it
             self._checked = None
         if show := getattr(self, f"_on_{event.kind}", None): show(event)
         if self._bar is not None and (event.kind != "log" or time.monotonic() >= self._due):
@@ -208,10 +217,6 @@ class TerminalProgress(_Terminal):
         if self._bar is not None or time.monotonic() < self._due: return
         self.say(", ".join([self.status.place, *self.status.numbers()]))
         self._due = time.monotonic() + self.interval
-
-    def _say_validation(self, event):
-        self.say(f"Validation at step {event.step}: "
-                 + ", ".join(f"{name.replace('_', ' ')} {_number(event.values[name])}" for name in _task_names(event.values)))
 
     def _on_validation(self, event): self._checked = event
 
@@ -239,6 +244,7 @@ def _summary_writer():
     except ImportError as cause: raise ImportError("TensorBoardLogger needs tensorboard: pip install 'audiolab[tensorboard]'") from cause
     return SummaryWriter
 
+# %% ../nbs/06_loggers.ipynb #97d63a8c
 class TensorBoardLogger:
     "A listener that writes TensorBoard's files, in the first process only. ImportError without the extra 'tensorboard'."
 

@@ -251,14 +251,6 @@ class _Painter(_Shown):
         if self.status.state in _OVER or self._closed: return True
         return (self._error or self.trainer.control.state in _OVER) and time.monotonic() > self._last + 5
 
-    def wait(self,
-        timeout: float = 60.,  # at most (s)
-    ) -> bool:  # whether everything is painted
-        "Wait until the run is over and the last picture is painted."
-        thread = self._thread
-        if thread is not None: thread.join(timeout)
-        return self._thread is None
-
 # %% ../nbs/06_monitor.ipynb #9398d098
 _MAX_SOUND = 400_000  # bytes of a player that stays in the notebook
 
@@ -312,8 +304,33 @@ class _Pictured(_Painter):
             data["text/html"] = f'<img style="max-width:860px;width:100%" src="data:image/png;base64,{png}"><div>{players}</div>'
         return data
 
+# %% ../nbs/06_monitor.ipynb #1690ac13
+class _Closing(_Pictured):
+    "The end of a monitor."
+
+    def wait(self,
+        timeout: float = 60.,  # at most (s)
+    ) -> bool:  # whether everything is painted
+        "Wait until the run is over and the last picture is painted."
+        thread = self._thread
+        if thread is not None: thread.join(timeout)
+        return self._thread is None
+
+    def close(self) -> None:
+        "Stop following the run, leave the picture where the panel was, and free the memory; the next monitor of the trainer does it."
+        while self in self.trainer.listeners: self.trainer.listeners.remove(self)
+        self._closed = True
+        self._wake.set()
+        self.wait()
+        self._leave_picture()
+        open_widgets = [self.box]
+        while open_widgets:
+            widget = open_widgets.pop()
+            open_widgets += getattr(widget, "children", ())
+            widget.close()
+
 # %% ../nbs/06_monitor.ipynb #f10df371
-class Monitor(_Pictured):
+class Monitor(_Closing):
     "A panel to watch and steer a run. Make it before `trainer.fit(background=True)`, then `show()` it; `watch` does all three."
 
     def __init__(self,
@@ -330,19 +347,6 @@ class Monitor(_Pictured):
         self.stop.on_click(lambda button: self._act(lambda: control.stop("stopped in the notebook")))
         self.listen.on_click(lambda button: self._act(control.sample))
         self.refresh()
-
-    def close(self) -> None:
-        "Stop following the run, leave the picture where the panel was, and free the memory; the next monitor of the trainer does it."
-        while self in self.trainer.listeners: self.trainer.listeners.remove(self)
-        self._closed = True
-        self._wake.set()
-        self.wait()
-        self._leave_picture()
-        open_widgets = [self.box]
-        while open_widgets:
-            widget = open_widgets.pop()
-            open_widgets += getattr(widget, "children", ())
-            widget.close()
 
     def _act(self, action):
         action()

@@ -236,12 +236,16 @@ class S3Store(_Sender):
 
     def read(self, name: str, info: ObjectInfo, start: int = 0) -> Iterator[bytes]:
         "Bytes from `start` on, fetched a few parts ahead."
-        def part(begin: int, end: int) -> bytes:
-            with self._errors(name):
-                answer = self.client.get_object(**self._at(name), Range=f"bytes={begin}-{end - 1}", IfMatch=info.version)
-                with closing(answer["Body"]) as body: data = body.read(end - begin + 1)
-            if len(data) != end - begin: raise StorageError(f"{len(data):,} bytes came, {end - begin:,} were asked for", self._url(name), again=True)
-            return data
+        def part(begin: int, end: int, tries: int = 3) -> bytes:
+            try:
+                with self._errors(name):
+                    answer = self.client.get_object(**self._at(name), Range=f"bytes={begin}-{end - 1}", IfMatch=info.version)
+                    with closing(answer["Body"]) as body: data = body.read(end - begin + 1)
+                if len(data) == end - begin: return data
+                raise StorageError(f"{len(data):,} bytes came, {end - begin:,} were asked for", self._url(name), again=True)
+            except StorageError as problem:
+                if tries == 1 or problem.kind != "transfer": raise
+                return part(begin, end, tries - 1)  # the other parts in flight need not travel again
 
         with _Window(self.threads) as window:
             for begin in range(start, info.size, self.part_size):

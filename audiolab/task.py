@@ -132,7 +132,7 @@ class _Counters:
         self.validation: dict[str, float] = {}  # the latest measures
         self.average: WeightAverage | None = None
         self._wrapped, self._settings, self._scalers = [], {}, {}
-        self._micro, self._bad, self._sums, self._mark = 0, "", {}, 0.
+        self._micro, self._bad, self._sums, self._mark, self._taken_from = 0, "", {}, 0., {}
         self.times = dict.fromkeys(("data", "forward", "backward", "optimizer", "checkpoint"), 0.)
 
 # %% ../nbs/05_task.ipynb #b1c306c4
@@ -228,7 +228,11 @@ class Loop(_Parts):
         self.note("gradient_norm" if len(self.optimizers) == 1 else f"gradient_norm/{name}", norm)
         factor = schedule(self.step)
         for group, rate in zip(optimizer.param_groups, rates): group["lr"] = rate * factor
-        scaler.step(optimizer)
+        try: scaler.step(optimizer)
+        except Exception as cause:  # what an optimizer remembers is checked by its first step only
+            if (path := self._taken_from.get(name)) is None: raise
+            raise CheckpointError(f"the state of the optimizer {name!r} does not fit: {str(cause)[:300]}", path) from cause
+        self._taken_from.pop(name, None)
         scaler.update()
 
     def log_means(self) -> dict[str, float]:

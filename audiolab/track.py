@@ -190,6 +190,11 @@ def _leaves(tree, path=()):
     else: yield ".".join(path), tree
 
 
+def _counter(state: dict, key) -> int:
+    if type(value := state[key]) is not int or not 0 <= value < 2**53: raise ValueError(f"{key} is {value!r:.60}, which is no count")
+    return value
+
+
 class Tracked(_Saving):
     "A loop that tells what happens, writes checkpoints, and takes up saved runs."
 
@@ -205,12 +210,14 @@ class Tracked(_Saving):
             state = unpack_state(tensors, metadata)["training"]
             self.task.load_weights(self, {name: value for name, value in tensors.items() if not name.startswith("training.")}, metadata)
             self._take(state)
-        except (KeyError, TypeError, IndexError, AttributeError) as cause:
-            raise CheckpointError(f"its training state does not fit this version: {type(cause).__name__}: {cause}", path) from cause
+            self._taken_from = dict.fromkeys(self.optimizers, path)
+        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError) as cause:
+            raise CheckpointError(f"its training state does not fit this version: {type(cause).__name__}: {str(cause)[:300]}", path) from cause
         except ValueError as cause:
             if isinstance(cause, CheckpointError) and str(path) in str(cause): raise
-            raise CheckpointError(f"cannot be resumed: {cause}", path) from cause
-        before, now = (dict(_leaves(tree)) for tree in (json.loads(metadata.get("audiolab.run", "{}")), to_plain(self._all_settings())))
+            raise CheckpointError(f"cannot be resumed: {str(cause)[:1000]}", path) from cause
+        try: before, now = (dict(_leaves(tree)) for tree in (json.loads(metadata.get("audiolab.run", "{}")), to_plain(self._all_settings())))
+        except (ValueError, RecursionError): return _log.warning("%s does not say with which settings it was made", path)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key): _log.info("changed since the checkpoint: %s: %s -> %s", key, before.get(key), now.get(key))
 
@@ -222,12 +229,15 @@ class Tracked(_Saving):
             for group, rate in zip(optimizer.param_groups, rates): group["lr"] = rate
         for name, found in state["scalers"].items():
             if name in self._scalers and self._scalers[name].is_enabled(): self._scalers[name].load_state_dict(found)
-        if self.average and state["average"]: self.average.load_state_dict(state["average"])
+        if self.average and state["average"]: _counter(state["average"], "updates"); self.average.load_state_dict(state["average"])
         elif self.average: _log.warning("the checkpoint holds no average of weights: a new one begins here")
         if state["data"] and hasattr(self.data, "load_state_dict"): self.data.load_state_dict(state["data"][min(self.rank, len(state["data"]) - 1)])
         self.task.load_state_dict(state["task"])
-        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self._best, self._stale, (self._bad_steps, self._bad_in_row) = state["best"], state["stale"], state["bad"]
-        self._sums, self._epoch_sums = {k: list(v) for k, v in state["sums"].items()}, {k: list(v) for k, v in state["epoch_sums"].items()}
-        self.validation, self._earlier, self._started = state["validation"], state["seconds"], time.monotonic()
-        self._row, self._saved_step, self._epoch_seconds = (time.monotonic(), state["logged"], dict(self.times)), self.step, state["seconds"]
+        self.step, self.epoch, self.batch, self._stale, logged = (_counter(state, key) for key in ("step", "epoch", "batch", "stale", "logged"))
+        self._bad_steps, self._bad_in_row = (_counter(dict(enumerate(state["bad"])), n) for n in (0, 1))
+        self._best, self._earlier = None if state["best"] is None else float(state["best"]), float(state["seconds"])
+        if not 0 <= self._earlier < 1e12: raise ValueError(f"seconds is {self._earlier}")
+        self._sums, self._epoch_sums = ({str(k): [float(total), _counter({k: count}, k)] for k, (total, count) in state[key].items() if count} for key in ("sums", "epoch_sums"))
+        self.validation = {str(k): float(v) for k, v in state["validation"].items()}
+        self._started, self._saved_step, self._epoch_seconds = time.monotonic(), self.step, self._earlier
+        self._row = time.monotonic(), min(logged, self.step), dict(self.times)

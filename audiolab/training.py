@@ -86,6 +86,9 @@ class _Ready(Tracked):
         for schedule, *_ in self._settings.values(): schedule(0)  # one that is impossible shows now
         if config.ema_decay and self.modules: self.average = WeightAverage(self.modules, config.ema_decay)
         if self.resumed: self._restore(self.resumed)
+        if self._length and self.batch >= self._length:  # fewer and larger batches than before
+            _log.warning("epoch %d has %d batches, and %d are done: the next epoch begins", self.epoch, self._length, self.batch)
+            self.epoch, self.batch = self.epoch + 1, 0
         self.task.ready(self)
         if not self.place.main: return
         if self.resumed and self.resumed.absolute().parent == self.checkpoints.folder.absolute(): self.folder.cut_history(self.step)
