@@ -6,10 +6,12 @@
 __all__ = ['NotFinite', 'OutOfMemory', 'Result', 'Trainer', 'Event', 'Loop', 'Sample', 'Task', 'TrainingConfig', 'check_task']
 
 # %% ../nbs/05_training.ipynb #1f8809e4
+import atexit
 import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from .config import to_plain
 from .control import Control, RunLock, exit_code, stop_on_signals
 from .distributed import Distributed, join, watch_parent
 from .optimization import Interval, WeightAverage, seed_step
@@ -97,7 +100,7 @@ class _Ready(Tracked):
         settings, parameters = self.task.config or config, sum(p.numel() for module in self.modules.values() for p in module.parameters())
         self.folder.begin(settings, resumed=resumed, step=self.step, device=str(self.device), processes=self.world)
         self._begun = True
-        self.tell("start", folder=str(self.folder.path), config=settings, total_steps=self.total_steps, steps_per_epoch=self._length,
+        self.tell("start", folder=str(self.folder.path), config=to_plain(settings), total_steps=self.total_steps, steps_per_epoch=self._length,
                   parameters=parameters, device=str(self.device), resumed=resumed, unit=self.task.unit)
         if config.push:
             from audiolab.storage import Pusher
@@ -289,6 +292,11 @@ class _Running(_Stepping):
             self._notice_saved(wait=True)
 
 # %% ../nbs/05_training.ipynb #188e0d5e
+def _end_with_python(trainer):
+    "Stop and save a run in the background when the interpreter ends; torch does not survive being left behind in a thread."
+    if (found := trainer()) and found._thread.is_alive(): found.control.stop("Python ended"); found._thread.join(60)
+
+
 class _Fitting:
     "A run in this thread or in another."
 
@@ -313,12 +321,14 @@ class _Fitting:
         self.result = self.error = None
         if not background: return self._fit(resume)
         self._thread = threading.Thread(target=self._fit_quietly, args=(resume,), name="training", daemon=True)
+        atexit.register(_end_with_python, weakref.ref(self))
         self._thread.start()
 
     def _fit_quietly(self, resume):
         try: self._fit(resume)
         except BaseException as error:
             self.error = error
+            if self.control.state in ("running", "paused", "stopping"): self.control.finish("failed", str(error))  # it did not even begin
             _log.error("training failed: %s: %s", type(error).__name__, error)
 
     def join(self,
