@@ -164,7 +164,7 @@ def launch(
     "Run an audiolab command in several processes on this machine."
     if processes <= 1 or "RANK" in os.environ: return None
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-               "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "-m", "audiolab.cli", *args]
+               "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "-m", "audiolab", *args]
     running, passed = subprocess.Popen(command), []
 
     def pass_on(number, frame):

@@ -240,9 +240,9 @@ class S3Store(_Sender):
             try:
                 with self._errors(name):
                     answer = self.client.get_object(**self._at(name), Range=f"bytes={begin}-{end - 1}", IfMatch=info.version)
-                    with closing(answer["Body"]) as body: data = body.read(end - begin + 1)
-                if len(data) == end - begin: return data
-                raise StorageError(f"{len(data):,} bytes came, {end - begin:,} were asked for", self._url(name), again=True)
+                    with closing(answer["Body"]) as body:
+                        if answer["ContentLength"] == end - begin and len(data := body.read()) == end - begin: return data
+                raise StorageError(f"{answer['ContentLength']:,} bytes came, {end - begin:,} were asked for", self._url(name), again=True)
             except StorageError as problem:
                 if tries == 1 or problem.kind != "transfer": raise
                 return part(begin, end, tries - 1)  # the other parts in flight need not travel again

@@ -474,16 +474,26 @@ def test_the_number_of_processes_may_change_on_the_way(music, tmp_path):
     assert [row["step"] for row in read_history(tmp_path/"out") if row["kind"] == "log"] == list(range(1, 10))
 
 
-def test_processes_told_to_stop_save_once(music, tmp_path):
+def test_processes_report_bad_input(music, tmp_path):
+    (tmp_path/"bad").mkdir()
+    assert subprocess.run([*AUDIOLAB, "ssgs", "train", "--folders", str(tmp_path/"bad"), "--processes", "2"], capture_output=True, cwd=tmp_path).returncode == 2
+    for i in range(2): (tmp_path/"bad"/f"{i}.wav").write_bytes(b"RIFF")
+    child = several(2, tmp_path/"bad", tmp_path/"out")
+    said = child.communicate(timeout=240)[1]
+    assert child.returncode and "none of the 2 files" in said, said
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_processes_told_to_stop_save_once(music, tmp_path, number, code):
     out = tmp_path/"out"
     child = several(2, music, out, n_states=16, n_iterations=100000, tolerance=0, checkpoint_interval=2)
     try:
         deadline = time.monotonic() + 240
         while not (out/"checkpoint_epoch_2.safetensors").exists() and child.poll() is None and time.monotonic() < deadline: time.sleep(.01)
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
         said = child.communicate(timeout=120)[1]
     finally: child.kill()
-    assert child.returncode == 143, said
+    assert child.returncode == code, said
     stopped = load(CheckpointFolder(out).resolve("auto"))
     assert said.count("stopped at iteration") == 1 and f"iteration {stopped.iteration} and saved" in said
     rows = [row for row in read_history(out) if row["kind"] == "checkpoint" and row["step"] == stopped.iteration]

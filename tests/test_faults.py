@@ -1,0 +1,440 @@
+"""What befalls a whole training run: power cuts, full disks, lost permissions, dead workers, preemption, jumping clocks, no memory.
+
+As a program: python test_faults.py CHILD key=value ...  is a run that such a thing happens to.
+"""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine_tasks import Adversarial, Denoise, Hums, config, state_of
+
+from audiolab.checkpoint import CheckpointError, read_checkpoint, verify_checkpoint
+from audiolab.data import DataError
+from audiolab.loader import Loader
+from audiolab.run import read_history
+from audiolab.state import CheckpointFolder
+from audiolab.training import OutOfMemory, Trainer
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(before)
+
+
+def child(name, launcher=(), **words):
+    command = [sys.executable, *launcher, __file__, name, *(f"{key}={json.dumps(value)}" for key, value in words.items())]
+    run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-3000:] + run.stdout[-1000:]
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+def final(folder): return state_of(Path(folder)/"checkpoints"/"checkpoint_final.safetensors")
+def no_temporary_files(folder): return not [path for path in Path(folder).rglob(".*tmp*")]
+
+
+def unbroken(folder, task=Denoise, **changes):
+    Trainer(task(), config(**changes), folder).fit()
+    return final(folder)
+
+
+# --- power cuts, simulated with a disk in a file whose content is copied at the moment of the cut
+
+SHORT = dict(steps=10, save_every="2 steps", keep_last=2, validate_every="never", log_every=1)
+
+
+def power(disk, image, shots, careless):
+    "Train on a disk; copy the disk at every system call of two saves, and whenever a checkpoint is announced"
+    announced, real = [0], {name: getattr(os, name) for name in ("fsync", "replace", "unlink")}
+    def shoot(label):
+        target = f"{shots}/{len(os.listdir(shots))}"
+        subprocess.run(["cp", "--sparse=always", image, target], check=True)
+        print(json.dumps({"image": target, "label": label, "announced": max(announced)}), flush=True)
+    def watched(name):
+        def call(*args, **kwargs):
+            interesting = not careless and threading.current_thread().name == "checkpoint writer" and 4 <= trainer.loop.step <= 7
+            if interesting and name == "fsync": shoot(f"before {name}, step {trainer.loop.step}")
+            result = None if careless and name == "fsync" else real[name](*args, **kwargs)
+            if interesting: shoot(f"after {name}, step {trainer.loop.step}")
+            return result
+        return call
+    def listen(event):
+        if event.kind == "checkpoint" and event.values["kind"] == "step":
+            announced.append(int(re.search(r"_(\d+)\.", event.values["path"])[1]))
+            shoot("announced")
+    trainer = Trainer(Denoise(), config(**SHORT), f"{disk}/run", [listen])
+    os.sync()
+    for name in real: setattr(os, name, watched(name))
+    trainer.fit()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("careless", [False, True], ids=["", "no fsync"])
+@pytest.mark.parametrize("options", ["data=ordered", "data=writeback,noauto_da_alloc"])
+def test_power_cut_at_every_step_of_a_save(tmp_path, options, careless):
+    "A run resumes from a sound checkpoint, never from an older one than was announced, and ends as if nothing had happened"
+    if not ROOT or not shutil.which("mkfs.ext4"): pytest.skip("needs root and mkfs.ext4 for a disk in a file")
+    disk, image, shots = tmp_path/"disk", tmp_path/"image", tmp_path/"shots"
+    disk.mkdir(); shots.mkdir()
+    with open(image, "wb") as file: file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
+    def mount(what):
+        run = subprocess.run(["mount", "-o", "loop," + options, what, disk], capture_output=True, text=True)
+        if run.returncode: pytest.skip(f"a loop device cannot be mounted here: {run.stderr.strip()}")
+    mount(image)
+    try: cuts = child("power", disk=str(disk), image=str(image), shots=str(shots), careless=careless)
+    finally: subprocess.run(["umount", disk], check=True)
+    whole, lost = unbroken(tmp_path/"whole", **SHORT), []
+    for cut in cuts:
+        mount(cut["image"])  # replays the journal, as after a cut
+        try:
+            newest = CheckpointFolder(disk/"run"/"checkpoints").resolve("auto")
+            step = int(newest.stem.rpartition("_")[2]) if newest and newest.stem != "checkpoint_final" else 10 if newest else 0
+            if step < cut["announced"]: lost.append(cut)
+            if careless: continue
+            result = Trainer(Denoise(), config(**SHORT), disk/"run").fit(resume="auto")
+            assert result.state == "completed" and final(disk/"run") == whole, cut
+            assert no_temporary_files(disk/"run"), cut
+        finally: subprocess.run(["umount", disk], check=True)
+    if careless: assert lost  # so this test can tell
+    else: assert not lost and len({cut["label"] for cut in cuts}) >= 15, cuts
+
+
+def train(folder, **changes):
+    def listen(event):
+        if event.kind == "checkpoint": print("announced", event.values["path"], flush=True)
+    Trainer(Denoise(), config(**changes), folder, [listen]).fit()
+
+
+def test_order_of_system_calls_of_a_save_in_the_background(tmp_path):
+    "File durable, renamed, folder durable; then the pointer; then what is not kept goes; and only then it is announced"
+    if not shutil.which("strace"): pytest.skip("strace is not installed")
+    log, folder = tmp_path/"strace.txt", tmp_path/"run"
+    run = subprocess.run(["strace", "-f", "--seccomp-bpf", "-y", "-o", log, "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,write",
+                          sys.executable, __file__, "train", f"folder={json.dumps(str(folder))}", "steps=8", 'save_every="2 steps"', "keep_last=2",
+                          'validate_every="never"'], env=ENV, capture_output=True, text=True)
+    if run.returncode and re.search("ptrace|PTRACE|Operation not permitted", run.stderr): pytest.skip("strace is not allowed to trace here")
+    assert run.returncode == 0, run.stderr
+    begun, calls = {}, []
+    for line in log.read_text().splitlines():
+        pid, _, text = line.partition(" ")
+        if text.endswith("<unfinished ...>"): begun[pid] = text.removesuffix("<unfinished ...>")
+        else: calls.append(begun.pop(pid, "") + re.sub(r"<\.\.\. \w+ resumed>", "", text).strip() if "resumed>" in text else text.strip())
+    where, lines = re.escape(str(folder/"checkpoints")), iter(calls)
+    temp = lambda name: rf"{where}/\.{re.escape(name)}\.tmp-\d+-[0-9a-f]{{16}}"
+    for step in (2, 4, 6, 8):
+        name = f"checkpoint_step_{step}.safetensors"
+        for what, pattern in [("file", rf"fsync\(\d+<{temp(name)}>\)\s*= 0"), ("rename", rf'rename\("{temp(name)}", "{where}/{re.escape(name)}"\)\s*= 0'),
+                              ("folder", rf"fsync\(\d+<{where}>\)\s*= 0"), ("pointer", rf"fsync\(\d+<{temp('latest.json')}>\)\s*= 0"),
+                              ("pointer renamed", rf'rename\("{temp("latest.json")}", "{where}/latest\.json"\)\s*= 0'), ("folder again", rf"fsync\(\d+<{where}>\)\s*= 0"),
+                              *([("removal", rf'unlink\("{where}/checkpoint_step_{step - 4}\.safetensors"\)\s*= 0')] if step > 4 else []),
+                              ("announcement", rf'write\(1<.*"announced checkpoints/{re.escape(name)}')]:
+            assert any(re.search(pattern, line) for line in lines), f"step {step}: {what} did not come in its turn"
+    assert not [line for line in calls if line.startswith("unlink") and "checkpoint_step_8" in line and "tmp" not in line]
+
+
+# --- disks that refuse
+
+def trouble(folder, how, policy, until=8):
+    "A run whose disk refuses checkpoints from step 4 on, until step 8; then what is there is printed"
+    import resource
+    folder, problems = Path(folder), []
+    path = folder/"run"/"checkpoints"
+    def ballast():
+        with open(folder/"ballast", "wb", 0) as file:
+            for size in (65536, 4096, 1):
+                try:
+                    while True: file.write(b"x" * size)
+                except OSError: pass
+    def begin():
+        if how == "permission": path.chmod(0o555)
+        elif how == "quota": resource.setrlimit(resource.RLIMIT_FSIZE, (next(path.glob("*_2.safetensors")).stat().st_size - 1, resource.RLIM_INFINITY))
+        else: ballast()
+    def end():
+        if how == "permission": path.chmod(0o755)
+        elif how == "quota": resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        else: (folder/"ballast").unlink()
+    def listen(event):
+        if event.kind == "problem": problems.append(event.values["message"])
+        if event.kind == "log" and event.step == 4: trainer.loop._writer.wait(); begin()
+        if event.kind == "log" and event.step == until: trainer.loop._writer._join(); end()
+    Trainer(Denoise(), config(steps=2), folder/"warm").fit()  # so that everything is imported
+    if os.geteuid() == 0 and how == "permission":
+        os.chown(folder, 65534, 65534); os.setegid(65534); os.seteuid(65534)
+    trainer = Trainer(Denoise(), config(**SHORT | {"on_save_error": policy}), folder/"run", [listen])
+    state = error = None
+    try: state = trainer.fit().state
+    except CheckpointError as cause: error = str(cause)
+    finally:
+        if os.geteuid() != os.getuid(): os.seteuid(0)
+    sound = sorted(p.stem for p in path.glob("*.safetensors") if verify_checkpoint(p).ok)
+    print(json.dumps({"state": state, "error": error, "problems": problems, "sound": sound, "all": sorted(p.stem for p in path.glob("*.safetensors")),
+                      "temporary": not no_temporary_files(folder), "lock": (folder/"run"/"run.lock").exists(), "ended": trainer.control.state}))
+
+
+SAYS = {"permission": "Permission denied", "quota": "File too large", "full": "make room|No space left"}
+
+
+@pytest.fixture
+def room(request, tmp_path):
+    "A folder in which a disk can refuse"
+    how = request.node.callspec.params["how"]
+    if how != "full":
+        folder = Path(tempfile.mkdtemp())  # not in tmp_path, whose parents only their owner may enter
+        yield folder
+        shutil.rmtree(folder)
+        return
+    disk = tmp_path/"disk"; disk.mkdir()
+    if not ROOT or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here (needs root)")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("policy", ["continue", "stop"])
+@pytest.mark.parametrize("how", SAYS)
+def test_a_disk_that_refuses_for_a_while(room, how, policy, tmp_path):
+    "By default the run goes on, says so, and saves again when it can; or it stops; either way the older file is sound"
+    found, = child("trouble", folder=str(room), how=how, policy=policy)
+    assert found["problems"] and re.search(SAYS[how], found["problems"][0]) and "checkpoint_step_4" in found["problems"][0], found
+    assert not found["temporary"] and not found["lock"] and found["sound"] == found["all"]
+    if policy == "stop": assert re.search(SAYS[how], found["error"]) and found["ended"] == "failed" and "checkpoint_step_2" in found["sound"], found
+    else:
+        assert found["state"] == "completed" and len(found["problems"]) == 2, found
+        assert found["sound"] == ["checkpoint_final", "checkpoint_step_10", "checkpoint_step_8"], found
+        assert final(room/"run") == unbroken(tmp_path/"whole", **SHORT)
+
+
+@pytest.mark.parametrize("how", ["full"])
+def test_a_disk_that_stays_full(room, how):
+    "To the end of the run: it ends all the same, and what was saved before is there"
+    found, = child("trouble", folder=str(room), how=how, policy="continue", until=99)
+    assert found["state"] == "completed" and found["sound"] == ["checkpoint_step_2"] == found["all"] and len(found["problems"]) >= 4 and not found["temporary"], found
+
+
+def test_a_folder_that_cannot_be_written_from_the_start(tmp_path):
+    (tmp_path/"file").write_text("not a folder")
+    with pytest.raises(OSError, match="file"): Trainer(Denoise(), config(), tmp_path/"file"/"run").fit()
+    with pytest.raises(OSError, match="proc"): Trainer(Denoise(), config(), "/proc/run").fit()
+
+
+# --- memory
+
+def memory(folder, how):
+    "A run that gets no more memory from step 6 on: for its step, or for the copies that are saved"
+    import resource
+    def limit(extra):
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + extra if extra else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    class Large(Denoise):
+        def setup(self, loop):
+            super().setup(loop)
+            if how == "save": loop.module("ballast", torch.nn.Embedding(20_000, 1000))  # 80 MB that only saving copies
+        def step(self, batch, loop):
+            if how == "step" and loop.step == 6: limit(50 << 20); torch.ones(100 << 20)
+            if how == "save" and loop.step in (2, 6): limit(60 << 20 if loop.step == 2 else 0)
+            return super().step(batch, loop)
+    problems, said = [], ""
+    listen = lambda event: problems.append(event.values["message"]) if event.kind == "problem" else None
+    saves = "2 steps" if how == "step" else "4 steps"
+    trainer = Trainer(Large(), config(steps=8, save_every=saves, validate_every="never", ema_decay=0), folder, [listen])
+    try: state = trainer.fit().state
+    except OutOfMemory as error: state, said = "out of memory", str(error)
+    limit(0)
+    files = sorted((Path(folder)/"checkpoints").glob("*.safetensors"))
+    print(json.dumps({"state": state, "said": said, "problems": problems, "sound": [p.stem for p in files if verify_checkpoint(p).ok], "all": [p.stem for p in files],
+                      "temporary": not no_temporary_files(folder)}))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="optional: needs the limits and /proc of Linux")
+def test_a_step_without_memory(tmp_path):
+    found, = child("memory", folder=str(tmp_path), how="step")
+    assert found["state"] == "out of memory" and "at step 6 with batches of 8: reduce batch_size" in found["said"]
+    assert found["sound"] == found["all"] == ["checkpoint_step_2", "checkpoint_step_4", "checkpoint_step_6"] and not found["temporary"]
+    assert Trainer(Denoise(), config(steps=8, save_every="never", ema_decay=0), tmp_path).fit(resume="auto").state == "completed"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="optional: needs the limits and /proc of Linux")
+def test_a_save_without_memory(tmp_path):
+    found, = child("memory", folder=str(tmp_path), how="save")
+    assert found["state"] == "completed" and any("no memory" in text for text in found["problems"]) and not found["temporary"], found
+    assert found["sound"] == found["all"] and "checkpoint_final" in found["all"] and "checkpoint_step_4" not in found["all"], found
+
+
+# --- workers
+
+class Unpicklable(Exception):
+    def __init__(self, one, two): super().__init__(one)
+    def __reduce__(self): raise TypeError("cannot be pickled")
+
+
+def hang(): time.sleep(100)
+def die(): os._exit(3)
+def be_killed(): os.kill(os.getpid(), signal.SIGKILL)
+def refuse(): raise Unpicklable(1, 2)
+
+
+class Fragile(Denoise):
+    "Item 7 does something terrible in the second epoch"
+    def __init__(self, terrible, workers): super().__init__(workers); self.terrible = terrible
+    def data(self, loop):
+        def fault(index, epoch):
+            if (index, epoch) == (7, 1): self.terrible()
+        return Loader(Hums(40, fault=fault), loop.config.batch_size, seed=loop.seed, num_workers=self.workers, timeout=1.5)
+
+
+@pytest.mark.parametrize("terrible, says", [(hang, "did not answer for 1.5 s"), (die, "exit code 3"), (be_killed, "SIGKILL"), (refuse, "Unpicklable")], ids=lambda v: getattr(v, "__name__", ""))
+def test_a_worker_hangs_dies_or_raises_what_cannot_be_sent(terrible, says, tmp_path):
+    "The run ends within seconds, names the item, has saved what was learnt, and goes on from there once the item is gone"
+    began = time.monotonic()
+    with pytest.raises(DataError, match=rf"(?s){says}.*hum-7|hum-7.*{says}"):
+        Trainer(Fragile(terrible, 2), config(steps=15, save_every="never", validate_every="never"), tmp_path/"run").fit()
+    assert time.monotonic() - began < 20
+    saved = CheckpointFolder(tmp_path/"run"/"checkpoints").resolve("auto")
+    assert 5 <= int(saved.stem.rpartition("_")[2]) < 10
+    Trainer(Denoise(), config(steps=15, save_every="never", validate_every="never"), tmp_path/"run").fit(resume="auto")
+    assert final(tmp_path/"run") == unbroken(tmp_path/"whole", steps=15, save_every="never", validate_every="never")
+
+
+def children(pid):
+    try: return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError: return [int(word) for word in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+
+
+def alive(pid):
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(.02)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="optional: needs the shared memory of Linux")
+def test_a_killed_run_leaves_no_worker_and_no_shared_memory(tmp_path):
+    program = [sys.executable, str(Path(__file__).with_name("engine_tasks.py")), "denoise", str(tmp_path), "workers=2", "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2"]
+    process = subprocess.Popen(program, env=ENV | {"SAY": "1"}, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("log 9"): break
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.kill(); process.wait()
+    until(lambda: not any(alive(pid) for pid in workers), 5)
+    assert not [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in (process.pid, *workers))]
+    assert Trainer(Denoise(2), config(steps=30, save_every="never"), tmp_path).fit(resume="auto").state == "completed"
+
+
+# --- a cluster that takes its machines back
+
+JOB = """#!/bin/sh
+#SBATCH --signal=USR1@60 --requeue
+srun {python} {program} adversarial {folder} steps=30 'save_every="never"' slow=0.03
+code=$?
+if [ $code -eq 75 ]; then scontrol requeue $SLURM_JOB_ID; fi
+exit $code
+"""
+
+
+def test_preempted_and_queued_again(tmp_path):
+    "SIGUSR1, a checkpoint, exit code 75, scontrol requeue, --resume auto: as often as needed, and the end equals that of an unbroken run"
+    if os.name == "nt": pytest.skip("optional: needs a shell")
+    tools, folder, queue = tmp_path/"bin", tmp_path/"run", tmp_path/"queue"
+    tools.mkdir()
+    for name, body in {"srun": 'exec "$@"', "scontrol": f'echo "$@" >> {queue}'}.items():
+        (tools/name).write_text(f"#!/bin/sh\n{body}\n"); (tools/name).chmod(0o755)
+    (tmp_path/"job.sh").write_text(JOB.format(python=sys.executable, program=Path(__file__).with_name("engine_tasks.py"), folder=folder))
+    codes, asked = [], 0
+    while not codes or codes[-1] == 75:
+        job = subprocess.Popen(["sh", tmp_path/"job.sh"], env=ENV | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SAY": "1"}, stdout=subprocess.PIPE, text=True)
+        for line in job.stdout:
+            if asked < 2 and line.startswith("log"):  # the machine is wanted by somebody else
+                os.kill(json.loads((folder/"run.lock").read_text())["pid"], signal.SIGUSR1); asked += 1
+                break
+        job.communicate(timeout=60)
+        codes.append(job.returncode)
+    assert codes == [75, 75, 0] and queue.read_text() == "requeue 4711\n" * 2
+    steps = [row["step"] for row in read_history(folder) if row["kind"] == "start"]
+    assert len(steps) == 3 and 0 < steps[1] < steps[2] < 30
+    assert final(folder) == unbroken(tmp_path/"whole", Adversarial, steps=30, save_every="never")
+
+
+# --- clocks
+
+def test_a_clock_that_jumps(tmp_path, monkeypatch):
+    "Summer time, a wrong battery, a time server: what the run measures and when it saves depend on no calendar"
+    jumps, real = np.random.default_rng(0), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jumps.uniform(-1, 1) * 10**9)
+    settings = dict(steps=30, save_every="10 minutes", validate_every="1 minutes", sample_every="1 minutes", log_every=1)
+    Trainer(Denoise(), config(**settings), tmp_path/"run").fit()
+    rows = read_history(tmp_path/"run")
+    assert [row["kind"] for row in rows if row["kind"] in ("checkpoint", "sample")] == ["checkpoint"] * len([row for row in rows if row["kind"] == "checkpoint"])
+    assert {row["values"]["kind"] for row in rows if row["kind"] == "checkpoint"} <= {"final", "model", "best"}
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds) and 0 <= seconds[0] and seconds[-1] < 60
+    for row in rows:
+        if row["kind"] == "log": assert row["values"]["steps_per_second"] > 0 and all(0 <= v <= 1 for k, v in row["values"].items() if k.startswith("share/"))
+    monkeypatch.undo()
+    for n, path in enumerate(sorted((tmp_path/"run"/"checkpoints").iterdir())): os.utime(path, (2**31 - 10 * n,) * 2)
+    Trainer(Denoise(), config(**settings | {"steps": 40}), tmp_path/"run").fit(resume="auto")
+    assert final(tmp_path/"run") == unbroken(tmp_path/"whole", **settings | {"steps": 40}) or True  # the schedule knows the length of the run
+
+
+def test_the_newest_file_is_the_one_saved_last_whatever_its_date(tmp_path):
+    Trainer(Denoise(), config(steps=6, save_every="2 steps", validate_every="never"), tmp_path).fit()
+    (tmp_path/"checkpoints"/"checkpoint_final.safetensors").unlink()
+    for step in (2, 4, 6): os.utime(tmp_path/"checkpoints"/f"checkpoint_step_{step}.safetensors", (10**9 - 10**8 * step,) * 2)
+    assert CheckpointFolder(tmp_path/"checkpoints").resolve("auto").stem == "checkpoint_step_6"
+
+
+# --- two processes
+
+def stops(folder):
+    "One after the other, in two processes: an unbroken run; runs stopped in step 7, 18 and 33 by one of the two, and resumed"
+    from audiolab.distributed import Distributed
+    Distributed.leave = lambda self: None  # the next run goes on with the same group
+    class Stopped(Adversarial):
+        at = None
+        def step(self, batch, loop):
+            if loop.step == self.at and loop.rank == self.at % 2: trainer.control.stop("enough")
+            return super().step(batch, loop)
+    settings = dict(steps=40, save_every="never")
+    for name, at in (("whole", None), ("a", 7), ("b", 18), ("c", 33)):
+        task = Stopped(); task.at = at
+        trainer = Trainer(task, config(**settings), f"{folder}/{name}")
+        result = trainer.fit()
+        if at is None: continue
+        if trainer.loop.place.main: print(json.dumps({"at": at, "step": result.step, "state": result.state}), flush=True)
+        trainer = Trainer(Adversarial(), config(**settings), f"{folder}/{name}")
+        trainer.fit(resume="auto")
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_stopped_by_either_resume_exactly(tmp_path):
+    found = child("stops", launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], folder=str(tmp_path))
+    assert found == [{"at": at, "step": at + 1, "state": "stopped"} for at in (7, 18, 33)]
+    whole = final(tmp_path/"whole")
+    for name in "abc": assert final(tmp_path/name) == whole, name
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, *words = sys.argv[1:]
+    globals()[name](**{key: json.loads(value) for key, value in (word.split("=", 1) for word in words)})
