@@ -171,8 +171,10 @@ class _Folder:
 
     def close(self) -> None:
         "Flush and close the history; `append` opens it again."
-        if self._history: self._history.close()
-        self._history = None
+        history, self._history = self._history, None
+        try:
+            if history: history.close()
+        except OSError as error: _log.error("the end of the history cannot be written: %s", error)  # a full disk is no reason for a run to fail
 
 # %% ../nbs/05_run.ipynb #e32e73c8
 class RunFolder(_Folder):

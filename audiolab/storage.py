@@ -199,7 +199,8 @@ def push(
 
 # %% ../nbs/04_storage.ipynb #880e6501
 def _fetch_run(store: Store, content: bytes, folder: Path, max_bytes: int | None, transfer: Transfer) -> dict[str, ObjectInfo]:
-    entries = parse_manifest(content, max_bytes=max_bytes)
+    try: entries = parse_manifest(content, max_bytes=max_bytes)
+    except StorageError as cause: raise StorageError(str(cause)[:1000], f"{store.url}/{MANIFEST}", cause.kind) from cause
     for name, info in entries.items(): _fetch(store, name, folder / name, transfer, info)
     return entries
 

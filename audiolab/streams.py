@@ -198,6 +198,8 @@ class StreamLoader(_Streamed):
         self._make()
 
 # %% ../nbs/02_streams.ipynb #2c8bff04
+_MAX_CELL = 1 << 30 # bytes of one sound in an archive
+
 def _content(cell, name: str): # bytes, or a Path, of a cell {"bytes", "path"}
     if isinstance(cell, (bytes, bytearray)): return bytes(cell)
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
@@ -205,8 +207,13 @@ def _content(cell, name: str): # bytes, or a Path, of a cell {"bytes", "path"}
     if not path: raise AudioError(name, "there is no sound in this row")
     if "://" not in path: return Path(path)
     if not path.startswith(("hf://", "zip://", "tar://", "gzip://")): raise AudioError(name, f"the sound lies at {path}, which is not fetched; download it first")
-    import fsspec # comes with datasets
-    with fsspec.open(path, "rb") as file: return file.read()
+    if "://" in (archive := path.rpartition("::")[2]) and not archive.startswith("hf://") and "::" in path: raise AudioError(name, f"the archive lies at {archive[:200]}, which is not fetched; download it first")
+    try:
+        import fsspec # comes with datasets
+        with fsspec.open(path, "rb") as file: content = file.read(_MAX_CELL + 1)
+    except Exception as cause: raise AudioError(name, f"{path[:200]} cannot be opened: {type(cause).__name__}: {str(cause)[:200]}") from None # a dozen kinds
+    if len(content) > _MAX_CELL: raise AudioError(name, f"{path[:200]} holds more than {_MAX_CELL:,} bytes")
+    return content
 
 def _open_content(content, name: str) -> soundfile.SoundFile: # checked like a file
     if isinstance(content, Path): return _open(content)

@@ -28,7 +28,7 @@ class Problem(NamedTuple):
     path:str # dotted path of the key; empty for the whole file
     message:str # what was expected, what was found, what to write instead
 
-    def __str__(self): return ": ".join(o for o in self if o)
+    def __str__(self): return ": ".join(o if len(o) <= 400 or o is self.where else o[:399] + "…" for o in self if o)
 
 
 class ConfigError(ValueError):

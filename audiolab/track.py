@@ -175,8 +175,9 @@ class _Saving(_Holding):
     def _notice_saved(self, wait: bool = False):
         "Tell of checkpoints that are on the disk by now, and of those that failed."
         for writer in (self._writer, self._exporter):
-            try: writer.wait() if wait else writer.poll()
-            except CheckpointError as error: self._not_saved(error)
+            while True:  # several saves may have failed since the last look
+                try: writer.wait() if wait else writer.poll(); break
+                except CheckpointError as error: self._not_saved(error)
         self._tell_unpushed()
         while self._written:
             path, kind, seconds = self._written.popleft()

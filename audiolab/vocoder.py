@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -66,13 +65,17 @@ def _sound(spectrum, mel, length=None): # complex [B, K, F] -> [B, T]
 def _spectrum(audio, mel): return stft(audio, mel.n_fft, mel.hop_length)
 
 
-def _unit(x): return x/(x.abs()+1e-5) # the phase alone; 0 where there is none, which has a gradient too
+def _size(x): return (x.real.square()+x.imag.square()+1e-20).sqrt() # twice as fast as abs(), and with a gradient at 0
+
+
+def _unit(x): return x*(1/(_size(x)+1e-5)) # the phase alone; 0 where there is none
 
 
 def _agreed(magnitude, now, log_mel, mel): # magnitudes between the wanted and the possible ones, corrected by what the mel of `now` lacks
     filters, _, spread, _ = _tables(mel, log_mel.device)
-    lacking = (log_mel-(filters@now.abs()).clamp(min=1e-5).log()).clamp(-2, 2)
-    return (magnitude*now.abs()+1e-9).sqrt()*(spread@lacking).exp()
+    found = _size(now)
+    lacking = (log_mel-(filters@found).clamp(min=1e-5).log()).clamp(-2, 2)
+    return (magnitude*found+1e-9).sqrt()*(spread@lacking).exp()
 
 
 def _draft(log_mel, mel, rounds, momentum=.99, follow_mel=True): # the spectrogram of a sound with about these mels, complex [B, K, F]
@@ -119,7 +122,7 @@ def _features(draft, mel): # complex [B, K, F] -> real [B, 5K, F]: level, turns 
     advance = torch.polar(torch.ones_like(k, dtype=torch.float32), -2*math.pi*k*mel.hop_length/mel.n_fft)
     in_time = F.pad(phase[..., 1:]*phase[..., :-1].conj(), (1, 0))*advance[:, None]
     in_frequency = -F.pad(phase[:, 1:]*phase[:, :-1].conj(), (0, 0, 0, 1)) # a frame's origin is its start: centred frames turn by pi
-    return torch.cat([(draft.abs()+1e-5).log()/4+1, in_time.real, in_time.imag, in_frequency.real, in_frequency.imag], 1)
+    return torch.cat([(_size(draft)+1e-5).log()/4+1, in_time.real, in_time.imag, in_frequency.real, in_frequency.imag], 1)
 
 
 class _Block(nn.Module):
@@ -219,11 +222,11 @@ class _Player: # a network that makes sounds of any length
         if frames_at_once < 1: raise VocoderError(f"frames_at_once={frames_at_once}: give 1 or more")
         pieces, step = [], frames_at_once if frames > frames_at_once+context else frames
         with torch.no_grad():
-            for start in range(0, frames, step):
+            for start in range(0, -(-length//hop), step):
                 first, stop = max(0, start-context), min(frames, start+step+context)
                 end = length if start+step >= frames else min((start+step)*hop, length)
-                piece = self.net(x[..., first:stop].to(self.device), (end-first*hop) if stop == frames else None)
-                pieces.append(piece[:, (start-first)*hop:end-first*hop].cpu())
+                piece = self.net(x[..., first:stop].to(self.device), end-first*hop)
+                pieces.append(piece[:, (start-first)*hop:].cpu())
         out = torch.cat(pieces, 1)
         return out[0] if single else out
 

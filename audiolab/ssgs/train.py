@@ -11,7 +11,6 @@ import inspect
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -24,8 +23,7 @@ from tqdm.auto import tqdm
 
 from ..audio import AudioError, find_audio_files, read_audio, write_audio
 from ..checkpoint import _durable_write, inspect_checkpoint
-from ..config import save_config
-from ..distributed import DistributedError, launch
+from ..distributed import DistributedError
 from ..loggers import TerminalProgress
 from ..run import Event, RunFolder, Sample, set_aside
 from .fit import canonical_order
@@ -274,11 +272,6 @@ def train_command(
 ) -> int: # exit code: 0; when stopped by a signal 128 + its number, 75 for SIGUSR1
     "Train from a configuration."
     started = time.monotonic()
-    if not config.resume: config.files()  # says what is wrong with the folders before anything is started
-    if config.processes > 1 and "RANK" not in os.environ:
-        with tempfile.TemporaryDirectory(prefix="audiolab-") as folder:
-            save_config(config, file := Path(folder)/"train.yaml")
-            return launch(config.processes, ["ssgs", "train", "--config", str(file)])
     if int(os.environ.get("RANK") or 0): logging.getLogger("audiolab").setLevel(logging.ERROR)  # one voice is enough
     trainer = _make_trainer(config, listeners=[TerminalProgress(interval=0)])
     result = trainer.fit(config.resume)
