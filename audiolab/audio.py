@@ -185,13 +185,15 @@ def probe_audio(
 
 # %% ../nbs/00_audio.ipynb #07a13d08
 _BLOCK = 2**17          # frames
+_INTEGERS = 'PCM_16', 'PCM_24', 'PCM_32', 'PCM_S8', 'PCM_U8'
 _MP3_PREROLL = 24*1152  # frames; at 8 kbit/s the reservoir reaches 20 MP3 frames back
 
 
 def _blocks(path, f, count): # yields float32 [frames, channels], up to `count` frames in all
     while count > 0:
-        block = np.full((min(count, _BLOCK), f.channels), np.nan, np.float32)
-        try: part = f.read(out=block)
+        shape = min(count, _BLOCK), f.channels
+        block = np.empty(shape, np.float32) if f.frames < _UNKNOWN else np.full(shape, np.nan, np.float32) # NaN shows what was not written
+        try: part = block[:f.buffer_read_into(block, 'float32')]
         except sf.SoundFileError as e:
             if f.frames < _UNKNOWN or getattr(e, 'code', None) != 39:
                 raise AudioError(path, f"damaged or truncated: {str(e).split(' : ')[-1].strip(' .') or e!r}") from None
@@ -214,10 +216,11 @@ def _decode(path, f, count, mono): # the next `count` frames, [T, C] or [T] (mea
     stated = f.frames < _UNKNOWN
     limit = count if stated else min(count, MAX_SAMPLES//(1 if mono else f.channels)+1)
     parts = [b.mean(axis=1) if mono else b for b in _blocks(path, f, limit)]
-    x = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    x = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if stated and len(x) < count: raise AudioError(path, f"truncated or damaged: {count} samples were promised, {len(x)} could be decoded")
     if not len(x): raise AudioError(path, "holds 0 samples")
     if x.size > MAX_SAMPLES: raise AudioError(path, f"more than {MAX_SAMPLES} samples; read a range with start and duration")
+    if f.subtype in _INTEGERS: return x # within full scale by their nature
     lo, hi = float(x.min()), float(x.max()) # NaN comes through min and max, without a mask as large as the sound
     if not (math.isfinite(lo) and math.isfinite(hi)): raise AudioError(path, "has NaN or infinite samples")
     if max(-lo, hi) > 1e6: raise AudioError(path, f"absurd amplitude {max(-lo, hi):.3g} (full scale is 1)")

@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -95,23 +96,24 @@ class Subset(ClipSource):
 class _Handles:
     "The files this process has open, most recently used last."
     def __init__(self, count=64, memory=2**28):
-        self.count, self.memory, self.process, self.open = count, memory, 0, OrderedDict()
+        self.count, self.memory, self.process, self.open, self.lock = count, memory, 0, OrderedDict(), threading.Lock()
 
     @staticmethod
     def size(f): return f.name.getbuffer().nbytes if isinstance(f.name, BytesIO) else 0 # an MP3 without an index is held in memory
 
     def take(self, path: str): # (stamp, open file)
-        if self.process != os.getpid(): self.process, self.open = os.getpid(), OrderedDict()
+        if self.process != os.getpid(): self.process, self.open, self.lock = os.getpid(), OrderedDict(), threading.Lock()  # another's may be taken
         try: about = os.stat(path)
         except (OSError, ValueError): return None, _open(Path(path)) # says what is wrong with it
         stamp = about.st_ino, about.st_size, about.st_mtime_ns
-        kept, f = self.open.pop(path, (None, None))
+        with self.lock: kept, f = self.open.pop(path, (None, None))
         return stamp, f if kept == stamp else _open(Path(path))
 
     def give(self, path: str, stamp, f):
-        self.open[path] = stamp, f
-        while len(self.open) > self.count or len(self.open) > 1 and sum(self.size(f) for _, f in [*self.open.values()]) > self.memory:
-            self.open.popitem(last=False)
+        with self.lock:
+            self.open[path] = stamp, f
+            while len(self.open) > self.count or len(self.open) > 1 and sum(self.size(f) for _, f in self.open.values()) > self.memory:
+                self.open.popitem(last=False)
 
 _handles = _Handles()
 
@@ -119,12 +121,12 @@ _handles = _Handles()
 def _read_range(clip: Clip, start: int, frames: int) -> np.ndarray:
     "float32 [C, frames] of a clip's file; AudioError, or DataError if the file is not what the clip says."
     stamp, f = _handles.take(clip.path)
-    path, begin = Path(clip.path), clip.offset + start
+    path, begin = clip.path, clip.offset + start
     if (f.samplerate, f.channels) != (clip.sample_rate, clip.channels) or f.frames < begin + frames:
         raise DataError(f"{path}: changed since it was listed: {f.samplerate} Hz, {f.channels} channels, {f.frames} samples instead of "
                         f"{clip.sample_rate}, {clip.channels}, {clip.offset + clip.frames}; scan it again")
     try:
-        preroll = max(_preroll(path, f, begin), min(begin, 8192 if f.subtype == "VORBIS" else 0)) # what a used decoder leaves in the overlap
+        preroll = max(_preroll(Path(path), f, begin), min(begin, 8192 if f.subtype == "VORBIS" else 0)) # what a used decoder leaves in the overlap
         f.seek(begin - preroll)
         x = _decode(path, f, frames + preroll, mono=False)[preroll:]
     except (soundfile.SoundFileError, RuntimeError) as cause:

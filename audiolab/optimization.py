@@ -67,7 +67,7 @@ def seed_step(
     "Set the global generators of torch (CPU and GPU), NumPy and Python for one step."
     number = xxhash.xxh3_64_intdigest(b"%d,%d,%d" % (seed, step, rank))
     torch.default_generator.manual_seed(number & (2**63 - 1))
-    if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.manual_seed(number & (2**63 - 1))
+    if torch.cuda.is_initialized(): torch.cuda.manual_seed(number & (2**63 - 1))
     np.random.seed(number & 0xFFFFFFFF)
     random.seed(number)
     return number

@@ -43,7 +43,7 @@ class _Telling(Loop):
     def __init__(self, task: Task, config: TrainingConfig, place: Distributed, folder: RunFolder, listeners: list):
         super().__init__(config, place)
         self.task, self.folder, self.listeners = task, folder, listeners
-        self._earlier, self._started, self._paused = 0., time.monotonic(), 0.
+        self._earlier, self._started, self._paused, self._memory = 0., time.monotonic(), 0., (-1., 0)
         self._epoch_sums, self._epoch_seconds, self._begun = {}, 0., False
         self._row = (time.monotonic(), 0, dict(self.times))  # when the last row was written, at which step, and the times then
 
@@ -78,7 +78,8 @@ class _Telling(Loop):
         shares = {f"share/{name}": (spent - times[name]) / wall for name, spent in self.times.items()}
         shares["share/other"] = max(1 - sum(shares.values()), 0.)
         self._row = (now, self.step, dict(self.times))
-        self.tell("log", **values, steps_per_second=steps / wall, seconds_left=left, memory=_memory(self.device), **shares)
+        if now - self._memory[0] > 1: self._memory = now, _memory(self.device)  # it takes a tenth of a millisecond to find out
+        self.tell("log", **values, steps_per_second=steps / wall, seconds_left=left, memory=self._memory[1], **shares)
 
 # %% ../nbs/05_track.ipynb #554a2814
 class _Exports:

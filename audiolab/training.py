@@ -78,7 +78,8 @@ class _Ready(Tracked):
     def make_ready(self, resume: str | Path | None) -> None:
         "Set the task up, and take up a saved run if asked to."
         config = self.config
-        self.resumed = self.checkpoints.resolve(resume) if resume else None
+        found = self.checkpoints.resolve(resume) if resume and self.place.main else None
+        self.resumed = Path(name) if (name := self.place.gather(str(found or ""))[0]) else None  # all take the one that the main process found
         seed_step(config.seed, -3)
         self.task.setup(self)
         if self.data is None: self.data = _Nothing()

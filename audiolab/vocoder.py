@@ -78,16 +78,18 @@ def _agreed(magnitude, now, log_mel, mel): # magnitudes between the wanted and t
     return (magnitude*found+1e-9).sqrt()*(spread@lacking).exp()
 
 
-def _draft(log_mel, mel, rounds, momentum=.99, follow_mel=True): # the spectrogram of a sound with about these mels, complex [B, K, F]
-    magnitude = (_tables(mel, log_mel.device)[1]@log_mel.exp()).clamp(min=1e-6)
-    # every frame begins as a pulse in its middle, not at random: the same mel, the same sound
-    centred = torch.tensor([1., -1.], device=log_mel.device).repeat(mel.n_fft//4+1)[:mel.n_fft//2+1, None]
-    phase, before = centred.to(torch.complex64), 0
+def _iterate(spectrum, log_mel, mel, rounds, momentum=.99, follow_mel=True): # spectrum [B, K, F] -> that of a sound which is nearer to the mels
+    magnitude, before = _size(spectrum), 0
     for _ in range(rounds):
-        now = _spectrum(_sound(magnitude*phase, mel), mel)
+        now = _spectrum(_sound(spectrum, mel), mel)
         if follow_mel: magnitude = _agreed(magnitude, now, log_mel, mel)
-        phase, before = _unit(now-momentum/(1+momentum)*before), now
-    return magnitude*phase
+        spectrum, before = magnitude*_unit(now-momentum/(1+momentum)*before), now
+    return spectrum
+
+
+def _start(log_mel, mel): # what the bands say about magnitudes; every frame a pulse in its middle, not at random: the same mel, the same sound
+    centred = torch.tensor([1., -1.], device=log_mel.device).repeat(mel.n_fft//4+1)[:mel.n_fft//2+1, None]
+    return (_tables(mel, log_mel.device)[1]@log_mel.exp()).clamp(min=1e-6)*centred.to(torch.complex64)
 
 # %% ../nbs/09_vocoder.ipynb #ae3c4c8f
 def griffin_lim(
@@ -100,7 +102,7 @@ def griffin_lim(
 ) -> torch.Tensor: # [T] or [B, T] at mel.sample_rate
     "Sound from a log-mel spectrogram without training (Griffin and Lim 1984, Perraudin et al. 2013). Raises `VocoderError`."
     x, single = _checked_mel(log_mel, mel)
-    with torch.no_grad(): out = _sound(_draft(x, mel, rounds, momentum, follow_mel), mel, length)
+    with torch.no_grad(): out = _sound(_iterate(_start(x, mel), x, mel, rounds, momentum, follow_mel), mel, length)
     return out[0] if single else out
 
 
@@ -145,26 +147,28 @@ class VocoderModel:
     hidden: int = 576 # channels inside a block
     blocks: int = 6 # ConvNeXt blocks
     kernel: int = 7 # frames that a block looks at, odd
-    draft_rounds: int = 8 # of Griffin and Lim, before the network
-    polish_rounds: int = 2 # of the same, after it
+    draft_rounds: int = 12 # of Griffin and Lim, before the network
+    polish_rounds: int = 3 # of the same, after it, which it learns to expect
+    extra_rounds: int = 24 # more of them before and after it, when it is used and not trained
 
     def __post_init__(self):
         if not (1 <= self.width <= 4096 and 1 <= self.hidden <= 16384 and 0 <= self.blocks <= 64 and self.kernel % 2 and 1 <= self.kernel <= 63
-                and 0 <= self.draft_rounds <= 200 and 0 <= self.polish_rounds <= 200):
+                and all(0 <= n <= 200 for n in (self.draft_rounds, self.polish_rounds, self.extra_rounds))):
             raise VocoderError(f"{self} is no possible model: width 1 to 4096, hidden 1 to 16384, blocks 0 to 64, kernel odd up to 63, rounds 0 to 200")
 
 # %% ../nbs/09_vocoder.ipynb #c277fde8
 class _Head(nn.Module):
-    def _head(self, log_mel, draft, answer, length): # answer [B, 3K, F] -> sound [B, T]
+    def _head(self, log_mel, draft, answer): # answer [B, 3K, F] -> spectrum [B, K, F]
         _, _, spread, bandwidth = _tables(self.mel, log_mel.device)
         gain, real, imaginary = answer.chunk(3, 1)
-        magnitude = (spread@(log_mel-bandwidth.clamp(min=1e-8).log())+gain).clamp(max=7).exp()
+        levels = spread@(log_mel-bandwidth.clamp(min=1e-8).log()) # of each band, at all its frequencies: no harmonics in it, but no mistakes
+        magnitude = (.5*levels+.5*(_size(draft)+1e-5).log()+gain).clamp(max=7).exp()
         spectrum = magnitude*_unit(_unit(draft)*torch.complex(real+.3, imaginary))
         for _ in range(self.settings.polish_rounds):
             now = _spectrum(_sound(spectrum, self.mel), self.mel)
             magnitude = _agreed(magnitude, now, log_mel, self.mel)
             spectrum = magnitude*_unit(now)
-        return _sound(spectrum, self.mel, length)
+        return spectrum
 
 # %% ../nbs/09_vocoder.ipynb #35357279
 class Vocoder(_Head):
@@ -185,19 +189,25 @@ class Vocoder(_Head):
     def context(self) -> int:
         "Frames on each side that can matter for a frame."
         overlap, m = self.mel.n_fft//self.mel.hop_length+1, self.settings
-        return 4+m.blocks*(m.kernel//2)+overlap*(m.draft_rounds+m.polish_rounds+3)
+        return 4+m.blocks*(m.kernel//2)+overlap*(m.draft_rounds+m.polish_rounds+2*m.extra_rounds+3)
 
     def forward(self,
         log_mel:torch.Tensor, # [B, n_mels, F]
         length:int|None=None, # samples wanted; (F-1)*hop_length if not given
     ) -> torch.Tensor: # [B, T]
         "The sound of a log-mel spectrogram."
-        with torch.no_grad(), torch.autocast(log_mel.device.type, enabled=False): draft = _draft(log_mel.float(), self.mel, self.settings.draft_rounds)
+        exact, extra = torch.autocast(log_mel.device.type, enabled=False), 0 if self.training else self.settings.extra_rounds
+        with torch.no_grad(), exact:
+            target = log_mel.float()
+            draft = _iterate(_start(target, self.mel), target, self.mel, self.settings.draft_rounds+extra)
         x = self.mel_in(log_mel/4+1).transpose(1, 2)+self.draft_in(_features(draft, self.mel).transpose(1, 2))
         x = self.norm_in(x)
         for block in self.blocks: x = block(x)
         answer = self.out(self.norm_out(x)).transpose(1, 2)
-        with torch.autocast(log_mel.device.type, enabled=False): return self._head(log_mel.float(), draft, answer.float(), length)
+        with exact:
+            spectrum = self._head(target, draft, answer.float())
+            if extra: spectrum = _iterate(_spectrum(_sound(spectrum, self.mel), self.mel), target, self.mel, extra)
+            return _sound(spectrum, self.mel, length)
 
 # %% ../nbs/09_vocoder.ipynb #e66ae709
 class _Player: # a network that makes sounds of any length

@@ -9,6 +9,7 @@ __all__ = ['SpectralLoss', 'VocoderConfig', 'VocoderTask', 'vocoder_trainer', 't
 # %% ../nbs/09_vocoder_training.ipynb #77752198
 import json
 import logging
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ class VocoderTask(_VocoderData):
         "Copy synthesis of two of them."
         if (audio := self._held_out(loop.device)) is None: return []
         made = loop.modules["vocoder"](self.config.mel(audio[:2]), audio.shape[1])
-        return [Sample(f"held out {i}", o.cpu().numpy(), self.config.mel.sample_rate, a.cpu().numpy()) for i, (o, a) in enumerate(zip(made, audio))]
+        return [Sample(f"held out {i}", o.cpu().clamp(-1, 1).numpy(), self.config.mel.sample_rate, a.cpu().numpy()) for i, (o, a) in enumerate(zip(made, audio))]
 
 # %% ../nbs/09_vocoder_training.ipynb #8ec6bd2e
 def vocoder_trainer(
@@ -216,6 +217,10 @@ def vocoder_apply_command(
         except AudioError as error:
             if len(pairs) == 1: raise
             bad += 1; _log.warning("skipped: %s", error); continue
+        made = vocoder.resynthesize(audio, rate)
+        if (peak := float(made.abs().max())) > 1: # other phases, other peaks: rather softer than clipped
+            made = made/peak
+            _log.info("%s: turned down by %.1f dB", to, 20*math.log10(peak))
         to.parent.mkdir(parents=True, exist_ok=True)
-        _log.info("%s", write_audio(to, vocoder.resynthesize(audio, rate), rate))
+        _log.info("%s", write_audio(to, made, rate))
     return 2 if bad else 0

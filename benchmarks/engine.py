@@ -503,7 +503,7 @@ def crop_reader(name, path):
     if name.startswith("librosa"):
         import librosa
         if "24 kHz" in name: return lambda start: librosa.load(path, sr=TARGET, mono=True, offset=start/RATE, duration=1.)[0]
-        return lambda start: librosa.load(path, sr=None, mono=False, offset=start/RATE, duration=1.)[0]
+        return lambda start: np.ascontiguousarray(librosa.load(path, sr=None, mono=False, offset=start/RATE, duration=1.)[0])
     if name.startswith("soundfile"):
         kept = soundfile.SoundFile(path) if "kept" in name else None
 

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Adversarial, Denoise, Hums, config, state_of
 
-from audiolab.checkpoint import CheckpointError, read_checkpoint, verify_checkpoint
+from audiolab.checkpoint import CheckpointError, verify_checkpoint
 from audiolab.data import DataError
 from audiolab.loader import Loader
 from audiolab.run import read_history
@@ -193,6 +193,7 @@ def trouble(folder, how, policy, until, label):
     try: state = trainer.fit().state
     except CheckpointError as cause: error = str(cause)
     finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         if os.geteuid() != os.getuid(): os.seteuid(os.getuid()); os.setegid(os.getgid())
     sound = sorted(p.stem for p in path.glob("*.safetensors") if verify_checkpoint(p).ok)
     steps = [row["step"] for row in read_history(folder/"run") if row["kind"] == "log"]

@@ -197,7 +197,7 @@ class Checkpoints(Kind):
         from audiolab.checkpoint import CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint
         from audiolab.state import load_state
         whole = self.tried(lambda: read_checkpoint(self.path), CheckpointError)
-        for call in (load_state, lambda path: read_checkpoint(path, verify=False)): self.tried(lambda: call(self.path), CheckpointError)
+        for call in (load_state, lambda path: read_checkpoint(path, verify=False)): self.tried(lambda call=call: call(self.path), CheckpointError)
         self.tried(lambda: (str(inspect_checkpoint(self.path)), inspect_checkpoint(self.path)._repr_markdown_()), CheckpointError)
         report = []
         self.tried(lambda: report.append(verify_checkpoint(self.path)), CheckpointError)
@@ -382,7 +382,7 @@ class Manifests(Kind):
 
     def make(self):
         from audiolab.data import scan_audio, write_manifest
-        self.path, files = self.folder/self.name, sounds(self.folder)
+        self.path, _ = self.folder/self.name, sounds(self.folder)
         write_manifest(self.folder/"made.jsonl", scan_audio(self.folder, workers=0)[0])
         return [(self.folder/"made.jsonl").read_bytes(), b'{"audio": "wavs/a.wav", "start": 0.1, "duration": 0.05, "speaker": 7, "text": "words"}\n']
 
@@ -399,7 +399,7 @@ class Manifests(Kind):
         inside = os.path.realpath(self.folder)
         for index, clip in enumerate(found[0].clips):
             assert os.path.realpath(clip.path).startswith(inside), clip.path
-            self.tried(lambda: found[0].read(index, 0, min(clip.frames, 100)), AudioError, DataError, name=clip.path)
+            self.tried(lambda index=index, clip=clip: found[0].read(index, 0, min(clip.frames, 100)), AudioError, DataError, name=clip.path)
 
 
 class Tables(Manifests):
@@ -451,7 +451,7 @@ class Packed(Kind):
         if not self.tried(lambda: found.append(PackedClips(store)), DataError, name=folder): return
         for index in range(min(len(store), 5)):
             for call in (store.item, store.name, found[1].clip, lambda index: found[1].clip(index).frames and found[1].read(index, 0, 1)):
-                self.tried(lambda: call(index), DataError, name=folder)
+                self.tried(lambda call=call, index=index: call(index), DataError, name=folder)
         store.verify()
 
 
@@ -660,15 +660,15 @@ class Parquet(Kind):
         if self.cells:
             table = self.datasets.Dataset.from_dict({"audio": self.cells, "text": ["words"] * 3})
             stream = HubStream(table.to_iterable_dataset(), 8000)
-            for row in stream.open(0, 0, 1): self.tried(lambda: stream.item(row, 0), AudioError, DataError, name=(stream.name(row), row[2]["audio"]["path"]))
+            for row in stream.open(0, 0, 1): self.tried(lambda row=row: stream.item(row, 0), AudioError, DataError, name=(stream.name(row), row[2]["audio"]["path"]))
             clips = HubClips(table)
         else:
             found = []
             if not self.tried(lambda: found.append(open_clips(self.path)), DataError, AudioError): return
             clips = found[0]
         for index in range(min(len(clips), 5)):
-            self.tried(lambda: clips.clip(index), AudioError, DataError, name=(f"[{index}]", self.cells and self.cells[index]["path"]))
-            self.tried(lambda: clips.read(index, 0, 10), AudioError, DataError, name=(f"[{index}]", self.cells and self.cells[index]["path"]))
+            self.tried(lambda index=index: clips.clip(index), AudioError, DataError, name=(f"[{index}]", self.cells and self.cells[index]["path"]))
+            self.tried(lambda index=index: clips.read(index, 0, 10), AudioError, DataError, name=(f"[{index}]", self.cells and self.cells[index]["path"]))
 
 
 KINDS = {"checkpoint": Checkpoints, "state": States, "resumed checkpoint": Runs, "run folder": Auto, "pointer": Pointers, "config.yaml": YamlConfigs, "config.json": JsonConfigs,
@@ -735,15 +735,15 @@ def special(kind, watch, act, findings):
         return
     kind.place(kind.input(random.Random(0)) if isinstance(kind, (States, Runs, Parquet)) else kind.seeds[0])
     if kind.path.is_dir(): return
-    place, kind.place = kind.place, lambda content: None
+    place, kind.place = kind.place, lambda content: None  # what is to be read lies there already
     for what in ("pipe", "folder", "device", "loop") if kind.pipes else ("folder", "device", "loop"):
         if kind.path.is_dir() and not kind.path.is_symlink(): shutil.rmtree(kind.path)
         else: kind.path.unlink(missing_ok=True)
         if what == "pipe": os.mkfifo(kind.path)
         elif what == "folder": kind.path.mkdir()
         else: kind.path.symlink_to("/dev/zero" if what == "device" else kind.path.name)
-        try: examine(kind, watch, b"", what, findings)
-        finally: kind.place = lambda content: None
+        examine(kind, watch, b"", what, findings)
+    kind.place = place
 
 
 def worker(folder):
@@ -754,7 +754,7 @@ def worker(folder):
     import torch
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL); warnings.simplefilter("ignore")
-    watch, kinds, limited = Watch(folder), {}, False
+    watch, kinds = Watch(folder), {}
     sys.addaudithook(watch)
     out, sys.stderr = sys.stdout, open(folder/"stderr.txt", "a")
     sys.stdout = sys.stderr

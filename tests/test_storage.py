@@ -481,7 +481,7 @@ def test_a_run_pushed_while_it_is_pulled_is_pulled_anew(ceph, s3, tmp_path):
     assert pushed and (tmp_path/"back/config.yaml").read_text() == "seed: 1\n"
 
 
-@pytest.mark.parametrize("name", ["../up", "/tmp/abs", "a/../../up", "nul\0", "a\nb", "C:\\x", "..", "manifest.json", "x" * 300])
+@pytest.mark.parametrize("name", ["../up", "/var/abs", "a/../../up", "nul\0", "a\nb", "C:\\x", "..", "manifest.json", "x" * 300])
 def test_a_hostile_manifest_writes_nothing(tmp_path, name):
     (tmp_path/"far").mkdir()
     (tmp_path/"far/manifest.json").write_text(json.dumps({"format": "audiolab.manifest", "version": 1,

@@ -183,12 +183,8 @@ class _Training(_Parameters):
         self._recordings = None
 
 # %% ../../nbs/ssgs/18_learning.ipynb #1370787b
-class _Refinement(_Training):
-    "Expectation-maximisation."
-    def run_em_iteration(self) -> tuple[float, float, float]: # log-likelihood, occupancy entropy (nats), mean smoothness penalty
-        "One more iteration over the training material."
-        return self.iterative_refinement(1)
-
+class _Iterations(_Training):
+    "Expectation-maximisation, an iteration at a time."
     def iterations(self,
         place=None, # `Distributed`: share the work with other processes that do the same; None: alone
     ) -> Iterator[tuple[dict, bool]]: # history row of the iteration just made, and whether training has come to rest
@@ -201,6 +197,13 @@ class _Refinement(_Training):
             self.history.append(result.history[-1] | {"iteration": self.iteration})
             self._changed()
             yield self.history[-1], result.converged
+
+# %% ../../nbs/ssgs/18_learning.ipynb #c1cd921e
+class _Refinement(_Iterations):
+    "Expectation-maximisation."
+    def run_em_iteration(self) -> tuple[float, float, float]: # log-likelihood, occupancy entropy (nats), mean smoothness penalty
+        "One more iteration over the training material."
+        return self.iterative_refinement(1)
 
     def iterative_refinement(self,
         n_iterations:int=10, # how many more

@@ -113,8 +113,8 @@ def _keep_settings(model, settings):
         elif value != getattr(model, name): _log.warning("%s stays %s, as in the checkpoint", name, getattr(model, name))
 
 
-class _Material(Task):
-    "A model and what it learns from."
+class _Model(Task):
+    "A model that may come from a file."
     def __init__(self,
         config:TrainConfig, # what to train on and how
         files:list|None=None, # files to train on; None for those that the config names
@@ -141,6 +141,9 @@ class _Material(Task):
         self._take_up(SpectralStateGuidedSynthesis.load_checkpoint(path), loop)
         return self.model.iteration, self.model.iteration
 
+# %% ../../nbs/ssgs/19_train.ipynb #1dd2a4e2
+class _Material(_Model):
+    "A model and what it learns from."
     def _files(self, resumed):
         if self.files_given is not None: return [Path(o) for o in self.files_given]
         return [] if resumed and self._asked.folders == TrainConfig.folders else self._asked.files()
