@@ -169,13 +169,6 @@ class _Folder:
         _log.info("%s held a run already: it is kept in %s", self.path, other.name)
         return other
 
-    def close(self) -> None:
-        "Flush and close the history; `append` opens it again."
-        history, self._history = self._history, None
-        try:
-            if history: history.close()
-        except OSError as error: _log.error("the end of the history cannot be written: %s", error)  # a full disk is no reason for a run to fail
-
 # %% ../nbs/05_run.ipynb #e32e73c8
 class RunFolder(_Folder):
     "The folder of a run: what was asked, what happened, what was made."
@@ -205,6 +198,13 @@ class RunFolder(_Folder):
         if not self.history_file.exists(): return
         kept = [line for line, row in _read_lines(self.history_file) if row and row["step"] <= step and row["kind"] not in ("end", "state")]
         _durable_write(self.history_file, [b"".join(kept)])
+
+    def close(self) -> None:
+        "Flush and close the history; `append` opens it again."
+        history, self._history = self._history, None
+        try:
+            if history: history.close()
+        except OSError as error: _log.error("the end of the history cannot be written: %s", error)  # a full disk is no reason for a run to fail
 
 def _versions():
     "What a run depends on, for run.json."

@@ -196,7 +196,7 @@ def _counter(state: dict, key) -> int:
     if type(value := state[key]) is not int or not 0 <= value < 2**53: raise ValueError(f"{key} is {value!r:.60}, which is no count")
     return value
 
-
+# %% ../nbs/05_track.ipynb #da968b6c
 class Tracked(_Saving):
     "A loop that tells what happens, writes checkpoints, and takes up saved runs."
 
