@@ -103,7 +103,7 @@ def _mp3_frame(data, p): # (frame bytes, samples per frame, bytes of side inform
 
 
 def _mp3_with_index(path, head, size): # an MP3 stream with a Xing frame in front if the file has none; else None
-    if not (head[:3] == b'ID3' or (head[0] == 0xff and head[1]&0xe6 == 0xe2)) or size > 2**31: return None
+    if not (head[:3] == b'ID3' or (head[0] == 0xff and len(head) > 1 and head[1]&0xe6 == 0xe2)) or size > 2**31: return None
     data = path.read_bytes()
     p = 10 + sum((b&127) << 21-7*i for i, b in enumerate(data[6:10])) if head[:3] == b'ID3' else 0
     start, count, junk = None, 0, 0

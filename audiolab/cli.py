@@ -38,9 +38,11 @@ COMMANDS = {
     ("ssgs", "verify"): Command("audiolab.ssgs.commands:VerifyConfig:verify_command", "check that models load and generate the same again"),
     ("ssgs", "demo"): Command("audiolab.ssgs.commands:CheckpointDemoConfig:checkpoint_demo", "train, save, load, resume and generate, step by step"),
     ("ssgs", "evaluate"): Command("audiolab.ssgs.commands:EvaluateConfig:evaluate_command", "measure a model over the range of fidelity"),
+    ("vocoder", "train"): Command("audiolab.vocoder_training:VocoderConfig:vocoder_train_command", "learn to make sound from log-mel spectrograms"),
+    ("vocoder", "resynth"): Command("audiolab.vocoder_training:ResynthConfig:vocoder_apply_command", "pass audio through a vocoder, to hear what it keeps", True),
 }
 
-GROUPS = {("data",): "recordings to train on", ("ssgs",): "spectral-state-guided synthesis"}
+GROUPS = {("data",): "recordings to train on", ("vocoder",): "sound from log-mel spectrograms", ("ssgs",): "spectral-state-guided synthesis"}
 
 EXAMPLES = """\
   audiolab demo
@@ -48,8 +50,9 @@ EXAMPLES = """\
   audiolab ssgs train --config train.yaml --n-iterations 40 --dry-run
   audiolab inspect models/checkpoint_final.safetensors
   audiolab data scan my_audio
-  audiolab control runs/first pause
-  audiolab push runs/first s3://my-bucket/first"""
+  audiolab vocoder train --folders my_audio --output runs/vocoder
+  audiolab control runs/vocoder pause
+  audiolab push runs/vocoder s3://my-bucket/vocoder"""
 
 # %% ../nbs/apps/50_cli.ipynb #496fcad8
 def _help(

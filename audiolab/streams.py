@@ -205,6 +205,7 @@ def _content(cell, name: str): # bytes, or a Path, of a cell {"bytes", "path"}
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
     if data is not None: return data
     if not path: raise AudioError(name, "there is no sound in this row")
+    if len(path) > 4096: raise AudioError(name, f"a path of {len(path):,} characters cannot be opened")
     if "://" not in path: return Path(path)
     if not path.startswith(("hf://", "zip://", "tar://", "gzip://")): raise AudioError(name, f"the sound lies at {path}, which is not fetched; download it first")
     if "://" in (archive := path.rpartition("::")[2]) and not archive.startswith("hf://") and "::" in path: raise AudioError(name, f"the archive lies at {archive[:200]}, which is not fetched; download it first")
@@ -286,7 +287,7 @@ class HubClips(ClipSource):
     def _cell(self, index): # (content, name)
         cell = self.sounds[int(index)][self.column]
         path = cell.get("path") if isinstance(cell, dict) else None
-        name = f"{self.label}[{index}]" + (f" ({path})" if path else "")
+        name = f"{self.label}[{index}]" + (f" ({path[:200]})" if path else "")
         return _content(cell, name), name
 
     def clip(self, index):
@@ -366,7 +367,7 @@ class HubStream(Stream):
     def name(self, row):
         cell = row[2].get(self.column)
         path = cell.get("path") if isinstance(cell, dict) else None
-        return f"{self.label} {row[0]}, row {row[1]}" + (f" ({path})" if path else "")
+        return f"{self.label} {row[0]}, row {row[1]}" + (f" ({path[:200]})" if path else "")
 
     def item(self, row, epoch):
         name, values = self.name(row), row[2]

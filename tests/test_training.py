@@ -274,7 +274,8 @@ def test_disk_full_is_told_and_by_default_the_run_goes_on(tmp_path, monkeypatch)
     real = shutil.disk_usage
     trainer, seen = Trainer(Denoise(), config(steps=12, save_every="4 steps"), tmp_path), []
     trainer.listeners.append(seen.append)
-    def usage(path): return real(path)._replace(free=10) if 4 < trainer.loop.step < 12 else real(path)
+    first = tmp_path/"checkpoints"/"checkpoint_step_4.safetensors"
+    def usage(path): return real(path)._replace(free=10) if first.is_file() and trainer.loop.step < 12 else real(path)
     monkeypatch.setattr("audiolab.checkpoint.shutil.disk_usage", usage)
     result = trainer.fit()
     assert result.state == "completed" and any("the disk has 10 free" in event.values["message"] for event in seen if event.kind == "problem")

@@ -1,6 +1,6 @@
 """The vocoder: formats, Griffin-Lim, the network, its file, its training on the loop, its commands"""
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from audiolab.audio import read_audio, resample, write_audio
 from audiolab.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from audiolab.config import config_cli, load_config, save_config
-from audiolab.control import send
 from audiolab.corpus import instrument_corpus
 from audiolab.data import scan_audio, split_clips
 from audiolab.run import read_history
