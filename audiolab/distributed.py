@@ -91,7 +91,8 @@ class Distributed(_Place):
         if self.world == 1: return dict(values)
         names = sorted(values)
         sums = self.sum(np.array([weight, *(weight * float(values[name]) for name in names)]))
-        return dict(zip(names, (sums[1:] / max(sums[0], 1e-300)).tolist()))
+        found = dict(zip(names, (sums[1:] / max(sums[0], 1e-300)).tolist()))
+        return {name: found[name] for name in values}
 
     def gather(self, text: str) -> list[str]:
         "What each process has to say, in the order of their ranks."

@@ -67,8 +67,9 @@ class _Telling(Loop):
 
     def _log_row(self):
         now, (then, logged, times) = time.monotonic(), self._row
-        values, steps, wall = self.log_means(), self.step - logged, max(now - then, 1e-9)
+        steps, wall = self.step - logged, max(now - then, 1e-9)
         if not steps: return
+        values = self.place.mean(self.log_means())
         for name, value in values.items():
             found = self._epoch_sums.setdefault(name, [0., 0])
             found[0] += value * steps; found[1] += steps

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import annotated_types
+import numpy as np
 import torch
 
 from .audio import AudioError, find_audio_files, mel_filterbank, read_audio, stft, write_audio
@@ -91,6 +92,9 @@ class VocoderConfig:
         return split_clips(found, validation=self.validation, seed=self.training.seed) if self.validation else {"train": found}
 
 # %% ../nbs/09_vocoder_training.ipynb #1553299f
+def _at_some_level(audio, rng): return audio*np.float32(rng.uniform(.3, 1)) # rng is the piece's own, so that it does not matter which process makes it
+
+
 class _VocoderData(Task):
     "The data of a vocoder, and its weights."
     def __init__(self,
@@ -106,7 +110,7 @@ class _VocoderData(Task):
             if loop.rank: loop.place.barrier() # the first process makes the corpus, the others find it
             self.clips = c.clips()
             if not loop.rank: loop.place.barrier()
-        pieces = Segments(self.clips["train"], rate, c.segment_seconds, seed=loop.seed, per_clip=None)
+        pieces = Segments(self.clips["train"], rate, c.segment_seconds, seed=loop.seed, transform=_at_some_level, per_clip=None)
         loop.data = Loader(pieces, loop.config.batch_size, seed=loop.seed, num_workers=loop.config.num_workers, rank=loop.rank, world=loop.world)
 
     def _held_out(self, device, seconds=2., most=12): # [B, T]: pieces of the clips kept apart, spread over them
@@ -135,7 +139,7 @@ class VocoderTask(_VocoderData):
     def step(self, batch, loop):
         "To mel, back to sound, and compare."
         audio, hop = batch["audio"], self.config.mel.hop_length
-        audio = audio[:, :audio.shape[1]//hop*hop]*(.3+.7*torch.rand(len(audio), 1)).to(audio.device)
+        audio = audio[:, :audio.shape[1]//hop*hop]
         with loop.autocast(): made = self.net(self.config.mel(audio))
         loss = self.loss(audio, made)
         loop.update("vocoder", loss)
