@@ -140,6 +140,9 @@ class _Saving(_Holding):
         "Write a checkpoint: kind is initial, step, epoch or final. All processes call it, the main one writes."
         self._saved_at, self._saved_step, started = time.monotonic(), self.step, time.perf_counter()
         data = self._data_states()
+        if self.world > 1 and not self._alone:  # what was noted since the last row, by all of us
+            totals = self.place.mean({name: float(total) for name, (total, _) in self._sums.items()})
+            self._sums = {name: [totals[name], count] for name, (_, count) in self._sums.items()}
         if not self.place.main: return
         name = self.task.checkpoint_name(kind, self)
         try:
