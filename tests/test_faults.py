@@ -86,7 +86,7 @@ def power(disk, image, shots, careless):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("careless", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "no fsync"])
-@pytest.mark.parametrize("options", ["data=ordered", "data=writeback,noauto_da_alloc"])
+@pytest.mark.parametrize("options", [pytest.param("data=ordered", marks=pytest.mark.slow), "data=writeback,noauto_da_alloc"])
 def test_power_cut_at_every_step_of_a_save(tmp_path, options, careless):
     "A run resumes from a sound checkpoint, never from an older one than was announced, and ends as if nothing had happened"
     if not ROOT or not shutil.which("mkfs.ext4"): pytest.skip("needs root and mkfs.ext4 for a disk in a file")

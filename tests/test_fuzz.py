@@ -656,7 +656,7 @@ class Parquet(Kind):
     def use(self):
         from audiolab.audio import AudioError
         from audiolab.data import DataError
-        from audiolab.streams import HubClips, HubStream, open_clips
+        from audiolab.tables import HubClips, HubStream, open_clips
         if self.cells:
             table = self.datasets.Dataset.from_dict({"audio": self.cells, "text": ["words"] * 3})
             stream = HubStream(table.to_iterable_dataset(), 8000)

@@ -454,7 +454,7 @@ def finish(child):
     return said
 
 
-@pytest.mark.parametrize("mode,dtype", [("batch", "float64"), ("batch", "float32"), ("incremental", "float32"), ("online", "float32")])
+@pytest.mark.parametrize("mode,dtype", [("batch", "float64"), *(pytest.param(mode, "float32", marks=pytest.mark.slow) for mode in ("batch", "incremental", "online"))])
 def test_processes_share_the_work_and_change_nothing(music, tmp_path, mode, dtype):
     how = dict(n_states=6, n_iterations=10, tolerance=0, mode=mode, dtype=dtype, checkpoint_interval=0)
     said = finish(several(2, music, tmp_path/"two", **how))
@@ -465,6 +465,7 @@ def test_processes_share_the_work_and_change_nothing(music, tmp_path, mode, dtyp
     assert json.loads((tmp_path/"two"/"run.json").read_text())[-1]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change_on_the_way(music, tmp_path):
     how = dict(tolerance=0, checkpoint_interval=0)
     assert train(music, tmp_path/"one", n_states=6, n_iterations=9, **how) == 0
@@ -483,7 +484,7 @@ def test_processes_report_bad_input(music, tmp_path):
     assert child.returncode and "none of the 2 files" in said, said
 
 
-@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
 def test_processes_told_to_stop_save_once(music, tmp_path, number, code):
     out = tmp_path/"out"
     child = several(2, music, out, n_states=16, n_iterations=100000, tolerance=0, checkpoint_interval=2)

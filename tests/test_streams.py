@@ -8,7 +8,8 @@ from audiolab.audio import AudioError, read_audio, write_audio
 from audiolab.data import Clip, DataError, Segments, split_clips
 from audiolab.loader import Loader
 from audiolab.state import pack_state, unpack_state
-from audiolab.streams import ExampleStream, HubClips, HubStream, Stream, StreamLoader, _read_content, open_clips
+from audiolab.streams import ExampleStream, Stream, StreamLoader
+from audiolab.tables import HubClips, HubStream, _read_content, open_clips
 
 RATE = 8000
 

@@ -73,7 +73,7 @@ def test_the_moment_of_save_is_what_is_saved(tmp_path):
     assert read_checkpoint(writer.path)[0]["plain"].sum() > 0  # and not what `change` made of it
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="optional: needs an NVIDIA GPU that torch can use")
 def test_tensors_on_a_gpu(tmp_path):
     "The copy is ordered before the next change, in page-locked memory"
     tensors = {f"t{n}": torch.full((1 << 22,), float(n), device="cuda") for n in range(8)} | {"cpu": torch.ones(3)}
