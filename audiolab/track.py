@@ -155,6 +155,10 @@ class _Saving(_Holding):
         except CheckpointError as error: self._not_saved(error)
         self.times["checkpoint"] += time.perf_counter() - started
 
+# %% ../nbs/05_track.ipynb #10ec02cd
+class _Exporting(_Saving):
+    "Weights on their own, and the end of what is being written."
+
     def export(self, kind: str) -> None:
         "Write the weights alone: kind is best or final."
         if not (self.place.main and self.task.exports): return
@@ -201,7 +205,7 @@ def _counter(state: dict, key) -> int:
     return value
 
 # %% ../nbs/05_track.ipynb #da968b6c
-class Tracked(_Saving):
+class Tracked(_Exporting):
     "A loop that tells what happens, writes checkpoints, and takes up saved runs."
 
     def _restore(self, path: Path) -> None:
