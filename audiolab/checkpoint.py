@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -332,6 +333,7 @@ def _restore(path: Path, info: TensorInfo, raw: np.ndarray):
     return flat.view(getattr(torch, _TORCH_ONLY[info.dtype])).reshape(info.shape)
 
 _PIECE, _HUGE_PAGE = 1 << 20, 1 << 21  # bytes
+_PARALLEL = 1 << 26  # bytes; below, starting threads costs more than it saves
 
 def _new_bytes(size: int) -> np.ndarray:
     "Fresh memory; a big block begins at a huge page. NumPy itself asks for such pages from 4 MiB on."
@@ -339,17 +341,30 @@ def _new_bytes(size: int) -> np.ndarray:
     block = np.empty(size + _HUGE_PAGE, np.uint8)
     return block[-block.__array_interface__["data"][0] % _HUGE_PAGE:][:size]
 
-def _read_tensor(file, path: Path, info: TensorInfo, digest: xxhash.xxh3_128 | None) -> np.ndarray:
-    "The next bytes of the file, also given to the digest."
+def _read_at(file, piece: np.ndarray, offset: int) -> int:
+    "Fill a piece from a place in the file; the number of bytes that were there. Threads do not disturb each other where the system has pread."
+    if not hasattr(os, "preadv"):
+        file.seek(offset)
+        return file.readinto(piece)
+    done = 0
+    while done < len(piece) and (got := os.preadv(file.fileno(), [piece[done:]], offset + done)): done += got
+    return done
+
+def _read_tensor(file, info: CheckpointInfo, tensor: TensorInfo, verify: bool):
+    "One tensor, its bytes compared with their digest; CheckpointError if it is damaged."
+    digest = _start_digest(tensor.name, tensor.dtype, tensor.shape) if verify else None
     try:
-        raw = _new_bytes(info.bytes)
-        for begin in range(0, info.bytes, _PIECE):
+        raw = _new_bytes(tensor.bytes)
+        for begin in range(0, tensor.bytes, _PIECE):
             piece = raw[begin:begin + _PIECE]
-            if file.readinto(piece) != len(piece): raise CheckpointError("the file was cut while it was read", path, info.name)
+            if _read_at(file, piece, info.start + tensor.offset + begin) != len(piece):
+                raise CheckpointError("the file was cut while it was read", info.path, tensor.name)
             if digest is not None: digest.update(piece)
     except (OSError, MemoryError) as cause:
-        raise CheckpointError(f"{info.bytes:,} bytes cannot be read: {cause}", path, info.name) from cause
-    return raw
+        raise CheckpointError(f"{tensor.bytes:,} bytes cannot be read: {cause}", info.path, tensor.name) from cause
+    if digest is not None and digest.hexdigest() != info.digests.get(tensor.name):
+        raise CheckpointError("its bytes do not match its digest; use another copy of the file", info.path, tensor.name)
+    return _restore(info.path, tensor, raw)
 
 def read_checkpoint(
     path: str | Path,  # safetensors file, ours or another tool's
@@ -357,7 +372,7 @@ def read_checkpoint(
     verify: bool = True,  # check the digests; False only to rescue what is left of a damaged file
 ) -> tuple[dict, dict[str, str]]:  # name -> NumPy array (torch tensor for BF16 and F8), and the metadata
     "Read all tensors of a file, or none: CheckpointError names the first tensor that is damaged. Warns if the file has no digests."
-    path, tensors = Path(path), {}
+    path = Path(path)
     with _open(path) as file:
         info = _read_header(file, path)
         if info.damage and (verify or info.size - info.start != sum(t.bytes for t in info.tensors)):
@@ -365,12 +380,11 @@ def read_checkpoint(
             raise CheckpointError(f"{info.damage}; use another copy of the file", path, bad[0] if bad else None)
         if verify and not info.has_digests:
             warnings.warn(f"{path} has no digests: damage to it could not be noticed; write it again with write_checkpoint", stacklevel=2)
-        for tensor in info.tensors:
-            digest = _start_digest(tensor.name, tensor.dtype, tensor.shape) if verify and info.has_digests else None
-            raw = _read_tensor(file, path, tensor, digest)
-            if digest is not None and digest.hexdigest() != info.digests.get(tensor.name):
-                raise CheckpointError("its bytes do not match its digest; use another copy of the file", path, tensor.name)
-            tensors[tensor.name] = _restore(path, tensor, raw)
+        read = lambda tensor: _read_tensor(file, info, tensor, verify and info.has_digests)
+        if sum(t.bytes for t in info.tensors) < _PARALLEL or not hasattr(os, "preadv"): found = [*map(read, info.tensors)]
+        else:
+            with ThreadPoolExecutor(2, "read") as threads: found = [*threads.map(read, info.tensors)]  # one reads while the other hashes
+    tensors = {tensor.name: value for tensor, value in zip(info.tensors, found)}
     return dict(sorted(tensors.items())), info.metadata
 
 # %% ../nbs/03_checkpoint.ipynb #b56888ca

@@ -127,10 +127,9 @@ class _Measuring(_Ready):
         if self.is_best: self._best = values[metric]; self.export("best")
 
     def _sample(self):
-        if not self.place.main: return
-        with self.evaluating():
+        with self.evaluating():  # all of them, since buffers are shared on the way in
             seed_step(self.seed, -2)
-            samples = self.task.sample(self)
+            samples = self.task.sample(self) if self.place.main else []
         if samples: self.tell("sample", samples=samples)
 
     def _end_epoch(self):

@@ -128,7 +128,7 @@ TASKS = {task.name: task for task in (Denoise, Adversarial, Counting, Mixture)}
 
 
 def config(**changes):
-    usual = dict(steps=40, batch_size=8, log_every=3, validate_every="7 steps", sample_every="never", save_every="1 step", keep_last=0, ema_decay=.9,
+    usual = dict(steps=40, batch_size=8, log_every=3, validate_every="7 steps", sample_every="11 steps", save_every="1 step", keep_last=0, ema_decay=.9,
                  clip_norm=1., warmup=.1, device="cpu", seed=5)
     return TrainingConfig(**usual | changes)
 

@@ -365,7 +365,9 @@ def test_two_processes_equal_one_and_resume_into_each_other(tmp_path):
     for source, name in (("two", "two_to_one"), ("one", "one_to_two")):
         copy_run(tmp_path/source, tmp_path/name, 17)
         if name == "two_to_one": Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0, save_every="never"), tmp_path/name).fit(resume="auto")
-        else: assert ended(torchrun("denoise", tmp_path/name, *words))[0] == 0
+        else:
+            code, out, err = ended(torchrun("denoise", tmp_path/name, *words))
+            assert code == 0, out + err
         np.testing.assert_allclose(loss(tmp_path/name), loss(tmp_path/"one"), rtol=1e-4)
 
 
@@ -378,7 +380,8 @@ def test_two_processes_resume_exactly_and_stop_together(tmp_path):
     process.send_signal(signal.SIGTERM)
     ended(process)
     assert 12 <= read_history(tmp_path/"stopped")[-1]["step"] < 40 and read_history(tmp_path/"stopped")[-1]["values"]["state"] == "stopped"
-    assert ended(torchrun("adversarial", tmp_path/"stopped"))[0] == 0
+    code, out, err = ended(torchrun("adversarial", tmp_path/"stopped"))
+    assert code == 0, out + err
     final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("whole", "stopped")]
     assert final[0] == final[1]
 
