@@ -72,9 +72,11 @@ class _Place:
         "Wait for the others."
         if self.world > 1: torch.distributed.barrier(group=self._group)
 
-    def leave(self) -> None:
-        "Take leave of the others."
+    def leave(self, wrapped: list[torch.nn.Module] = ()) -> None:
+        "Take leave of the others, after giving back what `wrap` holds: threads that are still there at Python's end would abort it."
+        for module in wrapped: module.reducer = module.logger = None
         if self.world > 1 and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+        self._group = None
 
 # %% ../nbs/05_distributed.ipynb #b0e6a89b
 class Distributed(_Place):
@@ -141,13 +143,14 @@ def watch_parent(
     stop: Callable[[], None],  # called once when the parent is gone, such as a control's stop
     grace: float = 4.,  # s; after this the process ends, whatever it is doing
     interval: float = .25,  # s between looks
-) -> threading.Thread | None:  # the watching thread; None unless torchrun started us
-    "Stop soon after the launcher dies."
-    if "TORCHELASTIC_RUN_ID" not in os.environ: return None
-    parent = os.getppid()
+) -> Callable[[], None]:  # ends the watch
+    "Stop soon after the launcher dies. Does nothing unless torchrun started us."
+    if "TORCHELASTIC_RUN_ID" not in os.environ: return lambda: None
+    parent, over = os.getppid(), threading.Event()
 
     def watch():
-        while os.getppid() == parent: time.sleep(interval)
+        while os.getppid() == parent:
+            if over.wait(interval): return
         _log.error("the launcher (process %d) is gone: stopping", parent)
         stop()
         time.sleep(grace)
@@ -155,7 +158,12 @@ def watch_parent(
     _signal_when_parent_dies(signal.SIGTERM)
     thread = threading.Thread(target=watch, name="parent watch", daemon=True)
     thread.start()
-    return thread
+
+    def end():
+        over.set()
+        _signal_when_parent_dies(0)
+        thread.join()
+    return end
 
 # %% ../nbs/05_distributed.ipynb #c55ed9c5
 def launch(

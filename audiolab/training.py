@@ -309,7 +309,7 @@ class _Fitting:
         if not (config.steps or config.epochs): raise ValueError("a run needs an end: set steps or epochs")
         for name in ("validate", "sample", "save"): Interval.parse(getattr(config, f"{name}_every"))
         self.task, self.config, self.folder = task, config, folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self.control, self.listeners, self.result, self.error, self._thread = Control(self.folder.path), list(listeners), None, None, None
+        self.control, self.listeners, self.result, self.error, self._thread, self.loop = Control(self.folder.path), list(listeners), None, None, None, None
 
     def fit(self,
         resume: str | Path | None = None,  # "auto" for the newest sound checkpoint if there is one, or a checkpoint
@@ -345,9 +345,9 @@ class Trainer(_Fitting):
 
     def _fit(self, resume) -> Result:
         place = join(self.config.device)
-        watch_parent(lambda: self.control.stop("the launcher died"))
         with ExitStack() as stack:
-            stack.callback(place.leave)
+            stack.callback(watch_parent(lambda: self.control.stop("the launcher died")))
+            stack.callback(lambda: place.leave(self.loop._wrapped if self.loop else ()))
             if place.main: stack.enter_context(RunLock(self.folder.path))
             loop = self.loop = _Running(self.task, self.config, place, self.folder, self.listeners, self.control)
             stack.enter_context(stop_on_signals(self.control))

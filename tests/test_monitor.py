@@ -292,7 +292,7 @@ def test_two_runs_in_one_folder(tmp_path):
     "The second is refused, and its panel says so"
     first = denoising(tmp_path)
     first.fit(background=True)
-    until(lambda: hasattr(first, "loop") and first.loop.step)
+    until(lambda: first.loop and first.loop.step)
     second = denoising(tmp_path)
     monitor = watch(second, interval=.1)
     until(lambda: second.error)

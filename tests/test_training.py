@@ -153,7 +153,7 @@ def test_an_error_in_the_background_is_raised_by_join(tmp_path):
 def test_a_run_in_the_background_is_stopped_and_saved_when_python_ends(tmp_path):
     code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom engine_tasks import *\n"
             "trainer = Trainer(Denoise(slow=.01), config(steps=10_000, save_every='never'), sys.argv[2]); trainer.fit(background=True)\n"
-            "while not hasattr(trainer, 'loop') or trainer.loop.step < 5: time.sleep(.01)")
+            "while trainer.loop is None or trainer.loop.step < 5: time.sleep(.01)")
     done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "terminate" not in done.stderr and CheckpointFolder(tmp_path/"checkpoints").resolve("auto")
     assert read_history(tmp_path)[-1]["values"]["reason"] == "Python ended"
