@@ -366,6 +366,7 @@ def _read_tensor(file, info: CheckpointInfo, tensor: TensorInfo, verify: bool):
         raise CheckpointError("its bytes do not match its digest; use another copy of the file", info.path, tensor.name)
     return _restore(info.path, tensor, raw)
 
+# %% ../nbs/03_checkpoint.ipynb #541c3b00
 def read_checkpoint(
     path: str | Path,  # safetensors file, ours or another tool's
     *,
