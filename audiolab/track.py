@@ -229,7 +229,7 @@ class Tracked(_Exporting):
         try: before, now = (dict(_leaves(tree)) for tree in (json.loads(metadata.get("audiolab.run", "{}")), to_plain(self._all_settings())))
         except (ValueError, RecursionError): return _log.warning("%s does not say with which settings it was made", path)
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key): _log.info("changed since the checkpoint: %s: %s -> %s", key, before.get(key), now.get(key))
+            if before.get(key) != now.get(key) and key != "resume": _log.info("changed since the checkpoint: %s: %s -> %s", key, before.get(key), now.get(key))
 
     def _take(self, state: dict) -> None:
         if missing := sorted(self.optimizers.keys() ^ state["optimizers"].keys()): raise ValueError(f"the optimizers differ: {', '.join(missing)}")
