@@ -66,7 +66,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'audiolab.checkpoint._new_bytes': ('checkpoint.html#_new_bytes', 'audiolab/checkpoint.py'),
                                      'audiolab.checkpoint._open': ('checkpoint.html#_open', 'audiolab/checkpoint.py'),
                                      'audiolab.checkpoint._parse_json': ('checkpoint.html#_parse_json', 'audiolab/checkpoint.py'),
-                                     'audiolab.checkpoint._read_at': ('checkpoint.html#_read_at', 'audiolab/checkpoint.py'),
+                                     'audiolab.checkpoint._proved': ('checkpoint.html#_proved', 'audiolab/checkpoint.py'),
                                      'audiolab.checkpoint._read_header': ('checkpoint.html#_read_header', 'audiolab/checkpoint.py'),
                                      'audiolab.checkpoint._read_tensor': ('checkpoint.html#_read_tensor', 'audiolab/checkpoint.py'),
                                      'audiolab.checkpoint._remove_stale_temps': ( 'checkpoint.html#_remove_stale_temps',

@@ -341,29 +341,23 @@ def _new_bytes(size: int) -> np.ndarray:
     block = np.empty(size + _HUGE_PAGE, np.uint8)
     return block[-block.__array_interface__["data"][0] % _HUGE_PAGE:][:size]
 
-def _read_at(file, piece: np.ndarray, offset: int) -> int:
-    "Fill a piece from a place in the file; the number of bytes that were there. Threads do not disturb each other where the system has pread."
-    if not hasattr(os, "preadv"):
-        file.seek(offset)
-        return file.readinto(piece)
-    done = 0
-    while done < len(piece) and (got := os.preadv(file.fileno(), [piece[done:]], offset + done)): done += got
-    return done
-
-def _read_tensor(file, info: CheckpointInfo, tensor: TensorInfo, verify: bool):
-    "One tensor, its bytes compared with their digest; CheckpointError if it is damaged."
-    digest = _start_digest(tensor.name, tensor.dtype, tensor.shape) if verify else None
+def _read_tensor(file, info: CheckpointInfo, tensor: TensorInfo) -> np.ndarray:
+    "The next bytes of the file."
     try:
         raw = _new_bytes(tensor.bytes)
         for begin in range(0, tensor.bytes, _PIECE):
             piece = raw[begin:begin + _PIECE]
-            if _read_at(file, piece, info.start + tensor.offset + begin) != len(piece):
-                raise CheckpointError("the file was cut while it was read", info.path, tensor.name)
-            if digest is not None: digest.update(piece)
+            if file.readinto(piece) != len(piece): raise CheckpointError("the file was cut while it was read", info.path, tensor.name)
     except (OSError, MemoryError) as cause:
         raise CheckpointError(f"{tensor.bytes:,} bytes cannot be read: {cause}", info.path, tensor.name) from cause
-    if digest is not None and digest.hexdigest() != info.digests.get(tensor.name):
-        raise CheckpointError("its bytes do not match its digest; use another copy of the file", info.path, tensor.name)
+    return raw
+
+def _proved(info: CheckpointInfo, tensor: TensorInfo, raw: np.ndarray, verify: bool):
+    "A tensor of bytes that match their digest; CheckpointError if they do not."
+    if verify:
+        digest = _start_digest(tensor.name, tensor.dtype, tensor.shape); digest.update(raw)
+        if digest.hexdigest() != info.digests.get(tensor.name):
+            raise CheckpointError("its bytes do not match its digest; use another copy of the file", info.path, tensor.name)
     return _restore(info.path, tensor, raw)
 
 # %% ../nbs/03_checkpoint.ipynb #541c3b00
@@ -381,10 +375,11 @@ def read_checkpoint(
             raise CheckpointError(f"{info.damage}; use another copy of the file", path, bad[0] if bad else None)
         if verify and not info.has_digests:
             warnings.warn(f"{path} has no digests: damage to it could not be noticed; write it again with write_checkpoint", stacklevel=2)
-        read = lambda tensor: _read_tensor(file, info, tensor, verify and info.has_digests)
-        if sum(t.bytes for t in info.tensors) < _PARALLEL or not hasattr(os, "preadv"): found = [*map(read, info.tensors)]
-        else:
-            with ThreadPoolExecutor(2, "read") as threads: found = [*threads.map(read, info.tensors)]  # one reads while the other hashes
+        proved = lambda tensor, raw: _proved(info, tensor, raw, verify and info.has_digests)
+        if sum(t.bytes for t in info.tensors) < _PARALLEL: found = [proved(t, _read_tensor(file, info, t)) for t in info.tensors]
+        else:  # one thread reads, in the order of the file, which disks like; another one hashes
+            with ThreadPoolExecutor(1, "digest") as thread:
+                found = [value.result() for value in [thread.submit(proved, t, _read_tensor(file, info, t)) for t in info.tensors]]
     tensors = {tensor.name: value for tensor, value in zip(info.tensors, found)}
     return dict(sorted(tensors.items())), info.metadata
 
