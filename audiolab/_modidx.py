@@ -1332,6 +1332,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'audiolab.state._read_pointer': ('state.html#_read_pointer', 'audiolab/state.py'),
                                 'audiolab.state._saved': ('state.html#_saved', 'audiolab/state.py'),
                                 'audiolab.state._unpack': ('state.html#_unpack', 'audiolab/state.py'),
+                                'audiolab.state._verdict': ('state.html#_verdict', 'audiolab/state.py'),
                                 'audiolab.state._write_pointer': ('state.html#_write_pointer', 'audiolab/state.py'),
                                 'audiolab.state.load_state': ('state.html#load_state', 'audiolab/state.py'),
                                 'audiolab.state.pack_state': ('state.html#pack_state', 'audiolab/state.py'),

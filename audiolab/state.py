@@ -204,6 +204,10 @@ class _Policy:
         for path in doomed: path.unlink(missing_ok=True)
 
 # %% ../nbs/04_state.ipynb #6771ac70
+def _verdict(report) -> str:
+    "What is wrong with a checkpoint, without the hundreds of tensors that are sound."
+    return "\n".join(line for line in str(report).splitlines() if not line.endswith(": OK"))
+
 class CheckpointFolder(_Policy):
     "Checkpoints of one run: saves durably, then moves `latest.json` and `best.json`, then removes what the policy does not keep."
 
@@ -238,10 +242,10 @@ class CheckpointFolder(_Policy):
             names = [s.path.name for s in _list_saved(self.folder)[0]]
             raise CheckpointError(f"no such checkpoint, nor in {self.folder}; there are {names}", which)
         saved, damaged = _list_saved(self.folder)
-        for path in damaged: warnings.warn(f"skipped {verify_checkpoint(path)}", stacklevel=2)
+        for path in damaged: warnings.warn(f"skipped {_verdict(verify_checkpoint(path))}", stacklevel=2)
         for path in (s.path for s in saved):
             if (report := verify_checkpoint(path)).ok: return path
-            warnings.warn(f"skipped {report}", stacklevel=2)
+            warnings.warn(f"skipped {_verdict(report)}", stacklevel=2)
         return None
 
 # %% ../nbs/04_state.ipynb #8e378eec
