@@ -38,11 +38,17 @@ COMMANDS = {
     ("ssgs", "verify"): Command("audiolab.ssgs.commands:VerifyConfig:verify_command", "check that models load and generate the same again"),
     ("ssgs", "demo"): Command("audiolab.ssgs.commands:CheckpointDemoConfig:checkpoint_demo", "train, save, load, resume and generate, step by step"),
     ("ssgs", "evaluate"): Command("audiolab.ssgs.commands:EvaluateConfig:evaluate_command", "measure a model over the range of fidelity"),
+    ("snac", "train"): Command("audiolab.snac.train:TrainConfig:train_command", "train or fine-tune a neural codec"),
+    ("snac", "encode"): Command("audiolab.snac.codec_commands:EncodeConfig:encode_command", "turn sound into codes: files or folders", True),
+    ("snac", "decode"): Command("audiolab.snac.codec_commands:DecodeConfig:decode_command", "turn codes into sound", True),
+    ("snac", "eval"): Command("audiolab.snac.evaluate:EvalConfig:eval_command", "measure codecs on recordings they have not learnt from", True),
+    ("snac", "export"): Command("audiolab.snac.export:ExportConfig:export_command", "write a codec for other programs: snac package, ONNX", True),
     ("vocoder", "train"): Command("audiolab.vocoder_training:VocoderConfig:vocoder_train_command", "learn to make sound from log-mel spectrograms"),
     ("vocoder", "resynth"): Command("audiolab.vocoder_training:ResynthConfig:vocoder_apply_command", "pass audio through a vocoder, to hear what it keeps", True),
 }
 
-GROUPS = {("data",): "recordings to train on", ("vocoder",): "sound from log-mel spectrograms", ("ssgs",): "spectral-state-guided synthesis"}
+GROUPS = {("data",): "recordings to train on", ("vocoder",): "sound from log-mel spectrograms", ("ssgs",): "spectral-state-guided synthesis",
+          ("snac",): "a neural codec: sound to few numbers and back"}
 
 EXAMPLES = """\
   audiolab demo
@@ -51,6 +57,9 @@ EXAMPLES = """\
   audiolab inspect models/checkpoint_final.safetensors
   audiolab data scan my_audio
   audiolab vocoder train --folders my_audio --output runs/vocoder
+  audiolab snac train --model small --dataset_path my_audio --num_iterations 3000
+  audiolab snac encode my_audio codes --model checkpoints
+  audiolab snac eval checkpoints my_audio
   audiolab control runs/vocoder pause
   audiolab push runs/vocoder s3://my-bucket/vocoder"""
 

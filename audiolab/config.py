@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
+from .aliases import flags_of_own_names, own_names
 from .strict_yaml import (MAX_DEPTH, ConfigError, PlainTree, Problem, config_error, did_you_mean, dotted_path, read_config_file,
                                   read_scalar, write_value)
 
@@ -238,12 +239,12 @@ def _layers(cls, path, overrides, preset):
     base = _defaults(cls)
     layers = [_Layer("default", base)]
     if preset is not None:
-        plain = to_plain(preset() if callable(preset) else preset)
+        plain = own_names(cls, to_plain(preset() if callable(preset) else preset))
         layers.append(_Layer("preset", _changed(cls, plain, base)))
     if path is not None:
         tree = read_config_file(path)
-        layers.append(_Layer(str(path), tree.content, tree))
-    if overrides: layers.append(_Layer("override", to_plain(overrides)))
+        layers.append(_Layer(str(path), own_names(cls, tree.content, tree), tree))
+    if overrides: layers.append(_Layer("override", own_names(cls, to_plain(overrides))))
     return layers
 
 
@@ -398,6 +399,8 @@ def config_cli(
     if preset is not None and preset not in presets:
         raise config_error("--preset", f"expected one of {', '.join(presets)}, found {preset!r}{did_you_mean(preset, presets)}")
     layers = _layers(cls, path, None, presets[preset] if preset is not None else None)
+    args, short = flags_of_own_names(cls, args)
+    if short: layers.append(_Layer("flag", short))
     start = _start(cls, layers)
     # The common flags and, unnamed and therefore without a prefix, the configuration itself.
     switches = _switches(cls, presets)

@@ -57,9 +57,12 @@ class _Place:
         "Whether this process writes the files and the logs."
         return self.rank == 0
 
-    def wrap(self, module: torch.nn.Module) -> torch.nn.Module:
-        "A module whose backward pass averages gradients over all processes, starting from the weights of rank 0; itself if alone."
+    def wrap(self, module: torch.nn.Module, averaging: bool = True) -> torch.nn.Module:
+        "A module whose backward pass averages gradients over all processes, if that is wanted, starting from the weights of rank 0; itself if alone."
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()): return module
+        if not averaging:
+            for tensor in (*module.parameters(), *module.buffers()): torch.distributed.broadcast(tensor.data, 0)
+            return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
@@ -67,6 +70,15 @@ class _Place:
         "Give all processes the buffers of rank 0, such as running statistics, which each of them has updated with its own share of the data."
         if self.world == 1: return
         for buffer in module.buffers(): torch.distributed.broadcast(buffer, 0)
+
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        "Replace gradients by their means over all processes: for modules that are not wrapped, after several backward passes. All must have gradients of the same parameters."
+        gradients = [p.grad for p in parameters if p.grad is not None] if self.world > 1 else []
+        for kind in {g.dtype for g in gradients}:
+            same = [g for g in gradients if g.dtype == kind]
+            flat = torch.cat([g.flatten() for g in same]) / self.world
+            torch.distributed.all_reduce(flat)
+            torch._foreach_copy_(same, [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in same]), same)])
 
     def barrier(self) -> None:
         "Wait for the others."

@@ -93,6 +93,10 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self._average.values()), list(self._live.values()), 1 - decay)
 
+    def of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        "The average of a parameter, to be changed in place where its values jump; None if it has none."
+        return next((self._average[key] for key, p in self._live.items() if p is parameter), None)
+
     @contextmanager
     def swapped(self):
         "The modules hold the average inside the `with`, and their own weights after it."

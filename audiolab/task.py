@@ -10,7 +10,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,7 @@ class Task(ABC):
     exports: bool = True  # whether to write best_model and model_final beside the checkpoints
     files: tuple[str, ...] = ()  # names of what `end` writes into the run folder; moved aside with the rest of an earlier run
     unit: str = "step"  # what people call a step
+    averaged: tuple[str, ...] | None = None  # modules whose weights `ema_decay` averages; None: all
 
     @abstractmethod
     def setup(self, loop: "Loop") -> None:
@@ -131,7 +132,7 @@ class _Counters:
         self.step = self.epoch = self.batch = 0  # finished steps; the epoch, and steps finished in it
         self.validation: dict[str, float] = {}  # the latest measures
         self.average: WeightAverage | None = None
-        self._wrapped, self._settings, self._scalers = [], {}, {}
+        self._wrapped, self._apart, self._settings, self._scalers = [], set(), {}, {}
         self._micro, self._bad, self._sums, self._mark, self._taken_from = 0, "", {}, 0., {}
         self.times = dict.fromkeys(("data", "forward", "backward", "optimizer", "checkpoint"), 0.)
 
@@ -139,13 +140,14 @@ class _Counters:
 class _Parts(_Counters):
     "Modules and optimizers of a task, on their device."
 
-    def module(self, name: str, module: torch.nn.Module) -> torch.nn.Module:
-        "Take a module to the device and into checkpoints; returns what the forward pass of `step` calls (it averages gradients over processes)."
+    def module(self, name: str, module: torch.nn.Module, wrap: bool = True) -> torch.nn.Module:
+        "Take a module to the device and into checkpoints; returns what the forward pass of `step` calls. Wrapped, it averages gradients over processes in its backward pass; else `update` does so after the last one."
         if not name.isidentifier() or name == "training" or name in self.modules:
             raise ValueError(f"{name!r} cannot name a module; use another identifier than {sorted(['training', *self.modules])}")
         self.modules[name] = module.to(self.device)
-        wrapped = self.place.wrap(module)
+        wrapped = self.place.wrap(module, wrap)
         if wrapped is not module: self._wrapped.append(wrapped)
+        else: self._apart.update(module.parameters())
         return wrapped
 
     def optimizer(self,
@@ -206,19 +208,22 @@ class Loop(_Parts):
 
     def update(self,
         name: str,  # of the optimizer
-        loss: torch.Tensor,  # 0-d
+        loss: torch.Tensor | Iterable[torch.Tensor],  # 0-d; or several that add up, each of which is freed before the next is asked for
     ) -> None:
         "Backward, and at the last of the accumulated batches: measure, clip and move."
-        now = time.perf_counter(); self.times["forward"] += now - self._mark
         if self._micro == 0: self.optimizers[name].zero_grad()
-        if self.config.accumulate > 1: loss = loss / self.config.accumulate
-        self._scalers[name].scale(loss).backward()
-        then = time.perf_counter(); self.times["backward"] += then - now
+        for part in [loss] if isinstance(loss, torch.Tensor) else loss:
+            now = time.perf_counter(); self.times["forward"] += now - self._mark
+            self._scalers[name].scale(part / self.config.accumulate if self.config.accumulate > 1 else part).backward()
+            part = loss = None  # its graph goes, too
+            self._mark = time.perf_counter(); self.times["backward"] += self._mark - now
+        now = time.perf_counter(); self.times["forward"] += now - self._mark
         if self._micro == self.config.accumulate - 1: self._move(name)
-        self._mark = time.perf_counter(); self.times["optimizer"] += self._mark - then
+        self._mark = time.perf_counter(); self.times["optimizer"] += self._mark - now
 
     def _move(self, name):
         optimizer, scaler, (schedule, clip_norm, rates, parameters) = self.optimizers[name], self._scalers[name], self._settings[name]
+        if self.world > 1: self.place.average_gradients([p for p in parameters if p in self._apart])
         if scaler.is_enabled(): scaler.unscale_(optimizer)
         norm = clip_gradients(parameters, clip_norm)
         if self.config.on_nan != "ignore" and not math.isfinite(norm.item()):

@@ -88,7 +88,8 @@ class _Ready(Tracked):
             raise ValueError(f"the data gives {len(self.data)} batches an epoch, fewer than one update takes (accumulate={config.accumulate}); reduce batch_size")
         self.total_steps = config.steps or (config.epochs * self._length if self._length else None)
         for schedule, *_ in self._settings.values(): schedule(0)  # one that is impossible shows now
-        if config.ema_decay and self.modules: self.average = WeightAverage(self.modules, config.ema_decay)
+        averaged = {name: m for name, m in self.modules.items() if self.task.averaged is None or name in self.task.averaged}
+        if config.ema_decay and averaged: self.average = WeightAverage(averaged, config.ema_decay)
         if self.resumed: self._restore(self.resumed)
         if self._length and self.batch >= self._length:  # fewer and larger batches than before
             _log.warning("epoch %d has %d batches, and %d are done: the next epoch begins", self.epoch, self._length, self.batch)

@@ -10,7 +10,6 @@ __all__ = ['SpectralLoss', 'VocoderConfig', 'VocoderTask', 'vocoder_trainer', 't
 import json
 import logging
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +18,8 @@ import annotated_types
 import numpy as np
 import torch
 
-from .audio import AudioError, find_audio_files, mel_filterbank, read_audio, stft, write_audio
-from .clips import scan_audio
+from .audio import AudioError, mel_filterbank, read_audio, stft, write_audio
+from .clips import DataError, pair_files, scan_audio
 from .data import Segments, split_clips
 from .loader import Loader
 from .training import Result, Sample, Task, Trainer, TrainingConfig
@@ -197,13 +196,8 @@ class ResynthConfig:
 
     def jobs(self) -> list[tuple[Path, Path]]: # what to read, what to write
         "Pair files; `VocoderError` if nothing is found or something would be overwritten by itself."
-        source, target = Path(self.source), Path(self.target)
-        if source.is_dir(): pairs = [(path, target/path.relative_to(source).with_suffix(".wav")) for path in find_audio_files(source, recursive=True)]
-        else: pairs = [(source, target/f"{source.stem}.wav" if target.is_dir() or not target.suffix else target)]
-        if not pairs: raise VocoderError(f"{source}: no audio in this folder")
-        if twice := next((to for to, n in Counter(to for _, to in pairs).items() if n > 1), None): raise VocoderError(f"two files would be written to {twice}: rename one")
-        if same := next((to for path, to in pairs if to.exists() and path.exists() and to.samefile(path)), None): raise VocoderError(f"{same} would be overwritten by its copy: choose another target")
-        return pairs
+        try: return pair_files(self.source, self.target, ".wav")
+        except DataError as error: raise VocoderError(str(error)) from None
 
     def plan(self) -> str:
         "What a run would do."

@@ -13,6 +13,14 @@ import pytest
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("repeatable")
 
+# The files that take longest, longest first: two workers that begin with them end at about the same time (`--no-loadscope-reorder`).
+LONG = ["test_notebooks", "test_training", "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui", "test_fuzz", "test_monitor_ui", "test_storage"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))  # stable: the others keep their order
+
+
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 

@@ -46,10 +46,28 @@ def test_the_first_cell_is_the_title(nb):
     assert re.fullmatch(r"# \S.*\n+> \S.*", first), f"{name(nb)} begins with {first[:200]!r}"
 
 
+@pytest.fixture(scope="module")
+def run_notebook(tmp_path_factory):
+    "Runs a notebook as `nbdev-test NOTEBOOK --n-workers 0` does, in a process of its own; see notebook_runner.py"
+    if not hasattr(os, "fork"):
+        yield lambda nb: run(BIN/"nbdev-test", nb, "--n-workers", "0")
+        return
+    log = tmp_path_factory.mktemp("notebooks")/"log"
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    runner = subprocess.Popen([sys.executable, Path(__file__).with_name("notebook_runner.py")], cwd=ROOT, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def run_one(nb):
+        print(nb, log, sep="\t", file=runner.stdin, flush=True)
+        status, said = runner.stdout.readline().strip(), log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        assert status == "0" and said.endswith("Success.\n"), f"{name(nb)} ended with {status or 'nothing'}\n{said[-8000:]}"
+        log.unlink()
+    try: yield run_one
+    finally: runner.stdin.close(); runner.kill(); runner.wait(); runner.stdout.close()
+
+
 @each
-def test_runs(nb):
+def test_runs(nb, run_notebook):
     "In a process of its own: a seed or a patch of one notebook must not help another"
-    run(BIN/"nbdev-test", nb, "--n-workers", "0")
+    run_notebook(nb)
 
 
 def tree(top):

@@ -257,7 +257,7 @@ def test_training_stops_where_nothing_is_gained_and_says_so(music, tmp_path, cap
 def files_of(folder): return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
 def test_a_run_told_to_stop_saves_and_goes_on_later(music, tmp_path, number, code):
     out = tmp_path/"out"
     command = [*AUDIOLAB, "ssgs", "train", "--folders", str(music), "--checkpoint-dir", str(out), "--n-states", "16", "--n-iterations", "100000", "--tolerance", "0", "--checkpoint-interval", "2"]

@@ -192,7 +192,7 @@ def wait_for_line(process, start_of_line):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
 def test_signals_save_and_end(number, code, tmp_path):
     process = start("denoise", tmp_path, "slow=0.01", "steps=100000", 'save_every="never"')
     wait_for_line(process, "log")

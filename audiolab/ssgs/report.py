@@ -6,33 +6,16 @@
 __all__ = ['write_report']
 
 # %% ../../nbs/apps/52_report.ipynb #7a0488d6
-import html
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ..audio import write_audio
 from ..metrics import plot_long_term_spectra
+from ..page import Page
 from .evaluate import Evaluation, Sweep, evaluate, fidelity_sweep, plot_likelihood, plot_path, plot_states, plot_transitions, state_order, training_excerpt
 
 # %% ../../nbs/apps/52_report.ipynb #de466af2
-_STYLE = """
-:root { color-scheme: light dark; --ink: #222; --soft: #666; --paper: #fafaf8; --card: #fff; --line: #ddd; --accent: #2a6f97 }
-@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --soft: #999; --paper: #17181a; --card: #222427; --line: #3a3d41; --accent: #7db9de } }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-h1 { margin: 0 0 .3rem; font-size: 1.8rem } h2 { margin: 2.4rem 0 .6rem; font-size: 1.25rem; color: var(--accent) }
-p { max-width: 46rem; margin: .4rem 0 } .soft, figcaption, dd { color: var(--soft) } .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right } th:first-child, td:first-child { text-align: left; white-space: nowrap } thead th { vertical-align: bottom }
-figure { margin: 1rem 0 } img { width: 100%; height: auto; background: #fff; border-radius: 6px; border: 1px solid var(--line) }
-.sounds { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: .8rem } .sound { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem }
-.sound b { display: block; margin-bottom: .3rem; font-weight: 600 } audio { width: 100%; height: 2.2rem }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere } dt { font-weight: 600; margin-top: .5rem } dd { margin: 0 }
-"""
-
 _GLOSSARY = {
     "log-spectral distance, mel-cepstral distortion, STFT distance": "Moment by moment against the source, in a replay only. They fall to 0 as fidelity rises to 1.",
     "long-term distance": "Difference of the average spectra: colour. Below 3 dB is near.",
@@ -44,63 +27,40 @@ _GLOSSARY = {
 }
 
 # %% ../../nbs/apps/52_report.ipynb #8ae1e00b
-def _html_table(table):
-    "A Markdown table of `compare_table` as HTML."
-    head, _, *body = [[html.escape(c.replace("\\|", "|")) for c in line[2:-2].split(" | ")] for line in str(table).splitlines()]
-    row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"
-    return f'<div class="scroll"><table><thead>{row(head, "th")}</thead><tbody>{"".join(row(o, "td") for o in body)}</tbody></table></div>'
-
-
-def _facts(model, evaluation):
-    "What the model is, as lines of HTML."
-    facts = evaluation["model"]
-    text = lambda value: "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(text(value))}</td></tr>" for name, value in facts.items())
-    names = [html.escape(Path(str(o)).name) for o in model.files]
-    listed = f'<p class="soft">Learnt from {", ".join(names[:12])}{f" and {len(names) - 12} more" if len(names) > 12 else ""}.</p>' if names else ""
-    return f'<div class="scroll"><table><tbody>{cells}</tbody></table></div>{listed}'
-
-# %% ../../nbs/apps/52_report.ipynb #9b44a8bd
-def _write_sounds(folder, prefix, sounds, sample_rate, gain):
-    "Write wav files and return their players as HTML."
-    cards = []
-    for i, (name, audio) in enumerate(sounds.items()):
-        path = write_audio(folder/f"{prefix}_{i}.wav", np.asarray(audio)*gain, sample_rate)
-        cards.append(f'<div class="sound"><b>{html.escape(name)}</b><audio controls preload="metadata" src="{folder.name}/{path.name}"></audio></div>')
-    return f'<div class="sounds">{"".join(cards)}</div>'
-
-
-def _write_figure(folder, name, figure, caption):
-    "Write a picture and return it as HTML."
-    FigureCanvasAgg(figure).print_figure(folder/f"{name}.png", dpi=150)
-    return f'<figure><img src="{folder.name}/{name}.png" alt="{html.escape(caption)}" loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure>'
-
-# %% ../../nbs/apps/52_report.ipynb #0ec88895
-def _sections(model, sweep, evaluation, files, gain):
-    "Headings and their contents, as HTML."
+def _listen(page, model, evaluation):
+    "What it sounds like, and whether that is like its material."
     rate, names = model.sample_rate, ("training", "Karplus-Strong")
-    yield "Listen", "<p>The model on paths of its own, at fidelity 0, with each of its excitations.</p>" + _write_sounds(files, "excitation", evaluation.sounds, rate, gain)
+    page.heading("Listen").text("The model on paths of its own, at fidelity 0, with each of its excitations.").sounds(evaluation.sounds, rate, "excitation")
     spectra = {name: evaluation.sounds[name] for name in (*names, *evaluation.sounds) if name in evaluation.sounds}
     spectra = dict(list(spectra.items())[:3]) | ({"training": training_excerpt(model)} if model.has_audio else {})
-    means = f"<p>Each row is the mean of {evaluation['pieces']} pieces of {evaluation['seconds']:g} s; <i>training</i> is that of stretches of the training audio of the same length.</p>"
-    yield "Like its material?", means + _html_table(evaluation.table) + _write_figure(files, "spectra", plot_long_term_spectra(spectra, rate), "Average spectra: training audio and generated sound.")
-    if sweep is not None:
-        follows = "following the training audio" if sweep.path == "replay" else "on a path of its own"
-        yield "Fidelity", (f"<p>The same {len(next(iter(sweep.sounds.values())))/rate:.3g} s, {follows}, from synthetic (0) to the recording (1), with {html.escape(sweep.excitation_type)} excitation.</p>"
-                           + _write_sounds(files, "fidelity", sweep.sounds, rate, gain) + _html_table(sweep.table)
-                           + _write_figure(files, "fidelity", sweep.plot(), "Measures over fidelity (dotted: the source), and spectrograms."))
-    pictures = _write_figure(files, "states", plot_states(model), "Envelopes of the states from dark to bright, their loudness and their share of time.")
-    pictures += _write_figure(files, "transitions", plot_transitions(model), "Traffic between states, and the transition matrix ordered by similarity.")
+    page.heading("Like its material?").text(f"Each row is the mean of {evaluation['pieces']} pieces of {evaluation['seconds']:g} s; the row named training is that of stretches of the training audio of the same length.")
+    page.table(evaluation.table).figure(plot_long_term_spectra(spectra, rate), "Average spectra: training audio and generated sound.", "spectra")
+
+
+def _faithful(page, model, sweep):
+    "From synthetic to the recording."
+    follows = "following the training audio" if sweep.path == "replay" else "on a path of its own"
+    seconds = len(next(iter(sweep.sounds.values())))/model.sample_rate
+    page.heading("Fidelity").text(f"The same {seconds:.3g} s, {follows}, from synthetic (0) to the recording (1), with {sweep.excitation_type} excitation.")
+    page.sounds(sweep.sounds, model.sample_rate, "fidelity").table(sweep.table).figure(sweep.plot(), "Measures over fidelity (dotted: the source), and spectrograms.", "fidelity")
+
+# %% ../../nbs/apps/52_report.ipynb #16f191b6
+def _states(page, model, evaluation):
+    "What the model is made of."
+    rate = model.sample_rate
+    page.heading("States").figure(plot_states(model), "Envelopes of the states from dark to bright, their loudness and their share of time.", "states")
+    page.figure(plot_transitions(model), "Traffic between states, and the transition matrix ordered by similarity.", "transitions")
     path = model.stream(seed=evaluation["seed"])
     path.read(round(6*rate))
     paths = {"generated": np.array(path.states[:round(6*rate/model.hop_size)])}
     if model.has_audio: paths = {"training": model.recordings.states[:len(paths["generated"])]} | paths
-    pictures += _write_figure(files, "paths", plot_path(paths, rate/model.hop_size, state_order(model)), "Six seconds of states over time.")
-    if model.history: pictures += _write_figure(files, "likelihood", plot_likelihood(model.history), "Training.")
-    yield "States", pictures + _facts(model, evaluation)
-    yield "How to read the numbers", "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in _GLOSSARY.items()) + "</dl>"
+    page.figure(plot_path(paths, rate/model.hop_size, state_order(model)), "Six seconds of states over time.", "paths")
+    if model.history: page.figure(plot_likelihood(model.history), "Training.", "likelihood")
+    page.facts(evaluation["model"])
+    names = [Path(str(o)).name for o in model.files]
+    if names: page.note(f"Learnt from {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}.")
 
-# %% ../../nbs/apps/52_report.ipynb #28131863
+# %% ../../nbs/apps/52_report.ipynb #9b44a8bd
 def write_report(
     folder, # where `report.html` and its folder `report_files` are written; made if missing
     model, # `SpectralStateGuidedSynthesis`
@@ -111,22 +71,13 @@ def write_report(
     next_lines:Iterable[str]=(), # what to type next, one command each
 ) -> Path: # the page
     "Write one HTML page about a model, with its sounds and pictures beside it."
-    folder = Path(folder)
-    files = folder/"report_files"
-    files.mkdir(parents=True, exist_ok=True)
     if evaluation is None or not getattr(evaluation, "sounds", None): evaluation = evaluate(model)
     if sweep is None and model.has_audio: sweep = fidelity_sweep(model)
-    loudest = max(float(np.abs(o).max()) for o in (*evaluation.sounds.values(), *(sweep.sounds.values() if sweep else ())))
-    gain = min(1., 0.99/max(loudest, 1e-9))
-    body = "".join(f"<h2>{html.escape(name)}</h2>{content}" for name, content in _sections(model, sweep, evaluation, files, gain))
-    if gain < 1: body += f'<p class="soft">All sounds on this page are turned down by {-20*np.log10(gain):.1f} dB, so that the loudest does not clip.</p>'
-    if next_lines := list(next_lines): body += f"<h2>What to type next</h2><pre>{html.escape(chr(10).join(map(str, next_lines)))}</pre>"
     lead = f"{model.n_states} spectral states, {model.sample_rate} Hz, {evaluation['model']['training audio (s)']:.0f} s of training audio, {model.iteration} iterations."
-    text = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style></head>
-<body><h1>{html.escape(title)}</h1><p class="soft">{html.escape(lead)}</p>{body}</body></html>
-"""
-    page, temporary = folder/"report.html", folder/f".report.html.tmp-{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, page)
-    return page
+    page = Page(folder, title, lead, name="report")
+    _listen(page, model, evaluation)
+    if sweep is not None: _faithful(page, model, sweep)
+    _states(page, model, evaluation)
+    page.heading("How to read the numbers").definitions(_GLOSSARY)
+    if next_lines := list(next_lines): page.heading("What to type next").code(next_lines)
+    return page.write()
