@@ -140,9 +140,12 @@ def make_step(name, quick, device):
     "A function that takes a step on a batch and gives the mel loss."
     nets = [net.to(device) for net in critics(quick)]
     generator = (theirs if name.startswith("snac") else ours)(quick).to(device)
-    optims, count = optimizers(generator, nets), iter(range(10**9))
-    if name.startswith("snac"): return lambda real: plain_step(generator, nets, *optims, name == STEPS[0], real)
-    from audiolab.snac.train import train_step
+    if name.startswith("snac"):
+        optims = optimizers(generator, nets)
+        return lambda real: plain_step(generator, nets, *optims, name == STEPS[0], real)
+    from audiolab.snac.train import setup_optimizers, train_step
+    optims, count = setup_optimizers(generator, *nets)[:2], iter(range(10**9))
+    for optim, rate in zip(optims, (RATE_G, RATE_D)): optim.param_groups[0]["lr"] = rate
     precision = "bfloat16" if "bfloat16" in name else "float32"
     return lambda real: train_step(real, generator, *nets, *optims, device, next(count), precision=precision)["mel_loss"]
 
@@ -370,7 +373,8 @@ STREAMS = ("audiolab, whole", "audiolab decode_stream", "snac, growing prefix")
 
 
 def show_stream(args, seconds, chunk):
-    rows = compare(stream_setup, STREAMS, args.rounds or (2 if args.quick else 3), chunk=chunk, seconds=seconds, quick=args.quick, device=args.device)
+    names = STREAMS if chunk > .1 else STREAMS[:2]  # the growing prefix takes minutes with small pieces
+    rows = compare(stream_setup, names, args.rounds or (2 if args.quick else 3), chunk=chunk, seconds=seconds, quick=args.quick, device=args.device)
     base = find(rows, STREAMS[0])
     show(f"### Pieces of {chunk:g} s", table(rows, {
         "pieces": lambda r: f"{r['chunks']:.0f}", "CPU ms of a piece": lambda r: f"{r['piece_ms']:.0f}", "of the last": lambda r: f"{r['last_ms']:.0f}",
@@ -379,7 +383,7 @@ def show_stream(args, seconds, chunk):
 
 
 def part_stream(args):
-    seconds = 3. if args.quick else 8.
+    seconds = 2. if args.quick else 4.
     show(f"## Streaming: {seconds:g} s, {'reduced widths' if args.quick else 'published size'}, {args.device}, 1 thread")
     for chunk in (.25,) if args.quick else (.0853, .25, 1.): show_stream(args, seconds, chunk)
     show("A stream gives the sound of a code as soon as all codes that bear on it have come, 12 latent frames or 0.26 s later, and each piece needs that much beside it "

@@ -91,7 +91,11 @@ def _named(table, kind):
         return table[name]
     return find
 
-def _model_of(name): return {"model": _named(MODELS, "model")(name)()}
+_SMALL = {"discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 2000}, # a recipe for minutes: small critics, who come late
+          "training": {"steps": 4000, "batch_size": 8, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
+                       "validate_every": "500 steps", "sample_every": "1000 steps", "save_every": "10 minutes"}}
+
+def _model_of(name): return {"model": _named(MODELS, "model")(name)()} | (_SMALL if name == "small" else {})
 def _dataset_of(name):
     found = dict(_named(DATASET_CONFIGS, "data set")(name))
     return _model_of(found.pop("model_config")) | {"data": found}
@@ -189,7 +193,7 @@ class PathsConfig:
 @dataclass
 class TrainConfig:
     "Train or fine-tune a codec."
-    model: ModelConfig = field(default_factory=ModelConfig) # its size; on the command line also --model 24khz, 32khz, 44khz or small
+    model: ModelConfig = field(default_factory=ModelConfig) # its size; also --model 24khz, 32khz, 44khz, or small: a small one with settings that learn in minutes
     training: SnacTrainingConfig = field(default_factory=SnacTrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     codebooks: CodebookConfig = field(default_factory=CodebookConfig)
@@ -231,8 +235,7 @@ def create_training_config(
     model:str="24khz", # 24khz, 32khz, 44khz or small
 ) -> dict: # model, training, data and paths
     "The settings of a run as a dictionary, to be changed and given to `train_main`, or to be saved as JSON."
-    return {
-        "model": _model_of(model)["model"],
+    return _model_of(model) | {
         "training": {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
                      "save_interval": 10000, "log_interval": 100, "validation_interval": 1000},
         "data": {"dataset_path": dataset_path, "audio_column": "audio", "split": "train", "streaming": streaming, "segment_length": 0.8},

@@ -226,14 +226,16 @@ class SnacTask(_Networks):
     def validate(self, loop):
         "Distances on what is held out, and how much of the codebooks it uses."
         rate, mine = self.config.model.sampling_rate, self.held[loop.rank::loop.world]
-        if not mine: return {}
+        if not self.held: return {}
+        weight, mine = len(mine), mine or self.held[:1] # with more processes than sounds some count for nothing, but take part
         pairs = [self._coded(loop, item) for item in mine]
         values = {"mel": np.mean([mel_distance(a, b, rate) for a, b, _ in pairs]), "stft": np.mean([multi_scale_stft_distance(a, b) for a, b, _ in pairs])}
-        if (understood := _intelligibility(pairs, rate)) is not None: values["stoi"] = understood
+        understood = _intelligibility(pairs, rate)
+        if understood is not None and (loop.world > 1 or understood == understood): values["stoi"] = understood # the same names in all processes
         for level in range(len(pairs[0][2])):
             codes = torch.cat([codes[level].flatten().cpu() for _, _, codes in pairs])
             values[f"used/{level}"], values[f"perplexity/{level}"] = (float(o) for o in codebook_use(torch.bincount(codes, minlength=self.config.model.codebook_size).float()))
-        return {name: float(value) for name, value in values.items()} | {"weight": len(mine)}
+        return {name: float(value) for name, value in values.items()} | {"weight": weight}
 
     def sample(self, loop):
         "Some of the held-out sounds, before and after."
@@ -250,7 +252,7 @@ def _intelligibility(pairs, rate): # mean STOI, where it is installed and there 
         try: found.append(float(stoi(real, sound, rate)))
         except ImportError: return None
         except ValueError as cause: _log.debug("STOI left out: %s", cause) # silence, or too little speech
-    return np.mean(found) if found else None
+    return np.mean(found) if found else np.nan
 
 # %% ../../nbs/snac/26_train.ipynb #c8831c5f
 def snac_trainer(
