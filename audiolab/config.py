@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from .aliases import flags_of_own_names, own_names
+from .aliases import describe_aliases, flags_of_own_names, own_names
 from .strict_yaml import (MAX_DEPTH, ConfigError, PlainTree, Problem, config_error, did_you_mean, dotted_path, read_config_file,
                                   read_scalar, write_value)
 
@@ -399,14 +399,16 @@ def config_cli(
     if preset is not None and preset not in presets:
         raise config_error("--preset", f"expected one of {', '.join(presets)}, found {preset!r}{did_you_mean(preset, presets)}")
     layers = _layers(cls, path, None, presets[preset] if preset is not None else None)
-    args, short = flags_of_own_names(cls, args)
+    args, short, recipe = flags_of_own_names(cls, args)
+    if recipe: layers.insert(1, _Layer("preset", recipe))
     if short: layers.append(_Layer("flag", short))
     start = _start(cls, layers)
     # The common flags and, unnamed and therefore without a prefix, the configuration itself.
     switches = _switches(cls, presets)
     line = dataclasses.make_dataclass("CommandLine", [("settings", Annotated[cls, tyro.conf.arg(name="")]), *switches])
     markers = (tyro.conf.AvoidSubcommands,) + ((tyro.conf.PositionalRequiredArgs,) if positional else ())
-    try: parsed = tyro.cli(line, args=args, prog=prog, description=description or (cls.__doc__ or ""), default=line(start), config=markers)
+    about = "\n\n".join(filter(None, (description or cls.__doc__, describe_aliases(cls))))
+    try: parsed = tyro.cli(line, args=args, prog=prog, description=about, default=line(start), config=markers)
     except ValueError as e: raise config_error("", str(e)) from e # from the __post_init__ of the configuration
     given = _given(args, start, parsed.settings)
     if given: layers.append(_Layer("flag", given))

@@ -74,7 +74,7 @@ class _Place:
     def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         "Replace gradients by their means over all processes: for modules that are not wrapped, after several backward passes. All must have gradients of the same parameters."
         gradients = [p.grad for p in parameters if p.grad is not None] if self.world > 1 else []
-        for kind in {g.dtype for g in gradients}:
+        for kind in sorted({g.dtype for g in gradients}, key=str):  # the same order in all processes
             same = [g for g in gradients if g.dtype == kind]
             flat = torch.cat([g.flatten() for g in same]) / self.world
             torch.distributed.all_reduce(flat)

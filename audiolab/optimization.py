@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import xxhash
 
+from .strict_yaml import config_error
+
 # %% ../nbs/05_optimization.ipynb #3c3d8dac
 def learning_rate_factor(
     step: int,  # from 0
@@ -28,7 +30,7 @@ def learning_rate_factor(
 ) -> float:  # 0..1
     "What the learning rate is multiplied with at a step. ValueError for a cosine or a share of a run whose length is unknown."
     if (schedule == "cosine" or 0 < warmup < 1) and not total:
-        raise ValueError("the length of the run is not known: give steps, or use schedule constant or exponential and warmup in steps")
+        raise config_error("", "the length of the run is not known: give steps, or use schedule constant or exponential and warmup in steps")
     rising = math.ceil(warmup * total) if warmup < 1 and total else int(warmup)
     if step < rising: return (step + 1) / rising
     if schedule == "constant": return 1.
@@ -51,7 +53,7 @@ class Interval:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:(step|epoch|minute)s?)?\s*", str(text).lower())
         if str(text).strip().lower() in ("never", "0"): return cls(0)
         if not found or (found[2] != "minute" and "." in found[1]):
-            raise ValueError(f"{text!r} is no interval; write \"500 steps\", \"1 epoch\", \"10 minutes\" or \"never\"")
+            raise config_error("", f"{text!r} is no interval; write \"500 steps\", \"1 epoch\", \"10 minutes\" or \"never\"")
         return cls(float(found[1]), found[2] or "step")
 
     def after_step(self, step: int) -> bool: return self.every > 0 and self.unit == "step" and step % int(self.every) == 0
@@ -137,8 +139,8 @@ class Precision:
         names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if precision == "auto":
             precision = "float32" if device.type != "cuda" else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-        if precision not in names: raise ValueError(f"precision {precision!r} is not known; use auto, {', '.join(names)}")
-        if precision == "float16" and device.type == "cpu": raise ValueError("float16 training needs a GPU; use bfloat16 or float32 on a CPU")
+        if precision not in names: raise config_error("", f"precision {precision!r} is not known; use auto, {', '.join(names)}")
+        if precision == "float16" and device.type == "cpu": raise config_error("", "float16 training needs a GPU; use bfloat16 or float32 on a CPU")
         return cls(device.type, names[precision])
 
     def autocast(self, enabled: bool = True):

@@ -86,6 +86,7 @@ class Task(ABC):
     def sample(self, loop: "Loop") -> list[Sample]: "Sound to listen to."; return []
     def end_epoch(self, loop: "Loop") -> None: "Called after each pass over the data."; return None
     def end(self, loop: "Loop") -> None: "Called in the main process when the run is complete, to write what belongs to it."; return None
+    def saving(self, loop: "Loop", kind: str) -> None: "Called in the main process with each checkpoint (initial, step, epoch or final), to write beside it what other programs open."; return None
     def ready(self, loop: "Loop") -> None: "Called when modules and counters are in place, before anything is written; may set `loop.total_steps`."; return None
     def converged(self, loop: "Loop") -> str: "Why nothing is left to gain; empty to go on."; return ""
     def state_dict(self) -> dict: "What only a resumed run needs beside modules and optimizers."; return {}

@@ -152,7 +152,8 @@ class _Saving(_Holding):
             value, self._fresh_value = self._fresh_value, None
             self._writer.save(name, {**tensors, **packed}, notes, metric_value=value,
                               then=lambda path: self._written.append((path, kind, time.perf_counter() - started)))
-        except CheckpointError as error: self._not_saved(error)
+            with self.average.swapped() if self.average else nullcontext(): self.task.saving(self, kind)
+        except (CheckpointError, OSError) as error: self._not_saved(error)
         self.times["checkpoint"] += time.perf_counter() - started
 
 # %% ../nbs/05_track.ipynb #10ec02cd

@@ -25,6 +25,7 @@ from .control import Control, RunLock, exit_code, stop_on_signals
 from .distributed import Distributed, join, watch_parent
 from .optimization import Interval, WeightAverage, seed_step
 from .run import Event, RunFolder, Sample
+from .strict_yaml import config_error
 from .task import Loop, Task, TrainingConfig, check_task
 from .track import Tracked
 
@@ -85,7 +86,7 @@ class _Ready(Tracked):
         if self.data is None: self.data = _Nothing()
         if getattr(self.data, "length", 0) is not None: self._length = len(self.data) // config.accumulate
         if self._length == 0:
-            raise ValueError(f"the data gives {len(self.data)} batches an epoch, fewer than one update takes (accumulate={config.accumulate}); reduce batch_size")
+            raise config_error("", f"the data gives {len(self.data)} batches an epoch, fewer than one update takes (accumulate={config.accumulate}); reduce batch_size")
         self.total_steps = config.steps or (config.epochs * self._length if self._length else None)
         for schedule, *_ in self._settings.values(): schedule(0)  # one that is impossible shows now
         averaged = {name: m for name, m in self.modules.items() if self.task.averaged is None or name in self.task.averaged}
@@ -117,9 +118,11 @@ class _Measuring(_Ready):
             seed_step(self.seed, -1, self.rank)
             values = {name: float(value) for name, value in self.task.validate(self).items()}
         self._validated_step = self.step
+        if self.world > 1 and len(names := set(self.place.gather(" ".join(sorted(values))))) > 1:
+            raise ValueError(f"the processes measured different things: {' | '.join(sorted(names))}; validate must return the same names in all of them")
         if not values: return
         values, metric = self.place.mean(values, values.pop("weight", 1.)), self.config.best_metric
-        if metric not in values: raise ValueError(f"best_metric {metric!r} is not among what validation measures: {', '.join(values)}")
+        if metric not in values: raise config_error("", f"best_metric {metric!r} is not among what validation measures: {', '.join(values)}")
         self.validation, self._fresh_value = values, values[metric]
         sign = 1 if self.config.best_mode == "min" else -1
         self.is_best = math.isfinite(values[metric]) and (self._best is None or sign * values[metric] < sign * self._best)
@@ -205,7 +208,7 @@ class _Stepping(_Boundary):
         over = len(found) < n
         if self._length is None and self.world > 1: over = bool(self.place.most([over])[0])  # streams end together
         elif over and self._length is not None: raise RuntimeError(f"the data promised {self._length * n} batches for epoch {self.epoch} and ended early")
-        if over and self.batch == 0: raise ValueError(f"the stream gave no whole batch in epoch {self.epoch}; reduce batch_size, or check the data")
+        if over and self.batch == 0: raise config_error("", f"the stream gave no whole batch in epoch {self.epoch}; reduce batch_size, or check the data")
         self.times["data"] += time.perf_counter() - started
         return None if over else found
 
@@ -230,7 +233,7 @@ class _Stepping(_Boundary):
     def _count_bad(self, batches):
         self._bad_steps += 1; self._bad_in_row += 1
         names = [name for batch in batches if isinstance(batch, dict) for name in map(str, batch.get("id", ()))][:64]
-        message = f"step {self.step}: the gradient of {self._bad} is not finite; nothing was moved"
+        message = f"step {self.step}: the gradient of {self._bad} is not finite; {'nothing was moved' if len(self.optimizers) == 1 else 'its weights were not moved'}"
         self.tell("problem", message=message, batch=names, bad_steps=self._bad_steps)
         _log.warning("%s (bad steps so far: %d; batch: %s)", message, self._bad_steps, ", ".join(names[:8]) or "without names")
         if self.config.on_nan == "stop" or self._bad_in_row >= self.config.max_bad_steps:
@@ -286,6 +289,7 @@ class _Running(_Stepping):
         "Finish what is being written, and end the workers."
         with ExitStack() as stack:
             stack.callback(self.folder.close)
+            if hasattr(self._batches, "close"): stack.callback(self._batches.close)
             if hasattr(self.data, "close"): stack.callback(self.data.close)
             stack.callback(self._tell_unpushed)
             if self._pusher: stack.callback(self._pusher.close)
@@ -307,7 +311,7 @@ class _Fitting:
         folder: str | Path | RunFolder,  # run folder; an earlier run in it is resumed or moved aside, never overwritten
         listeners: list[Callable[[Event], None]] = (),  # called with every event, in the training thread
     ):
-        if not (config.steps or config.epochs): raise ValueError("a run needs an end: set steps or epochs")
+        if not (config.steps or config.epochs): raise config_error("", "a run needs an end: set steps or epochs")
         for name in ("validate", "sample", "save"): Interval.parse(getattr(config, f"{name}_every"))
         self.task, self.config, self.folder = task, config, folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.control, self.listeners, self.result, self.error, self._thread, self.loop = Control(self.folder.path), list(listeners), None, None, None, None

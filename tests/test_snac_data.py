@@ -312,7 +312,7 @@ def test_too_much_that_cannot_be_used_stops_the_run(folder):
 def test_wrong_settings(folder):
     for wrong in ({"segment_length": 0}, {"sample_rate": 0}, {"per_clip": -1}, {"multiple": 0}):
         with pytest.raises(DataError): AudioDataset(folder, **wrong)
-    with pytest.raises(DataError, match="12 segments make no batch of 16.*per_clip"): make_loader(AudioDataset(folder), 16)
+    with pytest.raises(DataError, match="12 segments make no batch of 16"): make_loader(AudioDataset(folder), 16)
 
 
 # ---------------------------------------------------------------------------------------------------------------- streams
@@ -420,7 +420,7 @@ def test_held_out_by_name(folder, tmp_path, parquet):
     assert len(train.source) == 4 and len(held) == 3
     silent(tmp_path/"s.wav")
     with pytest.raises(DataError, match="nothing that was held out can be used"): open_training_data(folder, **SHORT, validation_path=tmp_path/"s.wav")
-    with pytest.raises(DataError, match="validation_path, or validation_share=0"): open_training_data(tmp_path/"v.wav", **SHORT)
+    with pytest.raises(DataError, match="data.validation_path of a run"): open_training_data(tmp_path/"v.wav", **SHORT)
 
 
 def test_held_out_rows(parquet):

@@ -45,7 +45,7 @@ def silent(monkeypatch): # noise off in the package
 
 # ---- the package
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["24khz", pytest.param("32khz", marks=pytest.mark.slow), "44khz"])
 def test_names_order_shapes_and_counts_are_those_of_the_package(name):
     make, millions, tensors = PUBLISHED[name]
     with torch.device("meta"): theirs, ours = package().SNAC(**make()), SNAC(**make())
@@ -61,7 +61,7 @@ def test_sound_codes_and_attributes_are_those_of_the_package(config, monkeypatch
     theirs = twin(ours)
     for name in ("sampling_rate", "hop_length", "n_codebooks", "codebook_size", "codebook_dim", "vq_strides", "latent_dim", "attn_window_size"):
         assert getattr(ours, name) == getattr(theirs, name), name
-    for length in (ours.pad_multiple, ours.pad_multiple+77, 5):
+    for length in (ours.pad_multiple, 77):
         audio = sound(2, 1, length, seed=length)
         assert torch.equal(ours.preprocess(audio), theirs.preprocess(audio))
         codes = ours.encode(audio)
@@ -144,9 +144,9 @@ def test_pieces_with_context_are_the_whole_and_with_less_are_not(config):
     model = codec(config, kind=torch.float64)
     step, context = model.frame_multiple, model.context_frames
     assert context == (12 if config is PLAIN else 64)
-    frames = 7*step if config is WINDOWED else 80
+    frames = 7*step if config is WINDOWED else 48
     codes = some_codes(model, frames)
-    for options in (dict(noise=0), dict(seed=5), dict(seed=5, noise=.3)):
+    for options in (dict(noise=0), dict(seed=5, noise=.3)):
         whole = model.decode(codes, **options)
         torch.testing.assert_close(pieces(model, codes, frames, 2*step, context, **options), whole, atol=1e-12, rtol=0)
         assert (pieces(model, codes, frames, 2*step, context-step, **options)-whole).abs().max() > 1e-9

@@ -24,13 +24,15 @@ def codebook_use(
     return (counts >= least).float().mean(), torch.exp(-(share*share.clamp(min=1e-12).log()).sum())
 
 # %% ../../nbs/snac/23_codebooks.ipynb #cb708c36
+_NEVER = 1e9 # age of an entry that was never filled from data
+
 class _Level:
     "What is known of one codebook."
     def __init__(self, quantizer, initialise):
         weight = quantizer.codebook.weight
         k = len(weight)
         self.counts = torch.zeros(k, device=weight.device) # of choices, decayed
-        self.age = torch.full((k,), 1e9 if initialise else 0., device=weight.device) # clock since the last choice; for ever: never filled
+        self.age = torch.full((k,), _NEVER if initialise else 0., device=weight.device) # clock since the last choice; for ever: never filled
         self.sizes, self.sums = torch.ones(k, device=weight.device), weight.detach().clone() # moving averages
 
     def state(self): return {"counts": self.counts, "age": self.age, "sizes": self.sizes, "sums": self.sums}
@@ -69,21 +71,23 @@ class CodebookTrainer:
         "Take in what was chosen in a step."
         found = {}
         for i, (level, q, detail) in enumerate(zip(self.levels, self.quantizer.quantizers, details)):
-            latents, codes = self._of_all(detail.latents.transpose(1, 2).reshape(-1, q.codebook_dim)), self._of_all(detail.codes.reshape(-1))
-            chosen = torch.zeros_like(level.counts).index_add_(0, codes, torch.ones_like(codes, dtype=level.counts.dtype))
+            latents, codes = self._of_all(detail.latents.transpose(1, 2)).reshape(-1, q.codebook_dim), self._of_all(detail.codes).reshape(-1)
+            good = latents.isfinite().all(1, keepdim=True) # a batch that went wrong leaves no trace
+            latents = torch.where(good, latents, 0.)
+            chosen = torch.zeros_like(level.counts).index_add_(0, codes, good[:, 0].to(level.counts.dtype))
             clock = len(codes)/q.codebook_size
             level.counts.mul_(math.exp(-clock/self.window)).add_(chosen)
-            level.age.add_(clock).mul_(chosen == 0)
+            level.age.add_(clock).mul_((chosen == 0) | (level.age > _NEVER/2)) # an entry that chance has made is not yet one
             if self.mode == "ema": self._move(level, q, latents, codes, chosen)
-            if self.mode != "none" and self.restart_after: self._restart(level, q, latents, keyed_rng(self.seed, step, i), average and average.of(q.codebook.weight))
+            if self.mode != "none": self._restart(level, q, latents, good[:, 0], keyed_rng(self.seed, step, i), average and average.of(q.codebook.weight))
             found[f"usage/{i}"], found[f"perplexity/{i}"] = codebook_use(level.counts)
         return found
 
-    def _of_all(self, rows): # the rows of all processes, in the order of their ranks
-        if self.place.world == 1: return rows
-        parts = [torch.empty_like(rows) for _ in range(self.place.world)]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def _of_all(self, clips): # the rows of all processes, in the order in which one process would have them: clip r, r+world, ... of a batch are those of rank r
+        if self.place.world == 1: return clips
+        parts = [torch.empty_like(clips, memory_format=torch.contiguous_format) for _ in range(self.place.world)]
+        torch.distributed.all_gather(parts, clips.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
 
     def _move(self, level, q, latents, codes, chosen):
         sums = torch.zeros_like(level.sums).index_add_(0, codes, latents)
@@ -92,11 +96,11 @@ class CodebookTrainer:
         used = (chosen > 0)[:, None] # the others keep their place
         q.codebook.weight.copy_(torch.where(used, level.sums/level.sizes[:, None].clamp(min=1e-5), q.codebook.weight))
 
-    def _restart(self, level, q, latents, rng, average):
+    def _restart(self, level, q, latents, good, rng, average):
         some = min(len(latents), q.codebook_size)
         oldest = level.age.topk(some).indices
-        dead = level.age[oldest] >= self.restart_after
-        new = latents[torch.from_numpy(rng.permutation(len(latents))[:some]).to(latents.device)]
+        pick = torch.from_numpy(rng.permutation(len(latents))[:some]).to(latents.device)
+        dead, new = (level.age[oldest] >= (self.restart_after or _NEVER/2)) & good[pick], latents[pick]
         for entries in (q.codebook.weight, average) if average is not None else (q.codebook.weight,): entries[oldest] = torch.where(dead[:, None], new, entries[oldest])
         level.age[oldest] = torch.where(dead, 0., level.age[oldest])
         level.sizes[oldest] = torch.where(dead, 1., level.sizes[oldest])

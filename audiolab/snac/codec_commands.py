@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..audio import AudioError, read_audio, write_audio
 from ..clips import DataError, pair_files
+from ..distributed import choose_device
 from .codec import Codec
 from .codes import load_codes, save_codes
 from .config import SnacError
@@ -66,7 +67,7 @@ class EncodeConfig(_Conversion):
     source: str # audio file, or folder of them (with the folders inside)
     target: str # .snac file to write, or folder if the source is one
     model: str = "hubertsiuzdak/snac_24khz" # folder, checkpoint or run folder of a codec, or its name on the Hugging Face hub
-    device: str = "cpu" # torch device
+    device: str = "auto" # torch device; auto: a GPU if there is one
     skip_existing: bool = False # leave files that exist as they are, to go on after an interruption
     verb, ending, extensions, writable = "encode", ".snac", None, (".snac",)
 
@@ -76,7 +77,7 @@ def encode_command(
 ) -> int: # exit code: 2 if a file could not be read
     "Encode files; those that cannot be read are named and left out."
     config.jobs() # before the model is loaded or fetched
-    codec = Codec.load(config.model, config.device)
+    codec = Codec.load(config.model, choose_device(config.device))
 
     def one(path, to):
         codes = codec.encode(*read_audio(path, sample_rate=codec.sample_rate, mono=True))
@@ -92,7 +93,7 @@ class DecodeConfig(_Conversion):
     source: str # .snac file, or folder of them (with the folders inside)
     target: str # .wav (or .flac) file to write, or folder if the source is one
     model: str = "hubertsiuzdak/snac_24khz" # the codec that made them: folder, checkpoint or run folder, or its name on the Hugging Face hub
-    device: str = "cpu" # torch device
+    device: str = "auto" # torch device; auto: a GPU if there is one
     seed: int = 0 # of the decoder's noise
     noise: Annotated[float, annotated_types.Interval(ge=0, le=10)] = 1.0 # its strength; 0 for none
     skip_existing: bool = False # leave files that exist as they are, to go on after an interruption
@@ -104,7 +105,7 @@ def decode_command(
 ) -> int: # exit code: 2 if a file could not be decoded
     "Decode files; those that cannot be read, or are of another model, are named and left out."
     config.jobs() # before the model is loaded or fetched
-    codec = Codec.load(config.model, config.device)
+    codec = Codec.load(config.model, choose_device(config.device))
 
     def one(path, to):
         codes = load_codes(path)

@@ -87,7 +87,7 @@ DATASET_CONFIGS = {
 def _named(table, kind):
     "A look-up whose error names what there is."
     def find(name):
-        if name not in table: raise SnacError(f"there is no {kind} {name!r}{did_you_mean(name, table) or f': there are {chr(44).join(table)}'}")
+        if name not in table: raise SnacError(f"there is no {kind} {name!r}{did_you_mean(name, table) or ': there are '+', '.join(table)}")
         return table[name]
     return find
 
@@ -95,10 +95,11 @@ _SMALL = {"discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 20
           "training": {"steps": 4000, "batch_size": 8, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
                        "validate_every": "500 steps", "sample_every": "1000 steps", "save_every": "10 minutes"}}
 
-def _model_of(name): return {"model": _named(MODELS, "model")(name)()} | (_SMALL if name == "small" else {})
+def _model_of(name): return {"model": _named(MODELS, "model")(name)()}, _SMALL if name == "small" else {}
 def _dataset_of(name):
-    found = dict(_named(DATASET_CONFIGS, "data set")(name))
-    return _model_of(found.pop("model_config")) | {"data": found}
+    return {"data": {key: value for key, value in _named(DATASET_CONFIGS, "data set")(name).items() if key != "model_config"}}
+
+_model_of.words, _dataset_of.words = tuple(MODELS), tuple(DATASET_CONFIGS)
 
 # %% ../../nbs/snac/20_config.ipynb #df42929b
 _Positive, _Weight, _Count = Annotated[float, annotated_types.Gt(0)], Annotated[float, annotated_types.Ge(0)], Annotated[int, annotated_types.Ge(0)]
@@ -180,13 +181,14 @@ class SnacTrainingConfig(TrainingConfig):
     sample_every: str = "5000 steps" # how often to make sound to listen to
     save_every: str = "10000 steps" # how often to write a checkpoint; at the end there is always one
     best_metric: str = "mel" # of validation, by which the best model is chosen
+    precision: Literal["float32", "bfloat16"] = "float32" # of the decoder; encoder and quantiser are always computed in float32, which codes depend on
     compile: bool = False # compile the networks with torch.compile (takes minutes; pays in long runs on a GPU)
 
 
 @dataclass
 class PathsConfig:
     "Where everything is written."
-    checkpoint_dir: str = "./checkpoints" # run folder: configuration, history, checkpoints, samples, and what `SNAC.from_pretrained` opens
+    checkpoint_dir: str = "./checkpoints" # run folder: configuration, history, checkpoints, samples, and, as of the last checkpoint, what `SNAC.from_pretrained` opens
     log_dir: str = "./logs" # for TensorBoard, if it is installed
 
 # %% ../../nbs/snac/20_config.ipynb #e2636766
@@ -235,9 +237,10 @@ def create_training_config(
     model:str="24khz", # 24khz, 32khz, 44khz or small
 ) -> dict: # model, training, data and paths
     "The settings of a run as a dictionary, to be changed and given to `train_main`, or to be saved as JSON."
-    return _model_of(model) | {
-        "training": {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
-                     "save_interval": 10000, "log_interval": 100, "validation_interval": 1000},
+    size, recipe = _model_of(model)
+    return size | {name: part for name, part in recipe.items() if name != "training"} | {
+        "training": recipe.get("training", {}) | {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
+                     "save_interval": 10000, "log_interval": 100, "validation_interval": 1000 if model != "small" else 500},
         "data": {"dataset_path": dataset_path, "audio_column": "audio", "split": "train", "streaming": streaming, "segment_length": 0.8},
         "paths": {"checkpoint_dir": "./checkpoints", "log_dir": "./logs"},
     }

@@ -174,7 +174,7 @@ class _Reported(_Numbered):
         for name, read in self._some():
             try: read(); return
             except _UNREADABLE as cause: causes[name] = _text(cause)
-        if not causes: raise DataError("no rows are left to train on; give a validation split or path, or fewer validation_items")
+        if not causes: raise DataError("no rows are left to train on; give a validation split or path, or hold out fewer (data.validation_clips of a run)")
         raise DataError(f"none of {len(causes)} clips tried can be used: {_several(causes)}")
 
 # %% ../../nbs/snac/25_data.ipynb #8be45132
@@ -332,7 +332,7 @@ def make_loader(
     dataset.check()
     settings = {"seed": seed, "num_workers": num_workers, "rank": rank, "world": world, "max_unreadable": max_unreadable}
     if isinstance(dataset, AudioStream): return StreamLoader(dataset.stream, batch_size, shuffle_buffer=dataset.shuffle_buffer, **settings)
-    if len(dataset) < batch_size: raise DataError(f"{len(dataset)} segments make no batch of {batch_size}; use a smaller batch_size or a larger per_clip")
+    if len(dataset) < batch_size: raise DataError(f"{len(dataset)} segments make no batch of {batch_size}; use a smaller batch_size, or more sound")
     return Loader(dataset, batch_size, **settings)
 
 # %% ../../nbs/snac/25_data.ipynb #d62ad109
@@ -350,7 +350,7 @@ class _Sources(ClipSource): # the clips with nothing but their groups, so that s
 
 def _split(dataset: AudioDataset, share: float) -> list[AudioDataset]: # to train on, held out
     try: parts = split_clips(_Sources(dataset.source), share, seed=dataset.seed)
-    except DataError as cause: raise DataError(f"no part can be held out: {cause}; or give validation_path, or validation_share=0") from cause
+    except DataError as cause: raise DataError(f"no part can be held out: {cause}; or give other sound to validate on (data.validation_path of a run), or hold out nothing (data.validation 0)") from cause
     return [dataset.subset(parts[name].indices) for name in ("train", "validation")]
 
 def _examples(dataset: AudioDataset, count: int, seconds: float | None) -> list[dict]: # usable segments, from as many clips as possible

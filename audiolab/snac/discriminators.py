@@ -184,9 +184,9 @@ class MultiScaleSTFTDiscriminator(_Several):
     "Critics of a sound's spectrum with several windows (Kumar et al. 2023)."
     def __init__(self,
         fft_sizes=_WINDOWS, # samples; also (fft_size, shift_size, win_length). Legacy: by default those of the older form
+        sample_rate:int|None=None, # Hz; windows are in samples and bands in shares, so it changes nothing. Older settings name it
         bands=BANDS, # (low, high) shares of half the sample rate
         channels:int=32, # fewer for small trainings
-        sample_rate:int|None=None, # Hz; windows are in samples and bands in shares, so it changes nothing. Older settings name it
         legacy:bool=False, # no preparation, magnitude and angle, and the opinion among the feature maps
     ):
         if legacy and tuple(fft_sizes) == _WINDOWS: fft_sizes = _LEGACY_WINDOWS

@@ -125,6 +125,8 @@ class Parity:
     audio_error: float # largest difference of a sample
     shapes: tuple # (batch, samples) that were tried
 
+    def __str__(self): return f"sound differs by {self.audio_error:.1e} at most, {self.codes_equal:.2%} of the codes are equal, the others are as near to within {self.code_shortfall:.1e}"
+
 
 def _session(graph): # an ONNX Runtime session of a path or of bytes
     try: import onnxruntime

@@ -265,7 +265,7 @@ class _Coding(_Layout):
         length = audio_data.shape[-1]
         with torch.autocast(audio_data.device.type, enabled=False):
             z, levels = self.quantizer(self.encoder(self.preprocess(audio_data)))
-        audio, codes = self.decoder(z)[..., :length], [level.codes for level in levels]
+        audio, codes = self.decoder(z)[..., :length].to(audio_data.dtype), [level.codes for level in levels]
         return Coded(audio, codes, levels) if details else (audio, codes)
 
     def encode(self,
@@ -285,8 +285,9 @@ class _Coding(_Layout):
             raise SnacError(f"codes of the shapes {[list(c.shape) for c in codes]} do not fit levels of the strides {self.vq_strides}")
         if frames[0] % self.frame_multiple: raise SnacError(f"codes of {frames[0]} latent frames; this codec needs a multiple of {self.frame_multiple}")
         if torch.compiler.is_compiling(): return codes
+        wrong = torch.stack([((c < 0) | (c >= self.codebook_size)).any() for c in codes]).tolist() # a GPU is waited for once
         for level, c in enumerate(codes):
-            if int(c.min()) < 0 or int(c.max()) >= self.codebook_size: raise SnacError(f"level {level} has codes from {int(c.min())} to {int(c.max())}; this codec has 0 to {self.codebook_size-1}")
+            if wrong[level]: raise SnacError(f"level {level} has codes from {int(c.min())} to {int(c.max())}; this codec has 0 to {self.codebook_size-1}")
         return codes
 
 # %% ../../nbs/snac/22_generator.ipynb #e1abd002

@@ -43,9 +43,8 @@ class Comparison:
         precision:str="float32", # of the critics: "float32", "bfloat16", or "auto" for what the hardware does well
     ):
         self.discriminators, self.losses, self.sample_rate, self.precision = discriminators, losses or LossConfig(), sample_rate, precision
-        self.gradient, self.values, w = None, {}, self.losses
-        names = {"mel": w.mel, "stft": w.stft, "adversarial": w.adversarial, "feature_matching": w.feature_matching}
-        self.balancer = Balancer({name: weight for name, weight in names.items() if weight}) if w.balance else None
+        self.gradient, self.values = None, {}
+        self.balancer = Balancer({name: weight for name, weight in self.weights(0).items() if weight}) if self.losses.balance else None
 
     def weights(self, step:int) -> dict[str, float]:
         "Of the losses, at a step."
@@ -79,9 +78,9 @@ class Comparison:
         if not codec: self.gradient = None; return
         distances = self._distances(real, sound, weights)
         self.values |= {f"{name}_loss": loss.detach() for name, loss in distances.items()}
-        parts |= {name: weights[name]*torch.autograd.grad(loss, sound)[0] for name, loss in distances.items() if weights[name]}
-        if self.balancer: parts = {name: part/weights[name] for name, part in parts.items()}
-        self.gradient = self.balancer(parts) if self.balancer else sum(parts.values())
+        scale = lambda name: 1. if self.balancer else weights[name] # a balancer brings its own weights
+        parts |= {name: scale(name)*torch.autograd.grad(loss, sound)[0] for name, loss in distances.items() if weights[name]}
+        self.gradient = (self.balancer(parts) if self.balancer else sum(parts.values())) if parts else torch.zeros_like(sound)
 
     def _ask(self, multi, real, sound, weights, parts, codec): # every critic of one kind
         with torch.no_grad(): shown = multi.prepare(real)
@@ -93,10 +92,10 @@ class Comparison:
             loss = sum(discriminator_loss([said_real], [said_fake]))
             for name, value in (("gen_adv_loss", adversarial), ("fm_loss", matching), ("loss_d", loss)): self.values[name] = self.values[name]+value.detach()
             if codec:
-                wanted = {"adversarial": weights["adversarial"]*adversarial, "feature_matching": weights["feature_matching"]*matching}
-                for name, value in (wanted if self.balancer else {"adversarial": sum(wanted.values())}).items():
-                    if value.requires_grad: found[name] = found.get(name, 0.)+torch.autograd.grad(value, heard, retain_graph=True)[0]
-            del maps_real, maps_fake, said_real, said_fake, adversarial, matching
+                wanted = {name: value for name, value in (("adversarial", adversarial), ("feature_matching", matching)) if weights[name]}
+                if not self.balancer and wanted: wanted = {"adversarial": sum(weights[name]*value for name, value in wanted.items())} # one walk for both
+                for name, value in wanted.items(): found[name] = found.get(name, 0.)+torch.autograd.grad(value, heard, retain_graph=True)[0]
+            del maps_real, maps_fake, said_real, said_fake, adversarial, matching, value
             yield loss
             del loss
         for i, (name, gradient) in enumerate(found.items(), 1):

@@ -9,6 +9,7 @@ __all__ = ['main', 'setup_models', 'setup_optimizers', 'setup_dataset', 'train_s
 # %% ../../nbs/snac/26_train.ipynb #d56ba12c
 import json
 import logging
+import os
 import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..checkpoint import inspect_checkpoint
 from ..config import to_plain
 from ..distances import mel_distance, multi_scale_stft_distance, stoi
 from ..loggers import TensorBoardLogger, TerminalProgress
@@ -35,18 +37,36 @@ from ..training import Result, Trainer
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/snac/26_train.ipynb #b411e2da
-def _make_generator(config):
-    "The codec of a run, and the settings with its size."
-    if not (source := config.fine_tuning.weights): return SNAC(**asdict(config.model)), config
-    model = from_pretrained(source)
+def _make_generator(config, resumed=None):
+    "The codec of a run, and the settings with its size. What is resumed brings its weights itself."
+    source, frozen = config.fine_tuning.weights, config.fine_tuning.freeze_tokens
+    if frozen and not source: raise SnacError("freeze_tokens keeps the codes of a trained model, and there is none: give weights, too (--weights MODEL)")
+    if not source: return SNAC(**asdict(config.model)), config
+    model = SNAC(**json.loads(inspect_checkpoint(resumed).metadata["config"])["model"]) if resumed else from_pretrained(source)
     size = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in model.config.items()})
     if size != config.model and config.model != ModelConfig(): _log.warning("the size of the model is that of %s, not the one in the settings", source)
-    if config.fine_tuning.freeze_tokens:
+    if frozen:
         for part in (model.encoder, model.quantizer): part.requires_grad_(False)
     return model.train(), replace(config, model=size)
 
 
-def _optimizer(parameters, rate, training): return torch.optim.AdamW([p for p in parameters if p.requires_grad], rate, tuple(training.betas), weight_decay=training.weight_decay)
+def _make_codebooks(generator, config, place=None):
+    "What trains the codebooks of a run."
+    c, tuned = config.codebooks, config.fine_tuning
+    mode = "none" if tuned.freeze_tokens else c.mode
+    if mode == "none":
+        for q in generator.quantizer.quantizers: q.codebook.requires_grad_(False)
+    return CodebookTrainer(generator.quantizer, mode, c.decay, c.restart_after, c.initialise and not tuned.weights, config.training.seed, place)
+
+
+_kept, _balancers = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary() # generator -> what `train_step` remembers from step to step
+
+def _optimizer(parameters, rate, training):
+    wanted = [p for p in parameters if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") for p in wanted) # one pass over the weights: a quarter of the time
+    return torch.optim.AdamW(wanted, rate, tuple(training.betas), weight_decay=training.weight_decay, fused=fused)
+
+
 def _rate(config): t, total = config.training, config.training.steps or None; return lambda step: learning_rate_factor(step, total, t.schedule, t.warmup, t.final_factor, t.decay)
 def _critics_rate(config): # as for the codec, after a warm-up of their own
     usual, warmup = _rate(config), config.discriminators.warmup
@@ -60,7 +80,8 @@ def setup_models(
     "The networks of a run, for a loop of your own."
     generator, config = _make_generator(as_config(config))
     critics = make_discriminators(config.discriminators)
-    return generator.to(device), critics["mpd"].to(device), critics["msd"].to(device)
+    _kept[generator.to(device)] = _make_codebooks(generator, config)
+    return generator, critics["mpd"].to(device), critics["msd"].to(device)
 
 
 def setup_optimizers(
@@ -85,6 +106,16 @@ def _open_data(config):
                               config=d.dataset_config, multiple=config.pad_multiple, seed=config.training.seed, target=d.loudness, floor=d.silence)
 
 
+class _Epochs(torch.utils.data.DataLoader):
+    "Every pass is another epoch, with pieces from other places."
+    passes = 0
+
+    def __iter__(self):
+        self.dataset.set_epoch(self.passes)
+        self.passes += 1
+        return super().__iter__()
+
+
 def setup_dataset(
     config:dict|TrainConfig|None=None, # settings; None for the defaults
 ) -> torch.utils.data.DataLoader: # batches [B, T] of pieces
@@ -92,11 +123,9 @@ def setup_dataset(
     config = as_config(config)
     dataset, _ = _open_data(config)
     streaming, workers = config.data.streaming, config.training.num_workers
-    return torch.utils.data.DataLoader(dataset, config.training.batch_size, shuffle=not streaming, num_workers=workers, drop_last=True, pin_memory=torch.cuda.is_available())
+    return _Epochs(dataset, config.training.batch_size, shuffle=not streaming, num_workers=workers, drop_last=True, pin_memory=torch.cuda.is_available())
 
 # %% ../../nbs/snac/26_train.ipynb #0ff7d611
-_kept = weakref.WeakKeyDictionary() # generator -> CodebookTrainer
-
 def train_step(
     real_audio:torch.Tensor, # [B, T] or [B, 1, T], at the codec's sample rate
     generator:SNAC, # codec
@@ -108,14 +137,15 @@ def train_step(
     iteration:int=0, # number of the step
     *,
     losses:LossConfig|None=None, # weights
-    codebooks:CodebookTrainer|None=None, # None: one of gradient mode, kept with the generator
+    codebooks:CodebookTrainer|None=None, # None: that of `setup_models`; for other generators one that only moves entries that a loss may move
     precision:str="auto", # of the critics
 ) -> dict[str, torch.Tensor|float]: # loss_g, loss_d, mel_loss, stft_loss, gen_adv_loss, fm_loss, mel_weight, stft_weight and more; tensors stay on the device
     "Update codec and critics once."
     losses, real = losses or LossConfig(), real_audio.to(device)
     real = real[:, None] if real.ndim == 2 else real
-    if codebooks is None: codebooks = _kept.get(generator) or _kept.setdefault(generator, CodebookTrainer(generator.quantizer))
+    codebooks = _kept[generator] = codebooks or _kept.get(generator) or _usual_codebooks(generator)
     judged = Comparison(nn.ModuleDict({"mpd": mpd, "msd": msd}), losses, generator.sampling_rate, precision)
+    if losses.balance: judged.balancer = _balancers.setdefault(generator, judged.balancer)
     coded = generator(real, details=True)
     optim_g.zero_grad(); optim_d.zero_grad()
     for loss in judged.compare(real, coded.audio, iteration): loss.backward()
@@ -126,13 +156,18 @@ def train_step(
     norm_g = torch.nn.utils.get_total_norm([p.grad for p in generator.parameters() if p.grad is not None])
     optim_g.step()
     use = codebooks.update(coded.levels, iteration)
-    return _values(judged, inside, iteration, losses) | use | {"grad_norm_g": norm_g, "grad_norm_d": norm_d}
+    return _values(judged, inside, iteration, losses, codebooks) | use | {"grad_norm_g": norm_g, "grad_norm_d": norm_d}
 
 
-def _values(judged, inside, step, losses): # what a step tells
+def _usual_codebooks(generator): # of a generator that may have learnt already
+    learns = all(q.codebook.weight.requires_grad for q in generator.quantizer.quantizers)
+    return CodebookTrainer(generator.quantizer, "gradient" if learns else "none", initialise=False)
+
+
+def _values(judged, inside, step, losses, codebooks): # what a step tells
     weights, values = judged.weights(step), judged.values
     part = {"mel_loss": weights["mel"], "stft_loss": weights["stft"], "gen_adv_loss": weights["adversarial"], "fm_loss": weights["feature_matching"],
-            "commitment_loss": losses.commitment, "codebook_loss": losses.codebook}
+            "commitment_loss": losses.commitment, "codebook_loss": losses.codebook if codebooks.mode == "gradient" else 0.}
     found = {name: 0. for name in ("loss_d", "mel_loss", "stft_loss", "gen_adv_loss", "fm_loss")} | values | inside
     return {"loss_g": sum(weight*found[name] for name, weight in part.items()), **found, "mel_weight": weights["mel"], "stft_weight": weights["stft"]}
 
@@ -146,13 +181,9 @@ class _Networks(Task):
     ): self.config, self.held = as_config(config), []
 
     def _make_networks(self, loop):
-        model, self.config = _make_generator(self.config)
+        model, self.config = _make_generator(self.config, getattr(loop, "resumed", None))
         c, model = self.config, model.to(loop.device)
-        frozen = c.fine_tuning.freeze_tokens and bool(c.fine_tuning.weights)
-        mode = "none" if frozen else c.codebooks.mode
-        first = c.codebooks.initialise and not c.fine_tuning.weights
-        self.codebooks = CodebookTrainer(model.quantizer, mode, c.codebooks.decay, c.codebooks.restart_after, first, loop.seed, loop.place)
-        if mode == "none": model.quantizer.requires_grad_(False) if frozen else [q.codebook.requires_grad_(False) for q in model.quantizer.quantizers]
+        self.codebooks = _make_codebooks(model, c, loop.place)
         self.critics = make_discriminators(c.discriminators)
         loop.module("discriminators", self.critics, wrap=False) # asked one by one, which DDP knows nothing of
         self.net = loop.module("generator", model)
@@ -185,10 +216,7 @@ class _Networks(Task):
     def checkpoint_name(self, kind, loop):
         return f"snac_{self.config.model.sampling_rate//1000}khz_{f'iter_{loop.step}' if kind in ('step', 'epoch') else kind}"
 
-    def end(self, loop):
-        generator = loop.modules["generator"]
-        if not loop.average: save_pretrained(generator, loop.folder.path); return
-        with loop.average.swapped(): save_pretrained(generator, loop.folder.path)
+    def saving(self, loop, kind): save_pretrained(loop.modules["generator"], loop.folder.path) # of the averaged weights, if there are any
 
 # %% ../../nbs/snac/26_train.ipynb #51f53266
 class SnacTask(_Networks):
@@ -208,14 +236,14 @@ class SnacTask(_Networks):
             with torch.no_grad(): fake = loop.modules["generator"](real)[0]
             loop.update("discriminators", self.judged.compare(real, fake, loop.step, codec=False))
             return dict(self.judged.values)
-        coded = self.net(real, details=True)
+        with loop.autocast(): coded = self.net(real, details=True)
         losses = self.judged.compare(real, coded.audio, loop.step, critics=asked)
         if asked: loop.update("discriminators", losses)
         else: list(losses)
         loss, inside = codec_loss(coded, self.judged.gradient, self.config.losses, self.codebooks.mode == "gradient")
         loop.update("generator", loss)
         use = self.codebooks.update(coded.levels, loop.step, loop.average)
-        values = _values(self.judged, inside, loop.step, self.config.losses)
+        values = _values(self.judged, inside, loop.step, self.config.losses, self.codebooks)
         return {name: value for name, value in (values | use).items() if not name.endswith("_weight") and (asked or name not in ("loss_d", "gen_adv_loss", "fm_loss"))}
 
     def _coded(self, loop, item): # (recording [T], decoded [T], codes)
@@ -225,34 +253,31 @@ class SnacTask(_Networks):
 
     def validate(self, loop):
         "Distances on what is held out, and how much of the codebooks it uses."
-        rate, mine = self.config.model.sampling_rate, self.held[loop.rank::loop.world]
+        rate, size = self.config.model.sampling_rate, self.config.model.codebook_size
         if not self.held: return {}
-        weight, mine = len(mine), mine or self.held[:1] # with more processes than sounds some count for nothing, but take part
-        pairs = [self._coded(loop, item) for item in mine]
-        values = {"mel": np.mean([mel_distance(a, b, rate) for a, b, _ in pairs]), "stft": np.mean([multi_scale_stft_distance(a, b) for a, b, _ in pairs])}
-        understood = _intelligibility(pairs, rate)
-        if understood is not None and (loop.world > 1 or understood == understood): values["stoi"] = understood # the same names in all processes
-        for level in range(len(pairs[0][2])):
-            codes = torch.cat([codes[level].flatten().cpu() for _, _, codes in pairs])
-            values[f"used/{level}"], values[f"perplexity/{level}"] = (float(o) for o in codebook_use(torch.bincount(codes, minlength=self.config.model.codebook_size).float()))
-        return {name: float(value) for name, value in values.items()} | {"weight": weight}
+        sums, counts = np.zeros((2, 3)), np.zeros((len(self.config.model.vq_strides), size)) # of values, and of sounds that have one: mel, stft, stoi
+        for item in self.held[loop.rank::loop.world]:
+            real, sound, codes = self._coded(loop, item)
+            found = mel_distance(real, sound, rate), multi_scale_stft_distance(real, sound), _intelligibility(real, sound, rate)
+            sums += np.array([[0. if v is None else float(v) for v in found], [v is not None for v in found]])
+            for level, c in enumerate(codes): counts[level] += np.bincount(c.flatten().cpu(), minlength=size)
+        sums, counts = loop.place.sum(sums), loop.place.sum(counts) # the same in all processes
+        values = {name: total/n for name, total, n in zip(("mel", "stft", "stoi"), *sums) if n}
+        for level, use in enumerate(counts): values[f"used/{level}"], values[f"perplexity/{level}"] = map(float, codebook_use(torch.as_tensor(use)))
+        return values
 
     def sample(self, loop):
         "Some of the held-out sounds, before and after."
         rate, found = self.config.model.sampling_rate, []
         for item in self.held[:3]:
             real, sound, _ = self._coded(loop, item)
-            found.append(Sample(Path(str(item["id"])).stem, sound.numpy(), rate, real.numpy()))
+            found.append(Sample(f"{len(found)} {Path(str(item['id'])).stem}", sound.numpy(), rate, real.numpy()))
         return found
 
 
-def _intelligibility(pairs, rate): # mean STOI, where it is installed and there is speech to measure
-    found = []
-    for real, sound, _ in pairs:
-        try: found.append(float(stoi(real, sound, rate)))
-        except ImportError: return None
-        except ValueError as cause: _log.debug("STOI left out: %s", cause) # silence, or too little speech
-    return np.mean(found) if found else np.nan
+def _intelligibility(real, sound, rate): # STOI; None where it is not installed, or there is too little speech to measure
+    try: return float(stoi(real, sound, rate))
+    except (ImportError, ValueError) as cause: return _log.debug("STOI left out: %s", cause)
 
 # %% ../../nbs/snac/26_train.ipynb #c8831c5f
 def snac_trainer(
@@ -283,6 +308,7 @@ def train_command(
     config:TrainConfig, # what to train, and how
 ) -> int: # exit code: 0; 128 + signal when stopped by one
     "Train from a configuration, with progress."
+    if int(os.environ.get("RANK") or 0): logging.getLogger("audiolab").setLevel(logging.ERROR) # one voice is enough
     result = train_main(config)
     if result.state == "completed": _log.info("next: audiolab snac eval %s SOUNDS, or audiolab snac encode IN OUT --model %s", result.folder, result.folder)
     else: _log.warning("stopped at step %d and saved; go on with --resume auto", result.step)
@@ -298,12 +324,12 @@ def save_checkpoint(
     optim_d:torch.optim.Optimizer, # of both discriminators
     scheduler_g=None, # not needed
     scheduler_d=None, # not needed
-    config:dict|TrainConfig|None=None, # settings of the run; None for the defaults
+    config:dict|TrainConfig|None=None, # settings of the run; None for the defaults and the generator's size
     checkpoint_dir:str|Path="./checkpoints", # folder; made if missing
 ) -> Path: # the checkpoint, snac_24khz_iter_N.safetensors
     "Save a loop of your own, durably; also config.json and pytorch_model.bin. Raises `CheckpointError`."
-    config, folder = as_config(config), Path(checkpoint_dir)
-    codebooks = _kept.get(generator) or CodebookTrainer(generator.quantizer, initialise=False)
+    config, folder = as_config(config or {"model": generator.config}), Path(checkpoint_dir)
+    codebooks = _kept.get(generator) or _usual_codebooks(generator)
     critics = nn.ModuleDict({"mpd": mpd, "msd": msd}).state_dict()
     counters = dict.fromkeys(("epoch", "batch", "stale"), 0) | {"step": iteration, "logged": iteration, "seconds": 0., "best": None, "bad": [0, 0]}
     nothing = {name: {} for name in ("sums", "epoch_sums", "validation", "scalers")} | {"data": [], "average": None}
