@@ -168,9 +168,7 @@ class _Parts(_Counters):
         return optimizer
 
     @property
-    def learning_rates(self) -> dict[str, float]:
-        "The learning rate of each optimizer, as last used."
-        return {name: float(optimizer.param_groups[0]["lr"]) for name, optimizer in self.optimizers.items()}
+    def learning_rates(self) -> dict[str, float]: "The learning rate of each optimizer, as last used."; return {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers.items()}
 
     @contextmanager
     def frozen(self, *names: str):

@@ -93,6 +93,10 @@ class _Folder(CheckpointFolder):
     "Where all checkpoints are kept (keep_last=0), so are those of an earlier run whose names come up again."
     _ours: frozenset = frozenset()
 
+    def resolve(self, which="auto"):  # weights alone, which may lie in the same folder, are nothing to go on from
+        found = super().resolve(which)
+        return None if which == "auto" and found and found.stem in ("best_model", "model_final") else found
+
     def save(self, name, *rest):
         if not self.keep_last and name not in self._ours: set_aside(self.folder / f"{name}.safetensors")
         self._ours |= {name}

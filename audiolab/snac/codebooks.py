@@ -44,7 +44,33 @@ class _Level:
             own.copy_(found)
 
 # %% ../../nbs/snac/23_codebooks.ipynb #3ad36c8f
-class CodebookTrainer:
+class _Moves:
+    "How entries are moved and replaced."
+    def _of_all(self, clips): # the rows of all processes, in the order in which one process would have them: clip r, r+world, ... of a batch are those of rank r
+        if self.place.world == 1: return clips
+        parts = [torch.empty_like(clips, memory_format=torch.contiguous_format) for _ in range(self.place.world)]
+        torch.distributed.all_gather(parts, clips.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    def _move(self, level, q, latents, codes, chosen):
+        sums = torch.zeros_like(level.sums).index_add_(0, codes, latents)
+        level.sizes.lerp_(chosen, 1-self.decay)
+        level.sums.lerp_(sums, 1-self.decay)
+        used = (chosen > 0)[:, None] # the others keep their place
+        q.codebook.weight.copy_(torch.where(used, level.sums/level.sizes[:, None].clamp(min=1e-5), q.codebook.weight))
+
+    def _restart(self, level, q, latents, good, rng, average):
+        some = min(len(latents), q.codebook_size)
+        oldest = level.age.topk(some).indices
+        pick = torch.from_numpy(rng.permutation(len(latents))[:some]).to(latents.device)
+        dead, new = (level.age[oldest] >= (self.restart_after or _NEVER/2)) & good[pick], latents[pick]
+        for entries in (q.codebook.weight, average) if average is not None else (q.codebook.weight,): entries[oldest] = torch.where(dead[:, None], new, entries[oldest])
+        level.age[oldest] = torch.where(dead, 0., level.age[oldest])
+        level.sizes[oldest] = torch.where(dead, 1., level.sizes[oldest])
+        level.sums[oldest] = torch.where(dead[:, None], new, level.sums[oldest])
+
+# %% ../../nbs/snac/23_codebooks.ipynb #12f6bc56
+class CodebookTrainer(_Moves):
     "Counts the use of codebooks, fills, moves and restarts their entries."
     def __init__(self,
         quantizer:ResidualVectorQuantize, # whose codebooks train
@@ -82,29 +108,6 @@ class CodebookTrainer:
             if self.mode != "none": self._restart(level, q, latents, good[:, 0], keyed_rng(self.seed, step, i), average and average.of(q.codebook.weight))
             found[f"usage/{i}"], found[f"perplexity/{i}"] = codebook_use(level.counts)
         return found
-
-    def _of_all(self, clips): # the rows of all processes, in the order in which one process would have them: clip r, r+world, ... of a batch are those of rank r
-        if self.place.world == 1: return clips
-        parts = [torch.empty_like(clips, memory_format=torch.contiguous_format) for _ in range(self.place.world)]
-        torch.distributed.all_gather(parts, clips.contiguous())
-        return torch.stack(parts, 1).flatten(0, 1)
-
-    def _move(self, level, q, latents, codes, chosen):
-        sums = torch.zeros_like(level.sums).index_add_(0, codes, latents)
-        level.sizes.lerp_(chosen, 1-self.decay)
-        level.sums.lerp_(sums, 1-self.decay)
-        used = (chosen > 0)[:, None] # the others keep their place
-        q.codebook.weight.copy_(torch.where(used, level.sums/level.sizes[:, None].clamp(min=1e-5), q.codebook.weight))
-
-    def _restart(self, level, q, latents, good, rng, average):
-        some = min(len(latents), q.codebook_size)
-        oldest = level.age.topk(some).indices
-        pick = torch.from_numpy(rng.permutation(len(latents))[:some]).to(latents.device)
-        dead, new = (level.age[oldest] >= (self.restart_after or _NEVER/2)) & good[pick], latents[pick]
-        for entries in (q.codebook.weight, average) if average is not None else (q.codebook.weight,): entries[oldest] = torch.where(dead[:, None], new, entries[oldest])
-        level.age[oldest] = torch.where(dead, 0., level.age[oldest])
-        level.sizes[oldest] = torch.where(dead, 1., level.sizes[oldest])
-        level.sums[oldest] = torch.where(dead[:, None], new, level.sums[oldest])
 
     def state_dict(self) -> dict: "What a resumed run needs."; return {str(i): level.state() for i, level in enumerate(self.levels)}
 

@@ -150,7 +150,7 @@ class _Encoding(_Opened):
 class StreamDecoder:
     "Turns codes into sound while they arrive; what comes out is, joined, the sound of the whole."
     def __init__(self,
-        codec:"Codec", # whose codes they are
+        codec, # whose codes they are
         chunk_seconds:float=0.0, # s of sound to wait for before decoding; larger chunks cost less work, because each needs its context anew
         seed:int=0, # of the noise
         noise:float=1.0, # its strength; 0 for none

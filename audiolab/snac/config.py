@@ -224,8 +224,9 @@ class TrainConfig:
         d, t, model = self.data, self.training, self.model
         begin = f"fine-tune {self.fine_tuning.weights}" if self.fine_tuning.weights else "train a codec"
         ends = f"{t.steps} steps" if t.steps else f"{t.epochs} epochs"
-        return (f"{begin} ({model.sampling_rate} Hz, widths {model.encoder_dim} and {model.decoder_dim}) on {d.dataset_path}{' (streamed)' if d.streaming else ''}, "
-                f"pieces of {self.segment_samples} samples ({self.segment_samples/model.sampling_rate:.3f} s), {t.batch_size} at a time, {ends}, into {self.paths.checkpoint_dir}")
+        size = f" ({model.sampling_rate} Hz, widths {model.encoder_dim} and {model.decoder_dim}; pieces of {self.segment_samples} samples, {self.segment_samples/model.sampling_rate:.3f} s)"
+        return (f"{begin}{'' if self.fine_tuning.weights else size} on {d.dataset_path}{' (streamed)' if d.streaming else ''}, "
+                f"{t.batch_size} pieces at a time, {ends}, into {self.paths.checkpoint_dir}")
 
 # %% ../../nbs/snac/20_config.ipynb #d9e61e48
 def create_training_config(

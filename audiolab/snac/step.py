@@ -34,8 +34,8 @@ def make_discriminators(
     return nn.ModuleDict({"mpd": mpd, "msd": msd})
 
 # %% ../../nbs/snac/26_step.ipynb #a15a04ff
-class Comparison:
-    "What critics and distances say about a decoded sound, and the gradients of both parties."
+class _Judging:
+    "Weights, precision and distances."
     def __init__(self,
         discriminators:nn.ModuleDict, # of `make_discriminators`
         losses:LossConfig|None=None, # weights
@@ -62,6 +62,9 @@ class Comparison:
         if weights["stft"]: found["stft"] = stft_loss(real, sound)
         return found
 
+# %% ../../nbs/snac/26_step.ipynb #647737a8
+class Comparison(_Judging):
+    "What critics and distances say about a decoded sound, and the gradients of both parties."
     def compare(self,
         real:torch.Tensor, # [B, 1, T]
         fake:torch.Tensor, # [B, 1, T], from the decoder

@@ -37,6 +37,8 @@ from ..training import Result, Trainer
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/snac/26_train.ipynb #b411e2da
+_kept, _balancers = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary() # generator -> what `train_step` remembers from step to step
+
 def _make_generator(config, resumed=None):
     "The codec of a run, and the settings with its size. What is resumed brings its weights itself."
     source, frozen = config.fine_tuning.weights, config.fine_tuning.freeze_tokens
@@ -58,9 +60,7 @@ def _make_codebooks(generator, config, place=None):
         for q in generator.quantizer.quantizers: q.codebook.requires_grad_(False)
     return CodebookTrainer(generator.quantizer, mode, c.decay, c.restart_after, c.initialise and not tuned.weights, config.training.seed, place)
 
-
-_kept, _balancers = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary() # generator -> what `train_step` remembers from step to step
-
+# %% ../../nbs/snac/26_train.ipynb #28b5d015
 def _optimizer(parameters, rate, training):
     wanted = [p for p in parameters if p.requires_grad]
     fused = all(p.device.type in ("cpu", "cuda") for p in wanted) # one pass over the weights: a quarter of the time
@@ -72,7 +72,7 @@ def _critics_rate(config): # as for the codec, after a warm-up of their own
     usual, warmup = _rate(config), config.discriminators.warmup
     return lambda step: usual(step)*min(1., (step+1)/(warmup+1))
 
-
+# %% ../../nbs/snac/26_train.ipynb #1db23be8
 def setup_models(
     config:dict|TrainConfig|None=None, # settings; None for the defaults
     device:str|torch.device="cpu", # torch device
@@ -219,8 +219,8 @@ class _Networks(Task):
     def saving(self, loop, kind): save_pretrained(loop.modules["generator"], loop.folder.path) # of the averaged weights, if there are any
 
 # %% ../../nbs/snac/26_train.ipynb #51f53266
-class SnacTask(_Networks):
-    "Learns a codec: sound to few numbers and back."
+class _Learning(_Networks):
+    "Data and steps."
     def setup(self, loop):
         "Networks, optimizers and data."
         self._make_networks(loop)
@@ -246,6 +246,9 @@ class SnacTask(_Networks):
         values = _values(self.judged, inside, loop.step, self.config.losses, self.codebooks)
         return {name: value for name, value in (values | use).items() if not name.endswith("_weight") and (asked or name not in ("loss_d", "gen_adv_loss", "fm_loss"))}
 
+# %% ../../nbs/snac/26_train.ipynb #346074d5
+class SnacTask(_Learning):
+    "Learns a codec: sound to few numbers and back."
     def _coded(self, loop, item): # (recording [T], decoded [T], codes)
         real = torch.as_tensor(item["audio"][:item["length"]], device=loop.device)[None, None]
         sound, codes = loop.modules["generator"](real)
@@ -277,7 +280,7 @@ class SnacTask(_Networks):
 
 def _intelligibility(real, sound, rate): # STOI; None where it is not installed, or there is too little speech to measure
     try: return float(stoi(real, sound, rate))
-    except (ImportError, ValueError) as cause: return _log.debug("STOI left out: %s", cause)
+    except (ImportError, ValueError) as cause: _log.debug("STOI left out: %s", cause)
 
 # %% ../../nbs/snac/26_train.ipynb #c8831c5f
 def snac_trainer(
