@@ -6,7 +6,8 @@
 
 Rules, on the same batches, networks and weights of losses:
   audiolab   this library: codebooks with a loss, first entries from data, restarts; one look by the critics
-  seed       the same without any loss of the quantiser, as an earlier trainer had it: codebooks stay as chance has made them
+  seed       the same without any loss of the quantiser, as an earlier trainer had it: codebooks stay as chance has made them.
+             With its clipping of gradients to 1, without which latents that nothing holds grow until the run fails
   fixed      the same with a commitment loss only: codebooks stay, and the encoder is kept near them
   dac        a plain two-pass loop in the order of the Descript Audio Codec, written out below: critics first, then the codec;
              codebook losses, no first entries from data, no restarts, no average of weights
@@ -72,7 +73,7 @@ def settings(rule, folder, args):
                       "discriminators": {"width": args.width, "start": args.start, "warmup": 200, "learning_rate": 2e-4},
                       "codebooks": {"mode": "none" if rule in ("seed", "fixed") else "gradient"}, "losses": {"commitment": 0. if rule == "seed" else .25},
                       "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": .05, "warmup": 50., "decay": .999996,
-                                   "validate_every": f"{args.every} steps", "sample_every": "never", "save_every": "10 minutes", "log_every": 50, "ema_decay": .99, "device": "cpu"},
+                                   "validate_every": f"{args.every} steps", "sample_every": "never", "save_every": "10 minutes", "log_every": 50, "ema_decay": .99, "device": "cpu", "clip_norm": 1. if rule == "seed" else 0.},
                       "paths": {"checkpoint_dir": str(args.output / rule)}})
 
 
@@ -135,7 +136,7 @@ def run_dac(config, held, folder: Path) -> None:
                     generator.eval()
                     values = measure(generator, held, config.model.codebook_size)
                     generator.train()
-                    history.write(json.dumps({"kind": "validation", "step": step, "seconds": spent, "values": values}) + "\n"); history.flush()
+                    history.write(json.dumps({"kind": "validation", "step": step, "epoch": epoch, "seconds": spent, "values": values}) + "\n"); history.flush()
                     print(f"dac {step}: {values} after {spent:.0f} CPU s", file=sys.stderr)
                 if step >= t.steps: break
             epoch += 1
@@ -153,8 +154,7 @@ def run(rule, args):
 def validations(folder: Path) -> list[dict]:
     found = []
     for row in read_history(folder):
-        kind = row.get("kind") or row.get("event")
-        if kind == "validation": found.append({"step": row["step"], "seconds": row["seconds"], **row["values"]})
+        if row["kind"] == "validation": found.append({"step": row["step"], **row["values"]})
     return found
 
 
@@ -182,7 +182,6 @@ def main():
 def figure(args):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    # what was measured: validations of the engine's history, and the lines that `run_dac` writes
     runs = {rule: validations(args.output / rule) for rule in RULES if (args.output / rule).exists()}
     picture = Figure(figsize=(10, 3), layout="constrained")
     for axes, (name, title) in zip(picture.subplots(1, 3), (("mel", "mel distance (lower is better)"), ("stoi", "STOI (higher is better)"), ("perplexity/2", "perplexity, finest level"))):
@@ -190,11 +189,11 @@ def figure(args):
         axes.set(title=title, xlabel="step"); axes.grid(alpha=.3)
     axes.legend()
     FigureCanvasAgg(picture).print_figure(args.output / "snac_training.png", dpi=110)
-    print("| rule | step | CPU s | mel | STFT | STOI | used, by level | perplexity, by level |\n|---|---|---|---|---|---|---|---|")
+    print("| rule | step | mel | STFT | STOI | used, by level | perplexity, by level |\n|---|---|---|---|---|---|---|")
     for rule, rows in runs.items():
         for r in rows[1::2] if len(rows) > 8 else rows:
             use, perplexity = ([r[f"{kind}/{i}"] for i in range(3)] for kind in ("used", "perplexity"))
-            print(f"| {rule} | {r['step']} | {r['seconds']:.0f} | {r['mel']:.3f} | {r['stft']:.3f} | {r['stoi']:.3f} | {' / '.join(f'{o:.0%}' for o in use)} | {' / '.join(f'{o:.0f}' for o in perplexity)} |")
+            print(f"| {rule} | {r['step']} | {r['mel']:.3f} | {r['stft']:.3f} | {r['stoi']:.3f} | {' / '.join(f'{o:.0%}' for o in use)} | {' / '.join(f'{o:.0f}' for o in perplexity)} |")
 
 
 if __name__ == "__main__": main()

@@ -261,7 +261,7 @@ def test_dry_run_tells_what_would_be_done(tmp_path, capsys, monkeypatch):
     assert cli.main(["snac", "train", "--config", "my_config.json", "--batch_size", "16", "--model", "32khz", "--streaming", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"batch_size: 16 .*flag", said) and re.search(r"dataset_path: here .*my_config.json", said) and re.search(r"sampling_rate: 32000 .*flag", said)
-    assert "(32000 Hz, widths 64 and 1536) on here (streamed), pieces of" in said and "16 at a time, 800000 steps, into ./checkpoints" in said
+    assert "(32000 Hz, widths 64 and 1536; pieces of" in said and "on here (streamed), 16 pieces at a time, 800000 steps, into ./checkpoints" in said
     assert os.listdir() == ["my_config.json"]
 
 

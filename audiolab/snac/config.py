@@ -232,16 +232,18 @@ class TrainConfig:
 def create_training_config(
     dataset_path:str="bad49wolf/ljspeech-simple", # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
     batch_size:int=16, # pieces to a step
-    learning_rate:float=6e-4, # of the codec
-    num_iterations:int=800_000, # steps
+    learning_rate:float=6e-4, # of the codec; for the small model 1e-3, if it is left at this
+    num_iterations:int=800_000, # steps; for the small model 4000, if it is left at this
     streaming:bool=False, # read in order while training
     model:str="24khz", # 24khz, 32khz, 44khz or small
 ) -> dict: # model, training, data and paths
     "The settings of a run as a dictionary, to be changed and given to `train_main`, or to be saved as JSON."
     size, recipe = _model_of(model)
+    others = {key: value for key, value in recipe.get("training", {}).items() if key not in ("steps", "batch_size", "learning_rate")}
+    if model == "small": learning_rate, num_iterations = 1e-3 if learning_rate == 6e-4 else learning_rate, 4000 if num_iterations == 800_000 else num_iterations
     return size | {name: part for name, part in recipe.items() if name != "training"} | {
-        "training": recipe.get("training", {}) | {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
-                     "save_interval": 10000, "log_interval": 100, "validation_interval": 1000 if model != "small" else 500},
+        "training": {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
+                     "save_interval": 10000, "log_interval": 100, "validation_interval": 1000} | others,
         "data": {"dataset_path": dataset_path, "audio_column": "audio", "split": "train", "streaming": streaming, "segment_length": 0.8},
         "paths": {"checkpoint_dir": "./checkpoints", "log_dir": "./logs"},
     }

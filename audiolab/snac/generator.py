@@ -305,6 +305,7 @@ class SNAC(_Coding):
         z = self.quantizer.from_codes(self._checked(codes))
         keep = None if frames is None else Keep(frames, z.shape[-1])
         placed = PlacedNoise(seed, first_frame, z.shape[-1]) if seed is not None else lambda layer, x: torch.randn(x.shape[0], 1, x.shape[2], device=x.device, dtype=x.dtype)
+        if length is not None and not 0 <= length <= z.shape[-1]*self.hop_length: raise SnacError(f"length {length}: these codes give 0 to {z.shape[-1]*self.hop_length} samples")
         audio = self.decoder(z, keep, (lambda layer, x: noise*placed(layer, x)) if noise else False)
         return audio if length is None else audio[..., :length]
 

@@ -83,7 +83,8 @@ class Comparison(_Judging):
         self.values |= {f"{name}_loss": loss.detach() for name, loss in distances.items()}
         scale = lambda name: 1. if self.balancer else weights[name] # a balancer brings its own weights
         parts |= {name: scale(name)*torch.autograd.grad(loss, sound)[0] for name, loss in distances.items() if weights[name]}
-        self.gradient = (self.balancer(parts) if self.balancer else sum(parts.values())) if parts else torch.zeros_like(sound)
+        # a balanced gradient is one for each clip: as a mean it does not depend on how many there are, here or in other processes
+        self.gradient = (self.balancer(parts)/len(sound) if self.balancer else sum(parts.values())) if parts else torch.zeros_like(sound)
 
     def _ask(self, multi, real, sound, weights, parts, codec): # every critic of one kind
         with torch.no_grad(): shown = multi.prepare(real)
@@ -114,6 +115,6 @@ def codec_loss(
     "A loss with the gradient of all of them."
     commitment, codebook = (sum(getattr(level, name) for level in coded.levels) for name in ("commitment", "codebook"))
     loss = (coded.audio*gradient).sum()
-    if commitment.requires_grad: loss = loss+losses.commitment*commitment
-    if trained and codebook.requires_grad: loss = loss+losses.codebook*codebook
+    if losses.commitment and commitment.requires_grad: loss = loss+losses.commitment*commitment
+    if trained and losses.codebook and codebook.requires_grad: loss = loss+losses.codebook*codebook
     return loss, {"commitment_loss": commitment.detach(), "codebook_loss": codebook.detach()}
