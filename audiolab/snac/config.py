@@ -70,7 +70,7 @@ def create_snac_44khz_config(
     return _model(legacy, _OLD, sampling_rate=44100, **_MUSIC)
 
 def create_snac_small_config() -> dict: # arguments of `SNAC`
-    "Speech at 16 kHz, 875 bit/s, with a tenth of the work: learns on two processor cores in minutes what it needs to be understood."
+    "Speech at 16 kHz, 875 bit/s: small enough to be trained without a GPU; the chapter on training says how far half an hour of one core takes it."
     return _model(False, {}, sampling_rate=16000, encoder_dim=16, encoder_rates=(2, 4, 5, 8), decoder_dim=256, decoder_rates=(8, 5, 4, 2), codebook_size=1024)
 
 
@@ -91,7 +91,7 @@ def _named(table, kind):
         return table[name]
     return find
 
-_SMALL = {"discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 2000}, # a recipe for minutes: small critics, who come late
+_SMALL = {"discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 2000}, # a recipe for a processor: small critics, who come late
           "training": {"steps": 4000, "batch_size": 8, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
                        "validate_every": "500 steps", "sample_every": "1000 steps", "save_every": "10 minutes"}}
 
@@ -195,7 +195,7 @@ class PathsConfig:
 @dataclass
 class TrainConfig:
     "Train or fine-tune a codec."
-    model: ModelConfig = field(default_factory=ModelConfig) # its size; also --model 24khz, 32khz, 44khz, or small: a small one with settings that learn in minutes
+    model: ModelConfig = field(default_factory=ModelConfig) # its size; also --model 24khz, 32khz, 44khz, or small: one for machines without a GPU, with settings to match
     training: SnacTrainingConfig = field(default_factory=SnacTrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     codebooks: CodebookConfig = field(default_factory=CodebookConfig)
