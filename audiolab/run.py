@@ -125,12 +125,12 @@ class _Folder:
         path: str | Path,  # made when first written to
         checkpoints: str = "checkpoints",  # folder in it for checkpoints; "." for the folder itself
     ):
-        self.path = Path(path)
+        self.given, self.path = Path(path), Path(path).absolute()  # a run in the background stays where it began if the notebook goes elsewhere
         self.config_file, self.history_file = self.path / "config.yaml", self.path / "history.jsonl"
         self.logs, self.samples, self.checkpoints = self.path / "logs", self.path / "samples", self.path / checkpoints
         self._history = None
 
-    def __repr__(self): return f"RunFolder({str(self.path)!r})"
+    def __repr__(self): return f"RunFolder({str(self.given)!r})"
 
     def begin(self,
         config: Any = None,  # dataclass; written to config.yaml

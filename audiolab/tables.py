@@ -272,7 +272,7 @@ def open_clips(
         if streaming: return HubStream(table, column=column, label=f"{label} shard", **settings)
         clips, causes = HubClips(table, column, group, label).readable()
         for cause in causes.values(): log.warning("left out: %s", cause)
-        if not len(clips): raise DataError(f"{spec}: no row can be read: {next(iter(causes.values()), 'it is empty')}")
+        if not len(clips): raise DataError(f"{spec}: no row can be read: {next(iter(causes.values()), 'it has no rows; give a table that has some, or another split')}")
         return clips
     if streaming: raise DataError(f"{spec}: only tables are streamed (Parquet, saved data sets, the Hub); files can be read at any place")
     if split is not None: raise DataError(f"{spec}: has no splits of its own; use split_clips")

@@ -103,7 +103,7 @@ class _Ready(Tracked):
         settings, parameters = self.task.config or config, sum(p.numel() for module in self.modules.values() for p in module.parameters())
         self.folder.begin(settings, resumed=resumed, step=self.step, device=str(self.device), processes=self.world)
         self._begun = True
-        self.tell("start", folder=str(self.folder.path), config=to_plain(settings), total_steps=self.total_steps, steps_per_epoch=self._length,
+        self.tell("start", folder=str(self.folder.given), config=to_plain(settings), total_steps=self.total_steps, steps_per_epoch=self._length,
                   parameters=parameters, device=str(self.device), resumed=resumed, unit=self.task.unit)
         if config.push:
             from audiolab.storage import Pusher
@@ -371,5 +371,5 @@ class Trainer(_Fitting):
             self.control.finish(state, reason)
             loop.tell("end", state=state, reason=self.control.reason)
             loop.folder.close()
-        self.result = Result(state, self.control.reason, loop.step, loop.epoch, loop._best, loop.seconds, self.folder.path, dict(loop.times), exit_code(self.control))
+        self.result = Result(state, self.control.reason, loop.step, loop.epoch, loop._best, loop.seconds, self.folder.given, dict(loop.times), exit_code(self.control))
         return self.result

@@ -59,12 +59,14 @@ class _Moves:
         used = (chosen > 0)[:, None] # the others keep their place
         q.codebook.weight.copy_(torch.where(used, level.sums/level.sizes[:, None].clamp(min=1e-5), q.codebook.weight))
 
-    def _restart(self, level, q, latents, good, rng, average):
+    def _restart(self, level, q, latents, good, rng, average, optimizer):
         some = min(len(latents), q.codebook_size)
         oldest = level.age.topk(some).indices
         pick = torch.from_numpy(rng.permutation(len(latents))[:some]).to(latents.device)
         dead, new = (level.age[oldest] >= (self.restart_after or _NEVER/2)) & good[pick], latents[pick]
         for entries in (q.codebook.weight, average) if average is not None else (q.codebook.weight,): entries[oldest] = torch.where(dead[:, None], new, entries[oldest])
+        for memory in optimizer.state.get(q.codebook.weight, {}).values() if optimizer else (): # of gradients, which led elsewhere
+            if torch.is_tensor(memory) and memory.shape == q.codebook.weight.shape: memory[oldest] = torch.where(dead[:, None], 0., memory[oldest])
         level.age[oldest] = torch.where(dead, 0., level.age[oldest])
         level.sizes[oldest] = torch.where(dead, 1., level.sizes[oldest])
         level.sums[oldest] = torch.where(dead[:, None], new, level.sums[oldest])
@@ -93,6 +95,7 @@ class CodebookTrainer(_Moves):
         details:list[LevelDetails], # of the step's forward pass
         step:int, # its number
         average=None, # `WeightAverage` of the codec's weights, in which new entries shall not be mixed with what stood there
+        optimizer:torch.optim.Optimizer|None=None, # of the codec's weights, which shall not push new entries on where the old ones went
     ) -> dict[str, torch.Tensor]: # usage/0, perplexity/0, ... : 0-d
         "Take in what was chosen in a step."
         found = {}
@@ -105,7 +108,7 @@ class CodebookTrainer(_Moves):
             level.counts.mul_(math.exp(-clock/self.window)).add_(chosen)
             level.age.add_(clock).mul_((chosen == 0) | (level.age > _NEVER/2)) # an entry that chance has made is not yet one
             if self.mode == "ema": self._move(level, q, latents, codes, chosen)
-            if self.mode != "none": self._restart(level, q, latents, good[:, 0], keyed_rng(self.seed, step, i), average and average.of(q.codebook.weight))
+            if self.mode != "none": self._restart(level, q, latents, good[:, 0], keyed_rng(self.seed, step, i), average and average.of(q.codebook.weight), optimizer)
             found[f"usage/{i}"], found[f"perplexity/{i}"] = codebook_use(level.counts)
         return found
 

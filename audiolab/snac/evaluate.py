@@ -30,7 +30,7 @@ from ..audio import AudioError, AudioFigure, find_audio_files, read_audio, resam
 from ..metrics import Table, compare_table
 from ..page import Page, replace_file
 from .config import SnacError
-from .measure import DEFAULT_MEASURES, MEASURES, code_recording, code_statistics, mean_interval, measure_recording, nominal_bit_rate, with_interval
+from .measure import DEFAULT_MEASURES, MEASURES, code_recording, code_statistics, mean_interval, measure_recording, with_interval
 from .pretrained import from_pretrained
 
 _log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _settings(model, noise, seed):
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     on = f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine() + ' CPU'}, {(n := torch.get_num_threads())} thread{'s'*(n > 1)}, torch {torch.__version__}"
     return {"sample_rate": model.sampling_rate, "noise": noise, "seed": seed, "hop_length": model.hop_length, "vq_strides": list(model.vq_strides), "codebook_size": model.codebook_size,
-            "nominal_bit_rate": nominal_bit_rate(model.sampling_rate, model.hop_length, model.vq_strides, model.codebook_size), "on": on}
+            "nominal_bit_rate": model.bit_rate, "on": on}
 
 
 def evaluate_codec(

@@ -44,7 +44,13 @@ def _normed(conv, normed): return weight_norm(conv) if normed else conv
 
 class ResidualUnit(nn.Module):
     "x + conv1x1(snake(conv7(snake(x)))), the convolution over time dilated and, in SNAC, depthwise."
-    def __init__(self, dim:int=16, dilation:int=1, kernel:int=7, groups:int=1, normed:bool=True):
+    def __init__(self,
+        dim:int=16, # channels
+        dilation:int=1, # of the convolution over time
+        kernel:int=7, # its length
+        groups:int=1, # of its channels; as many as channels: depthwise
+        normed:bool=True, # weight-normalised, as for training
+    ):
         super().__init__()
         wide = nn.Conv1d(dim, dim, kernel, dilation=dilation, padding=(kernel-1)*dilation//2, groups=groups)
         self.block = nn.Sequential(Snake1d(dim), _normed(wide, normed), Snake1d(dim), _normed(nn.Conv1d(dim, dim, 1), normed))
@@ -56,7 +62,9 @@ class ResidualUnit(nn.Module):
 # %% ../../nbs/snac/22_generator.ipynb #6c7d8c9c
 class SinusoidalEmbeddings(nn.Module):
     "Angles of rotary positions; the frequencies are a buffer of the published models."
-    def __init__(self, dim:int):
+    def __init__(self,
+        dim:int, # channels of a head
+    ):
         super().__init__()
         self.register_buffer("inv_freq", 1./(10000**(torch.arange(0, dim, 2).float()/dim)))
 
@@ -72,7 +80,11 @@ def _rotate(x, angles):
 
 class LocalMHA(nn.Module):
     "Multi-head attention in windows that do not overlap, with a way around it."
-    def __init__(self, dim:int=1024, window_size:int=32, dim_head:int=64):
+    def __init__(self,
+        dim:int=1024, # channels
+        window_size:int=32, # frames that see each other
+        dim_head:int=64, # channels of a head; divides `dim`
+    ):
         super().__init__()
         if dim % dim_head: raise SnacError(f"attention over {dim} channels does not divide into heads of {dim_head}: use multiples of it, or attn_window_size null")
         self.norm, self.heads, self.window_size = nn.LayerNorm(dim), dim//dim_head, window_size
@@ -90,7 +102,12 @@ class LocalMHA(nn.Module):
 # %% ../../nbs/snac/22_generator.ipynb #f4bd6d31
 class EncoderBlock(nn.Module):
     "Three residual units, then fewer frames and twice the channels."
-    def __init__(self, output_dim:int, stride:int, groups:int=1, normed:bool=True):
+    def __init__(self,
+        output_dim:int, # channels that come out
+        stride:int, # frames that become one
+        groups:int=1, # of the residual units
+        normed:bool=True, # weight-normalised, as for training
+    ):
         super().__init__()
         dim = output_dim//2
         self.block = nn.Sequential(*(ResidualUnit(dim, dilation, groups=groups, normed=normed) for dilation in (1, 3, 9)), Snake1d(dim),
@@ -103,7 +120,13 @@ class EncoderBlock(nn.Module):
 
 class Encoder(nn.Module):
     "Sound [B, 1, T] to a latent [B, D, T/hop]."
-    def __init__(self, d_model:int=64, strides:list=(3, 3, 7, 7), depthwise:bool=False, attn_window_size:int|None=32, normed:bool=True):
+    def __init__(self,
+        d_model:int=64, # channels before the first block, doubled by each
+        strides:list=(3, 3, 7, 7), # of the blocks
+        depthwise:bool=False, # convolutions over time for each channel alone
+        attn_window_size:int|None=32, # frames of a window of attention; None for no attention
+        normed:bool=True, # weight-normalised, as for training
+    ):
         super().__init__()
         layers = [_normed(nn.Conv1d(1, d_model, 7, padding=3), normed)]
         for stride in strides:
@@ -143,7 +166,10 @@ class PlacedNoise:
 
 class NoiseBlock(nn.Module):
     "x + noise·Linear(x): noise whose level follows the signal."
-    def __init__(self, dim:int, normed:bool=True):
+    def __init__(self,
+        dim:int, # channels
+        normed:bool=True, # weight-normalised, as for training
+    ):
         super().__init__()
         self.linear = _normed(nn.Conv1d(dim, dim, 1, bias=False), normed)
 
@@ -154,7 +180,14 @@ class NoiseBlock(nn.Module):
 # %% ../../nbs/snac/22_generator.ipynb #4ed2eaff
 class DecoderBlock(nn.Module):
     "More frames and half the channels, noise, three residual units."
-    def __init__(self, input_dim:int, output_dim:int, stride:int, noise:bool=False, groups:int=1, normed:bool=True):
+    def __init__(self,
+        input_dim:int, # channels that go in
+        output_dim:int, # channels that come out
+        stride:int, # frames that one becomes
+        noise:bool=False, # whether noise is added
+        groups:int=1, # of the residual units
+        normed:bool=True, # weight-normalised, as for training
+    ):
         super().__init__()
         grow = nn.ConvTranspose1d(input_dim, output_dim, 2*stride, stride, padding=math.ceil(stride/2), output_padding=stride % 2)
         layers = [Snake1d(input_dim), _normed(grow, normed)]
@@ -172,7 +205,15 @@ class DecoderBlock(nn.Module):
 
 class Decoder(nn.Module):
     "A latent [B, D, F] to sound [B, 1, F·hop] between -1 and 1."
-    def __init__(self, input_channel:int, channels:int, rates:list, noise:bool=False, depthwise:bool=False, attn_window_size:int|None=32, normed:bool=True):
+    def __init__(self,
+        input_channel:int, # channels of the latent
+        channels:int, # before the first block, halved by each
+        rates:list, # frames that one becomes, block by block
+        noise:bool=False, # whether noise is added
+        depthwise:bool=False, # convolutions over time for each channel alone
+        attn_window_size:int|None=32, # frames of a window of attention; None for no attention
+        normed:bool=True, # weight-normalised, as for training
+    ):
         super().__init__()
         layers = [nn.Conv1d(input_channel, input_channel if depthwise else channels, 7, padding=3, groups=input_channel if depthwise else 1)]
         if depthwise: layers.append(nn.Conv1d(input_channel, channels, 1))
@@ -248,7 +289,9 @@ class _Layout(nn.Module):
         frames = _encoder_reach(self.config["encoder_rates"], self.attn_window_size)/self.hop_length
         return math.ceil(frames/self.frame_multiple)*self.frame_multiple
     @property
-    def bit_rate(self) -> float: "Bits a second."; return sum(self.sampling_rate/self.hop_length/stride for stride in self.vq_strides)*math.log2(self.codebook_size)
+    def token_rates(self) -> list[float]: "Codes a second of each level, coarse to fine."; return [self.sampling_rate/self.hop_length/stride for stride in self.vq_strides]
+    @property
+    def bit_rate(self) -> float: "Bits a second, if all codes are equally likely."; return sum(self.token_rates)*math.log2(self.codebook_size)
 
     def preprocess(self, audio_data:torch.Tensor) -> torch.Tensor: # [B, 1, T]
         "Pad with zeros at the end, to whole frames of the coarsest level."

@@ -304,6 +304,5 @@ def describe(
 ) -> Description: # shows as a table
     "Parameters, token rates and bit rate; nothing is computed, so a codec of any size is described at once."
     if isinstance(model, dict): model = _skeleton(check_config(model), "config")
-    rates = tuple(model.sampling_rate/model.hop_length/stride for stride in model.vq_strides)
     parts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in ("encoder", "quantizer", "decoder")}
-    return Description(model.sampling_rate, model.hop_length, model.pad_multiple, rates, model.codebook_size, sum(rates)*math.log2(model.codebook_size), parts)
+    return Description(model.sampling_rate, model.hop_length, model.pad_multiple, tuple(model.token_rates), model.codebook_size, model.bit_rate, parts)

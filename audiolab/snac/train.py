@@ -155,7 +155,7 @@ def train_step(
     surrogate.backward()
     norm_g = torch.nn.utils.get_total_norm([p.grad for p in generator.parameters() if p.grad is not None])
     optim_g.step()
-    use = codebooks.update(coded.levels, iteration)
+    use = codebooks.update(coded.levels, iteration, optimizer=optim_g)
     return _values(judged, inside, iteration, losses, codebooks) | use | {"grad_norm_g": norm_g, "grad_norm_d": norm_d}
 
 
@@ -242,7 +242,7 @@ class _Learning(_Networks):
         else: list(losses)
         loss, inside = codec_loss(coded, self.judged.gradient, self.config.losses, self.codebooks.mode == "gradient")
         loop.update("generator", loss)
-        use = self.codebooks.update(coded.levels, loop.step, loop.average)
+        use = self.codebooks.update(coded.levels, loop.step, loop.average, loop.optimizers["generator"])
         values = _values(self.judged, inside, loop.step, self.config.losses, self.codebooks)
         return {name: value for name, value in (values | use).items() if not name.endswith("_weight") and (asked or name not in ("loss_d", "gen_adv_loss", "fm_loss"))}
 
