@@ -270,7 +270,7 @@ def test_long_sounds_are_taken_in_blocks_with_the_same_result():
 @pytest.mark.parametrize("loss", [MultiScaleMel(RATE, (16, 64), (4, 10)), MultiScaleMel(RATE, (64,), (8,), 50, 7000, magnitude_weight=.3, power=2), MultiScaleSTFT((64, 16)),
                                   lambda a, b: scale_invariant_sdr(a, b)/50])
 def test_gradients_are_those_of_finite_differences(loss):
-    a, b = (torch.tensor(noise((3, 150), seed)) for seed in (3, 4))      # loud: no magnitude lies at a kink
+    a, b = (torch.tensor(noise((2, 100), seed)) for seed in (3, 4))      # loud: no magnitude lies at a kink
     assert torch.autograd.gradcheck(lambda x: loss(a, x), b.requires_grad_(), eps=1e-7, atol=1e-5)
     assert torch.autograd.gradcheck(lambda x: loss(x, b.detach()), a.requires_grad_(), eps=1e-7, atol=1e-5)
 

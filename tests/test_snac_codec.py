@@ -204,7 +204,7 @@ def test_decode(codec):
     assert codec.decode(levels, seed=5).shape == (codes.frames*codec.hop,)
 
 
-@pytest.mark.parametrize("push", [1, 3])
+@pytest.mark.parametrize("push", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_streams_are_exact(codec, push):
     "Pushed in any portions, the joined sound is that of the whole; nothing comes later than the latency says"
     x = sound(2., codec.sample_rate)

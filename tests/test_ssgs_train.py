@@ -476,6 +476,7 @@ def test_the_number_of_processes_may_change_on_the_way(music, tmp_path):
     assert [row["step"] for row in read_history(tmp_path/"out") if row["kind"] == "log"] == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_processes_report_bad_input(music, tmp_path):
     (tmp_path/"bad").mkdir()
     for i in range(2): (tmp_path/"bad"/f"{i}.wav").write_bytes(b"RIFF")

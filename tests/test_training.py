@@ -159,6 +159,21 @@ def test_a_run_in_the_background_is_stopped_and_saved_when_python_ends(tmp_path)
     assert read_history(tmp_path)[-1]["values"]["reason"] == "Python ended"
 
 
+def test_a_run_in_the_background_stays_in_its_folder(tmp_path, monkeypatch):
+    "A notebook that goes to another folder does not take the checkpoints along"
+    (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path)
+    trainer = Trainer(Denoise(slow=.002), config(steps=100_000, save_every="5 steps"), "run")
+    trainer.fit(background=True)
+    wait_for(lambda: trainer.loop is not None and trainer.loop.step > 3)
+    monkeypatch.chdir("elsewhere")
+    reached = trainer.loop.step
+    wait_for(lambda: trainer.loop.step > reached+10)
+    trainer.control.stop(); result = trainer.join(30)
+    assert not list((tmp_path/"elsewhere").iterdir()) and str(result.folder) == "run"
+    latest = CheckpointFolder(tmp_path/"run/checkpoints").resolve("auto")
+    assert latest.stem == f"checkpoint_step_{result.step}" and read_history(tmp_path/"run")[-1]["kind"] == "end"
+
+
 def test_a_failure_outside_a_step_is_saved_first(tmp_path):
     class Deaf(Denoise):
         def validate(self, loop): raise OSError("the loudspeaker is gone")
@@ -371,6 +386,7 @@ def test_two_processes_equal_one_and_resume_into_each_other(tmp_path):
         np.testing.assert_allclose(loss(tmp_path/name), loss(tmp_path/"one"), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly_and_stop_together(tmp_path):
     "SIGTERM to the launcher: both stop after the same step, one checkpoint, and the resumed run equals an unbroken one"
     code, _, err = ended(torchrun("adversarial", tmp_path/"whole"))

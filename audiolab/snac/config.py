@@ -70,7 +70,7 @@ def create_snac_44khz_config(
     return _model(legacy, _OLD, sampling_rate=44100, **_MUSIC)
 
 def create_snac_small_config() -> dict: # arguments of `SNAC`
-    "Speech at 16 kHz, 875 bit/s: small enough to be trained without a GPU; the chapter on training says how far half an hour of one core takes it."
+    "Speech at 16 kHz, 875 bit/s: small enough to be trained without a GPU; the chapter on training says how far an hour of one core takes it."
     return _model(False, {}, sampling_rate=16000, encoder_dim=16, encoder_rates=(2, 4, 5, 8), decoder_dim=256, decoder_rates=(8, 5, 4, 2), codebook_size=1024)
 
 
@@ -91,9 +91,10 @@ def _named(table, kind):
         return table[name]
     return find
 
-_SMALL = {"discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 2000}, # a recipe for a processor: small critics, who come late
-          "training": {"steps": 4000, "batch_size": 8, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
-                       "validate_every": "500 steps", "sample_every": "1000 steps", "save_every": "10 minutes"}}
+_SMALL = {"data": {"segment_length": 0.32}, # a recipe for a processor: many short pieces, small critics, who come late
+          "discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 1500},
+          "training": {"steps": 3000, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
+                       "validate_every": "250 steps", "sample_every": "500 steps", "save_every": "10 minutes"}}
 
 def _model_of(name): return {"model": _named(MODELS, "model")(name)()}, _SMALL if name == "small" else {}
 def _dataset_of(name):
@@ -233,18 +234,18 @@ def create_training_config(
     dataset_path:str="bad49wolf/ljspeech-simple", # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
     batch_size:int=16, # pieces to a step
     learning_rate:float=6e-4, # of the codec; for the small model 1e-3, if it is left at this
-    num_iterations:int=800_000, # steps; for the small model 4000, if it is left at this
+    num_iterations:int=800_000, # steps; for the small model 3000, if it is left at this
     streaming:bool=False, # read in order while training
     model:str="24khz", # 24khz, 32khz, 44khz or small
 ) -> dict: # model, training, data and paths
     "The settings of a run as a dictionary, to be changed and given to `train_main`, or to be saved as JSON."
     size, recipe = _model_of(model)
     others = {key: value for key, value in recipe.get("training", {}).items() if key not in ("steps", "batch_size", "learning_rate")}
-    if model == "small": learning_rate, num_iterations = 1e-3 if learning_rate == 6e-4 else learning_rate, 4000 if num_iterations == 800_000 else num_iterations
+    if model == "small": learning_rate, num_iterations = 1e-3 if learning_rate == 6e-4 else learning_rate, 3000 if num_iterations == 800_000 else num_iterations
     return size | {name: part for name, part in recipe.items() if name != "training"} | {
         "training": {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
                      "save_interval": 10000, "log_interval": 100, "validation_interval": 1000} | others,
-        "data": {"dataset_path": dataset_path, "audio_column": "audio", "split": "train", "streaming": streaming, "segment_length": 0.8},
+        "data": {"dataset_path": dataset_path, "audio_column": "audio", "split": "train", "streaming": streaming, "segment_length": 0.32 if model == "small" else 0.8},
         "paths": {"checkpoint_dir": "./checkpoints", "log_dir": "./logs"},
     }
 

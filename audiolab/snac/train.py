@@ -22,7 +22,7 @@ from ..checkpoint import inspect_checkpoint
 from ..config import to_plain
 from ..distances import mel_distance, multi_scale_stft_distance, stoi
 from ..loggers import TensorBoardLogger, TerminalProgress
-from ..optimization import learning_rate_factor
+from ..optimization import clip_gradients, learning_rate_factor
 from ..run import RunFolder, Sample
 from .codebooks import CodebookTrainer, codebook_use
 from .config import LossConfig, ModelConfig, SnacError, TrainConfig, as_config
@@ -149,11 +149,11 @@ def train_step(
     coded = generator(real, details=True)
     optim_g.zero_grad(); optim_d.zero_grad()
     for loss in judged.compare(real, coded.audio, iteration): loss.backward()
-    norm_d = torch.nn.utils.clip_grad_norm_([*mpd.parameters(), *msd.parameters()], 10.)
+    norm_d = clip_gradients([*mpd.parameters(), *msd.parameters()], 10.)
     optim_d.step()
     surrogate, inside = codec_loss(coded, judged.gradient, losses, codebooks.mode == "gradient")
     surrogate.backward()
-    norm_g = torch.nn.utils.get_total_norm([p.grad for p in generator.parameters() if p.grad is not None])
+    norm_g = clip_gradients([*generator.parameters()])
     optim_g.step()
     use = codebooks.update(coded.levels, iteration, optimizer=optim_g)
     return _values(judged, inside, iteration, losses, codebooks) | use | {"grad_norm_g": norm_g, "grad_norm_d": norm_d}
