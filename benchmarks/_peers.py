@@ -5,9 +5,11 @@ repetition after the other in turn, and each repetition is set against the one o
 """
 import ctypes
 import gc
+import importlib.metadata
 import logging
 import multiprocessing
 import os
+import platform
 import re
 import sys
 import time
@@ -142,6 +144,20 @@ def table(rows, columns):
 
 
 def show(*text): print(*text, sep="\n\n", end="\n\n", flush=True)
+
+
+def header(title, libraries, *more):
+    "What is measured, on what machine, with which versions."
+    versions = []
+    for name in libraries:
+        try: versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError: versions.append(f"{name} not installed")
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file: cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration): pass
+    load = [f"load {os.getloadavg()[0]:.1f}"] if hasattr(os, "getloadavg") else []
+    show(f"# {title}", "; ".join([f"{cpu}, {os.cpu_count()} cores", *more, f"Python {platform.python_version()}", *versions, *load]))
 
 
 def verdict(what, value, limit, at_most=True, text="{:.3g}"):

@@ -8,10 +8,8 @@ takes part, wall time is given, else CPU time. Checkpoints and sound are written
 disk that is worth measuring. BENCHMARK_TRACE=1 prints why an implementation fails.
 """
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
-from _peers import Peer, compare, find, paired, show, table, verdict
+from _peers import Peer, compare, find, header, paired, show, table, verdict
 
 import numpy as np
 
@@ -737,19 +735,6 @@ def part_painting(args, folder):
 PARTS = {"loop": part_loop, "checkpoint": part_checkpoint, "async": part_async, "decode": part_decode, "loader": part_loader, "painting": part_painting}
 
 
-def header(folder):
-    versions = []
-    for name in LIBRARIES:
-        try: versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError: versions.append(f"{name} not installed")
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file: cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    load = f"; load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    show("# Engine benchmarks", f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}; {'; '.join(versions)}{load}")
-
-
 def main():
     parser = argparse.ArgumentParser(description="The engine beside other libraries, as Markdown")
     parser.add_argument("parts", nargs="*", metavar="part", help=f"which of {', '.join(PARTS)}; all if none is named")
@@ -760,7 +745,7 @@ def main():
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS): parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as folder:
-        header(folder)
+        header("Engine benchmarks", LIBRARIES)
         for name in PARTS:
             if not args.parts or name in args.parts: PARTS[name](args, folder)
 

@@ -12,16 +12,13 @@ machine with other work makes wall time long, not CPU time. Weights are random, 
 - stream: decode piece by piece.
 """
 import argparse
-import importlib.metadata
-import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
 
-from _peers import compare, find, paired, resident_mb, show, table, verdict
+from _peers import compare, find, header, paired, resident_mb, show, table, verdict
 
 LIBRARIES = ("torch", "snac", "numpy", "numba")
 RATE = 24000
@@ -395,19 +392,6 @@ def part_stream(args):
 PARTS = {"step": part_step, "codec": part_codec, "stream": part_stream}
 
 
-def header(args):
-    versions = []
-    for name in LIBRARIES:
-        try: versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError: versions.append(f"{name} not installed")
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file: cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    load = f"; load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    show("# SNAC benchmarks", f"{cpu}, {os.cpu_count()} cores; {args.gpu or 'no GPU'}; Python {platform.python_version()}; {'; '.join(versions)}{load}")
-
-
 def gpu():
     "Name of the GPU, or ''. Asked in a process of its own: one that has touched the driver must not be forked."
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
@@ -424,7 +408,7 @@ def main():
     if unknown := set(args.parts) - set(PARTS): parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     args.gpu = gpu()
     args.device = args.device or ("cuda" if args.gpu else "cpu")
-    header(args)
+    header("SNAC benchmarks", LIBRARIES, args.gpu or "no GPU")
     for name in PARTS:
         if not args.parts or name in args.parts: PARTS[name](args)
 

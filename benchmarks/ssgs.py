@@ -9,11 +9,9 @@ includes some 60 MB for its runtime compiler.
 """
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ import time
 from pathlib import Path
 
 import _ssgs_em as em
+from _peers import header, show
 
 RATE, HOP, SIZE = 16_000, 256, 1024  # Hz, samples, samples
 LIBRARIES = ("numpy", "scipy", "numba", "torch", "librosa", "hmmlearn", "pomegranate", "dynamax", "jax")
@@ -183,22 +182,7 @@ def table(rows, columns, references=()):
     return "\n".join(lines)
 
 
-def show(*text): print(*text, sep="\n\n", end="\n\n", flush=True)
-
-
 MEMORY = {"peak MB above imports (data)": lambda r: f"{r['peak_mb']:.0f} ({r['data_mb']:.0f})"}
-
-
-def header():
-    versions = []
-    for name in LIBRARIES:
-        try: versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError: versions.append(f"{name} not installed")
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as f: cpu = next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    show("# SSGS benchmarks", f"{cpu}; Python {platform.python_version()}; {'; '.join(versions)}; load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else cpu)
 
 
 def show_em(quick):
@@ -275,7 +259,7 @@ def main():
     args = parser.parse_args()
     if args.child: print(json.dumps(work(**json.loads(args.child)))); return
     parts = args.only or ["em", "analysis", "synthesis"] + ["device"]*bool(args.device)
-    header()
+    header("SSGS benchmarks", LIBRARIES)
     if "em" in parts: show_em(args.quick)
     with tempfile.TemporaryDirectory() as folder:
         if {"analysis", "synthesis"} & set(parts): material(folder, args.quick)

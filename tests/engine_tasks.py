@@ -133,6 +133,14 @@ def config(**changes):
     return TrainingConfig(**usual | changes)
 
 
+def rows(folder, kinds=("log", "validation", "epoch")):
+    "The history without its clocks"
+    from audiolab.run import read_history
+    clocks = ("steps_per_second", "seconds_left", "memory", "seconds")
+    return [(row["kind"], row["step"], row["epoch"], {k: v for k, v in row["values"].items() if k not in clocks and not k.startswith("share/")})
+            for row in read_history(folder) if row["kind"] in kinds]
+
+
 def state_of(path):
     "What of a checkpoint must be equal after a resume: everything except clocks"
     from audiolab.checkpoint import read_checkpoint

@@ -1,5 +1,5 @@
 "Loaders: every item once, the same order everywhere, resuming, and workers that die, hang or raise what cannot be sent."
-import ctypes, json, logging, multiprocessing, os, random, signal, subprocess, sys, textwrap, threading, time
+import ctypes, logging, multiprocessing, os, random, signal, subprocess, sys, textwrap, threading, time
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolab import packed
-from audiolab.audio import AudioError, read_audio, write_audio
+from audiolab.audio import read_audio, write_audio
 from audiolab.data import DataError, Segments, WholeClips, scan_audio, split_clips
 from audiolab.packed import PackedClips, PackedStore, PackedWriter, _canonical, _digest, pack
 

@@ -1,5 +1,5 @@
 "Sound for the codec: loudness after the standard, segments by number and by stream, what is held out, and every kind of bad input."
-import json, logging, math, os, pickle, shutil, subprocess, sys, time
+import json, math, os, pickle, shutil, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_tasks import Denoise, config as engine_config, state_of
+from engine_tasks import Denoise, config as engine_config, rows, state_of
 
 from audiolab import cli
 from audiolab.audio import write_audio
 from audiolab.checkpoint import read_checkpoint
 from audiolab.optimization import seed_step
-from audiolab.run import RunFolder, read_history
+from audiolab.run import RunFolder
 from audiolab.snac.codebooks import CodebookTrainer
 from audiolab.snac.config import DiscriminatorConfig, LossConfig, as_config, create_snac_24khz_config, create_snac_44khz_config
 from audiolab.snac.data import make_loader, open_training_data
@@ -85,13 +85,6 @@ def last(folder): return Path(folder)/"snac_16khz_final.safetensors"
 def codec_of(path): return {k: v for k, v in read_checkpoint(path)[0].items() if not k.startswith("training.")}
 def training_of(path): return unpack_state(*read_checkpoint(path))["training"]
 def equal(a, b): return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-
-
-def rows(folder, kinds=("log", "validation", "epoch")):
-    "The history without its clocks"
-    clocks = ("steps_per_second", "seconds_left", "memory", "seconds")
-    return [(row["kind"], row["step"], row["epoch"], {k: v for k, v in row["values"].items() if k not in clocks and not k.startswith("share/")})
-            for row in read_history(folder) if row["kind"] in kinds]
 
 
 def copy_run(source, target, step):

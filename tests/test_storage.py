@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from audiolab import objects, storage
-from audiolab.objects import FolderStore, ObjectInfo, StorageError, Transfer, check_name
-from audiolab.s3 import S3Store
+from audiolab import objects
+from audiolab.objects import FolderStore, StorageError, Transfer, check_name
 from audiolab.storage import PullConfig, PushConfig, Pusher, get, open_store, parse_manifest, pull, pull_command, push, push_command, put
 from ceph_server import MISSING, CephServer, FaultProxy, free_ports, missing_programs
 

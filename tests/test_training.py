@@ -11,23 +11,15 @@ from audiolab.control import RunLocked
 from audiolab.data import DataError
 from audiolab.run import read_history
 from audiolab.state import CheckpointFolder
-from audiolab.training import NotFinite, OutOfMemory, Task, Trainer, TrainingConfig, check_task
+from audiolab.training import NotFinite, OutOfMemory, Trainer, TrainingConfig, check_task
 
 sys.path.insert(0, str(Path(__file__).parent))
-import engine_tasks
-from engine_tasks import Adversarial, Denoise, Hums, Mixture, config, state_of
+from engine_tasks import Adversarial, Denoise, Hums, Mixture, config, rows, state_of
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(before)
-
-
-def rows(folder, kinds=("log", "validation", "epoch")):
-    "The history without its clocks"
-    clocks = ("steps_per_second", "seconds_left", "memory", "seconds")
-    return [(row["kind"], row["step"], row["epoch"], {k: v for k, v in row["values"].items() if k not in clocks and not k.startswith("share/")})
-            for row in read_history(folder) if row["kind"] in kinds]
 
 
 def copy_run(source, target, step):
