@@ -10,7 +10,7 @@ Rules, on the same batches, networks and weights of losses:
              With its clipping of gradients to 1, without which latents that nothing holds grow until the run fails
   fixed      the same with a commitment loss only: codebooks stay, and the encoder is kept near them
   dac        a plain two-pass loop in the order of the Descript Audio Codec, written out below: critics first, then the codec;
-             codebook losses, no first entries from data, no restarts, no average of weights
+             codebook losses, its clipping of gradients to 1000, no first entries from data, no restarts, no average of weights
 Held out: sentences and voices that training never hears. Needs espeak-ng and the extra `metrics` (STOI).
 """
 import argparse
@@ -141,7 +141,8 @@ def run_dac(config, held, folder: Path) -> None:
                         with torch.no_grad(): maps_real = net(real)[1]
                         said, maps = net(coded.audio)
                         loss = loss + w.adversarial * generator_loss(said) + w.feature_matching * feature_matching_loss(maps_real, maps)
-                optim_g.zero_grad(); loss.backward(); optim_g.step()
+                optim_g.zero_grad(); loss.backward()
+                torch.nn.utils.clip_grad_norm_(generator.parameters(), 1e3); optim_g.step()
                 spent += time.thread_time() - began
                 step += 1
                 if step % int(t.validate_every.split()[0]) == 0 or step == t.steps:

@@ -188,11 +188,11 @@ def test_entries_that_learn_are_used_by_far_more(mode):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_codecs_whose_codebooks_learn_use_far_more_of_them():
-    found = {mode: learn(mode, 300) for mode in ("none", "gradient", "ema")}
+    found = {mode: learn(mode, 500) for mode in ("none", "gradient", "ema")}
     print(found)
     for mode in ("gradient", "ema"):
         first, end, entries = found[mode]
-        assert end < .9*first and sum(entries) > 4*sum(found["none"][2]) # 47 and 67 against 5, when it was written
+        assert end < .9*first and sum(entries) > 4*sum(found["none"][2]) # 114 and 43 against 5, when it was written
 
 
 # ---- one look for both parties
@@ -366,13 +366,13 @@ def test_kill_9_fifty_times(corpus, tmp_path):
     assert killed >= 40
 
 
-@pytest.mark.parametrize("call, count", [("replace", 4), *(pytest.param(call, n, marks=pytest.mark.slow) for call, counts in {"fsync": (5, 6, 7, 8), "replace": (3, 5)}.items() for n in counts)])
+@pytest.mark.parametrize("call, count", [("replace", 1), *(pytest.param(call, n, marks=pytest.mark.slow) for call, counts in {"fsync": (1, 2, 3, 4, 5), "replace": (2,)}.items() for n in counts)])
 def test_killed_while_saving(call, count, whole, corpus, tmp_path):
     "The checkpoint before is there, opens as a codec, and the run goes on from it to the same end"
-    def die():
-        original, calls = getattr(os, call), []
+    def die(): # at a call after the first checkpoint
+        original, calls, first = getattr(os, call), [], tmp_path/"killed"/"snac_16khz_iter_1.safetensors"
         def counted(*args, **more):
-            if ".safetensors" in str(args[0]) or call == "fsync": calls.append(1)
+            if first.exists() and (".safetensors" in str(args[0]) or call == "fsync"): calls.append(1)
             if len(calls) == count: os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **more)
         setattr(os, call, counted)
