@@ -138,6 +138,7 @@ class _Folder:
     ) -> None:
         "Write down what is asked of the run and where it starts."
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in (*self.path.glob(".config.yaml.*.tmp"), *self.samples.glob(".*.tmp-*")): left.unlink(missing_ok=True)  # of a process that was killed; no other one writes here
         if config is not None: save_config(config, self.config_file)
         starts = self.starts()
         starts.append({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_versions(), **_plain(to_plain(about))})
