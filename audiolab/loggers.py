@@ -251,7 +251,7 @@ class TensorBoardLogger:
     def __init__(self,
         folder: str | Path | None = None,  # for the event files; None for logs/ in the run's folder
     ):
-        self._writes, self.folder, self._writer = int(os.environ.get("RANK") or 0) == 0, folder, None
+        self._writes, self.folder, self._writer = int(os.environ.get("RANK") or 0) == 0, Path(folder).absolute() if folder else None, None
         if self._writes: _summary_writer()  # whoever lacks the package hears it before the run starts
 
     def __call__(self,

@@ -80,7 +80,7 @@ class _Ready(Tracked):
         "Set the task up, and take up a saved run if asked to."
         config = self.config
         found = self.checkpoints.resolve(resume) if resume and self.place.main else None
-        self.resumed = Path(name) if (name := self.place.gather(str(found or ""))[0]) else None  # all take the one that the main process found
+        self.resumed = Path(name).absolute() if (name := self.place.gather(str(found or ""))[0]) else None  # all take the one that the main process found
         seed_step(config.seed, -3)
         self.task.setup(self)
         if self.data is None: self.data = _Nothing()
@@ -97,9 +97,9 @@ class _Ready(Tracked):
             self.epoch, self.batch = self.epoch + 1, 0
         self.task.ready(self)
         if not self.place.main: return
-        if self.resumed and self.resumed.absolute().parent == self.checkpoints.folder.absolute(): self.folder.cut_history(self.step)
+        if self.resumed and self.resumed.parent == self.checkpoints.folder.absolute(): self.folder.cut_history(self.step)
         else: self.folder.step_aside(*self.task.files)  # a run begins here
-        resumed = str(self.resumed) if self.resumed else None
+        resumed = str(self.resumed.relative_to(self.folder.path) if self.resumed.is_relative_to(self.folder.path) else self.resumed) if self.resumed else None
         settings, parameters = self.task.config or config, sum(p.numel() for module in self.modules.values() for p in module.parameters())
         self.folder.begin(settings, resumed=resumed, step=self.step, device=str(self.device), processes=self.world)
         self._begun = True

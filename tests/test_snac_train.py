@@ -44,7 +44,7 @@ def settings(folder, data, *more):
              "discriminators": {"width": 1/16, "periods": [2, 3], "fft_sizes": [512], "warmup": 2, "precision": "float32"},
              "training": {"steps": 4, "batch_size": 2, "log_every": 1, "validate_every": "never", "sample_every": "never", "save_every": "1 step", "keep_last": 0, "ema_decay": .5,
                           "device": "cpu"},
-             "paths": {"checkpoint_dir": str(folder)}}
+             "paths": {"checkpoint_dir": str(folder), "log_dir": str(Path(folder)/"logs")}}
     for part in more: found = merged(found, part)
     return found
 

@@ -198,7 +198,7 @@ class StateLearning(_Material):
 
     def ready(self, loop):
         "Hear the audio, find or take up states, and prepare the first iteration."
-        if loop.resumed: _log.info("resuming from %s", loop.resumed)
+        if loop.resumed: _log.info("resuming from %s", loop.resumed.name)
         elif self._asked.resume: _log.info("resuming from nothing: no checkpoint yet")
         if loop.resumed: self._give_audio(loop.resumed)
         else: self._begin(loop)
