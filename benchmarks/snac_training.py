@@ -201,13 +201,13 @@ def figure(args):
     runs = {rule: validations(args.output / rule) for rule in RULES if (args.output / rule / "history.jsonl").exists()}
     yardstick = in_noise(held_out(args.corpus))
     print("STOI of the recordings themselves in noise of the same spectrum:", ", ".join(f"{db} dB: {value:.3f}" for db, value in yardstick.items()))
-    picture = Figure(figsize=(10, 3), layout="constrained")
+    picture = Figure(figsize=(10, 3.3), layout="constrained")
     for axes, (name, title) in zip(picture.subplots(1, 3), (("mel", "mel distance (lower is better)"), ("stoi", "STOI (higher is better)"), ("perplexity/2", "perplexity, finest level"))):
         for db, value in (yardstick if name == "stoi" else {}).items():
             axes.axhline(value, color="0.6", lw=.8, ls=":"); axes.annotate(f"in noise, {db} dB", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="0.4")
         for rule, rows in runs.items(): axes.plot([r["step"] for r in rows], [r[name] for r in rows], "o-", ms=3, label=rule + failed(args.output / rule))
-        axes.set(title=title, xlabel="step"); axes.grid(alpha=.3)
-    axes.legend()
+        axes.set(title=title, xlabel="step"); axes.grid(alpha=.3); axes.margins(y=.1)
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     FigureCanvasAgg(picture).print_figure(args.output / "snac_training.png", dpi=110)
     print("| rule | step | mel | STFT | STOI | used, by level | perplexity, by level |\n|---|---|---|---|---|---|---|")
     for rule, rows in runs.items():

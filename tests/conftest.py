@@ -13,7 +13,7 @@ import pytest
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("repeatable")
 
-# The files that take longest, longest first: two workers that begin with them end at about the same time (`--no-loadscope-reorder`).
+# The files that take longest, longest first: workers that begin with them end at about the same time (`--no-loadscope-reorder`).
 LONG = ["test_notebooks", "test_training", "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui", "test_fuzz", "test_monitor_ui", "test_storage"]
 
 

@@ -61,6 +61,13 @@ def codec(): return tiny()
 
 # --- bits
 
+@pytest.mark.parametrize("rate, hop, strides, bits", [(24000, 512, (4, 2, 1), 984), (32000, 384, (8, 4, 2, 1), 1875), (44100, 384, (8, 4, 2, 1), 2584)])
+def test_bit_rates_of_the_published_layouts(rate, hop, strides, bits):
+    rates = {512: [2, 4, 8, 8], 384: [2, 3, 8, 8]}[hop]
+    with torch.device("meta"): model = SNAC(rate, 8, rates, None, 64, rates[::-1], None, 4096, 8, list(strides))
+    assert model.hop_length == hop and round(model.bit_rate) == bits and model.token_rates == [rate/hop/stride for stride in strides]
+
+
 def test_code_statistics_by_hand():
     o = code_statistics([8, 4, 2, 1, 1, 0, 0, 0])
     assert (o["codes"], o["used"], o["usage"], o["most (bits)"]) == (16, 5, 5/8, 3)
