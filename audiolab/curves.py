@@ -7,6 +7,7 @@ __all__ = ['Curve', 'RunCurves', 'HistoryPlot', 'plot_history', 'plot_sample']
 
 # %% ../nbs/06_curves.ipynb #22794256
 import math
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -202,7 +203,8 @@ class HistoryPlot:
         for (column, key), panel in self._panels.items():
             if key == "share/": panel.draw_shares({name: curves.train[name].points() for name in sides[key]}, curves.step)
             else: panel.draw(curves, (sides if column else groups).get(key, []), curves.step, plain=key == "learning_rate")
-        self.figure.suptitle(title, fontsize=9, y=.995)
+        fits = int(13 * self.figure.get_figwidth())  # letters; a longer line would lose both its ends
+        self.figure.suptitle("\n".join(textwrap.shorten(line, fits, placeholder=" ...") for line in title.split("\n")), fontsize=9, y=.995)
         return self.figure
 
 # %% ../nbs/06_curves.ipynb #9d6f8016

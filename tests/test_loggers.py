@@ -224,3 +224,13 @@ def test_odd_sounds_have_spectrograms(audio):
     picture = _decibels(audio.astype(np.float32), 16000)
     assert picture.shape[0] <= 128 and picture.shape[1] <= 400 and not np.isnan(picture).any()
     plot_sample(Sample("odd", audio.astype(np.float32), 16000))._repr_png_()
+
+
+def test_a_long_title_keeps_its_beginning_and_stays_inside():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    curves = RunCurves()
+    for event in (start(), log(10), log(20)): curves.take(event)
+    figure = HistoryPlot().draw(curves, "completed\nstep 20/20, " + "gradient norm/generator 164.89, "*20)
+    FigureCanvasAgg(figure).draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 > 0 and box.x1 < figure.bbox.width and "completed\nstep 20/20" in figure.get_suptitle()
