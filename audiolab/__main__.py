@@ -1,6 +1,6 @@
 "`python -m audiolab` is `audiolab`, where the program is not on the path; several processes are started this way."
 import sys
 
-from .cli import main
+from .apps import main
 
 sys.exit(main())

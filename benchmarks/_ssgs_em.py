@@ -45,8 +45,8 @@ def generate(frames, length=LENGTH, n_states=STATES, n_features=FEATURES, seed=0
 
 def ours(start, y, dtype):
     import torch
-    from audiolab.ssgs.hmm import GaussianHMM, m_step
-    from audiolab.ssgs.inference import e_step
+    from audiolab.ssgs import GaussianHMM, m_step
+    from audiolab.ssgs import e_step
     torch.set_num_threads(1)
     model, sequences = GaussianHMM(*start), list(y)
     while True:

@@ -94,7 +94,7 @@ def loop_plain(kind, folder, data):
 
 
 def loop_audiolab(kind, folder, data):
-    from audiolab.task import Task, TrainingConfig
+    from audiolab.training import Task, TrainingConfig
     from audiolab.training import Trainer
 
     class Steps(Task):
@@ -246,7 +246,7 @@ def save_setup(name, megabytes, folder):
     arrays, path = state(megabytes), Path(folder)/f"save{SAVES.index(name)}"
     if name.startswith("raw"): run = lambda: write_raw(path, list(arrays.values()), "reserved" in name)
     elif name.startswith("audiolab"):
-        from audiolab.checkpoint import write_checkpoint
+        from audiolab.files import write_checkpoint
         run = lambda: write_checkpoint(path, arrays)
     elif name.startswith("np"):
         path = path.with_suffix(".npz")
@@ -280,7 +280,7 @@ def load_setup(name, megabytes, folder, cold):
                 while got := file.readinto(block[done:done + piece]): done += got
             return block
     elif name.startswith("audiolab"):
-        from audiolab.checkpoint import read_checkpoint, write_checkpoint
+        from audiolab.files import read_checkpoint, write_checkpoint
         write_checkpoint(path, arrays)
         run = lambda: read_checkpoint(path, verify="verified" in name)
     elif name.startswith("np"):
@@ -352,9 +352,9 @@ def part_checkpoint(args, folder):
 def run_setup(name, megabytes, folder, steps, saves):
     "A Trainer with a state of this size and steps of some milliseconds; a save at every so many of them."
     import torch
-    from audiolab.task import Task, TrainingConfig
+    from audiolab.training import Task, TrainingConfig
     from audiolab.training import Trainer
-    from audiolab.writer import CheckpointWriter
+    from audiolab.files import CheckpointWriter
     torch.set_num_threads(1)
     times, blocked, every = [], [], steps//(saves + 1)
 
@@ -444,7 +444,7 @@ def sound_setup(name, folder, short, long):
     "Not measured: writes stereo music of two lengths (s) in every format, and the crops that exact readers return."
     import soundfile
     from audiolab.audio import read_audio
-    from audiolab.corpus import instrument_corpus
+    from audiolab.audio import instrument_corpus
     files = instrument_corpus(Path(folder)/"corpus", n_files=12, sample_rate=RATE)
     left = np.concatenate([read_audio(file, mono=True)[0] for file in files])
     stereo = np.stack([left, .8*np.roll(left, 1500) + .2*left], 1)
@@ -588,12 +588,12 @@ class Indexed:
 
 def loader_material(name, folder, files, seconds):
     from audiolab.audio import write_audio
-    from audiolab.corpus import instrument_corpus
+    from audiolab.audio import instrument_corpus
     from audiolab.audio import read_audio
 
     def run():
         from audiolab.data import WholeClips, scan_audio
-        from audiolab.packed import pack
+        from audiolab.data import pack
         parts = np.concatenate([read_audio(f, mono=True)[0] for f in instrument_corpus(Path(folder)/"loader corpus", n_files=12, sample_rate=TARGET)])
         rng = np.random.default_rng(0)
         (Path(folder)/"flac").mkdir(exist_ok=True)
@@ -606,14 +606,14 @@ def loader_material(name, folder, files, seconds):
 
 def datasets(kind, folder):
     from audiolab.data import Segments, scan_audio
-    from audiolab.packed import PackedClips, PackedStore
+    from audiolab.data import PackedClips, PackedStore
     source = PackedClips(PackedStore(Path(folder)/"packed")) if kind == "packed" else scan_audio(Path(folder)/"flac", workers=0)[0]
     return Segments(source, TARGET, 1., per_clip=None)
 
 
 def loader_setup(name, kind, folder, batch):
     import torch
-    from audiolab.loader import Loader, collate
+    from audiolab.data import Loader, collate
     torch.set_num_threads(1)
     workers, epoch = 2 if "2 workers" in name else 0, iter(range(10**9))
     dataset = datasets(kind, folder)
@@ -666,8 +666,8 @@ def part_loader(args, folder):
 
 def painting_setup(name, steps, folder):
     import torch
-    from audiolab.run import Sample
-    from audiolab.task import Task, TrainingConfig
+    from audiolab.training import Sample
+    from audiolab.training import Task, TrainingConfig
     from audiolab.training import Trainer
     torch.set_num_threads(1)
     a = torch.randn(400, 400)
@@ -708,7 +708,7 @@ def painting_setup(name, steps, folder):
             task = Busy()
             trainer = Trainer(task, config, own)
             if name == "Monitor, 1 Hz":
-                from audiolab.monitor import Monitor
+                from audiolab.watch import Monitor
                 monitor = Monitor(trainer, interval=1.)
             trainer.fit(background=True); trainer.join()
             if name == "Monitor, 1 Hz" and not monitor.wait(): raise RuntimeError("the monitor goes on painting")

@@ -63,7 +63,7 @@ def theirs(quick):
 
 def ours(quick):
     "Our model with the package's weights."
-    from audiolab.snac.generator import SNAC
+    from audiolab.snac import SNAC
     model = SNAC(**(SMALL if quick else SPEECH))
     model.load_state_dict(theirs(quick).state_dict())
     return model
@@ -71,7 +71,7 @@ def ours(quick):
 
 def critics(quick):
     import torch
-    from audiolab.snac.discriminators import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
+    from audiolab.snac import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
     torch.manual_seed(1)
     return (MultiPeriodDiscriminator(channels=(8, 32, 64, 128, 128)), MultiScaleSTFTDiscriminator(channels=8)) if quick else (MultiPeriodDiscriminator(), MultiScaleSTFTDiscriminator())
 
@@ -108,7 +108,9 @@ def package_forward(model, audio):
 def plain_step(generator, nets, optim_g, optim_d, generator_first, real):
     "A step without sharing: four passes of the critics. Generator first, as the earlier trainer; critics first, as DAC. Returns the mel loss."
     import torch
-    from audiolab.snac.losses import discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss
+    from audiolab.snac import (
+        discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss,
+    )
     fake, commitment, codebook = package_forward(generator, real)
     mel = multi_scale_mel_loss(real, fake, RATE)
 
@@ -140,7 +142,7 @@ def make_step(name, quick, device):
     if name.startswith("snac"):
         optims = optimizers(generator, nets)
         return lambda real: plain_step(generator, nets, *optims, name == STEPS[0], real)
-    from audiolab.snac.train import setup_optimizers, train_step
+    from audiolab.snac import setup_optimizers, train_step
     optims, count = setup_optimizers(generator, *nets)[:2], iter(range(10**9))
     for optim, rate in zip(optims, (RATE_G, RATE_D)): optim.param_groups[0]["lr"] = rate
     precision = "bfloat16" if "bfloat16" in name else "float32"
@@ -204,7 +206,9 @@ PARTS_OF_STEP = ("generator, forward", "mel loss, forward and backward", "critic
 def parts_setup(name, batch, quick, device):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    from audiolab.snac.losses import discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss
+    from audiolab.snac import (
+        discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss,
+    )
     torch.set_num_threads(1)
     real, generator, nets = sound(samples=SEGMENT, batch=batch).to(device), ours(quick).to(device), [net.to(device) for net in critics(quick)]
     optim, half = optimizers(generator, nets), torch.bfloat16 if "bfloat16" in name else None
@@ -274,7 +278,7 @@ def codec_setup(name, seconds, threads, quick, device):
     torch.set_num_threads(threads)
     x = sound(seconds)
     if name.startswith("audiolab"):
-        from audiolab.snac.codec import Codec
+        from audiolab.snac import Codec
         codec = Codec(ours(quick), device)
         encode, decode, given = codec.encode, codec.decode, x
         levels = lambda codes: [level.reshape(1, -1) for level in codes.codes]
@@ -342,7 +346,7 @@ def stream_setup(name, chunk, seconds, quick, device):
                 yield sound[done:]
                 done = len(sound)
     else:
-        from audiolab.snac.codec import Codec
+        from audiolab.snac import Codec
         codec = Codec(ours(quick), device)
         codes = codec.encode(x)
         whole = codec.decode(codes, seed=0)

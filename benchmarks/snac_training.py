@@ -22,16 +22,18 @@ import numpy as np
 import torch
 
 from audiolab.audio import read_audio, resample, write_audio
-from audiolab.corpus import SENTENCES, VOICES, espeak
-from audiolab.distances import mel_distance, multi_scale_stft_distance, stoi
-from audiolab.loggers import TerminalProgress
-from audiolab.optimization import seed_step
-from audiolab.run import read_history
-from audiolab.snac.codebooks import codebook_use
-from audiolab.snac.config import as_config
-from audiolab.snac.data import make_loader, open_training_data
-from audiolab.snac.losses import discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss
-from audiolab.snac.train import SnacTask, setup_models
+from audiolab.audio import SENTENCES, VOICES, espeak
+from audiolab.measure import mel_distance, multi_scale_stft_distance, stoi
+from audiolab.watch import TerminalProgress
+from audiolab.training import seed_step
+from audiolab.training import read_history
+from audiolab.snac import codebook_use
+from audiolab.snac import as_config
+from audiolab.snac import make_loader, open_training_data
+from audiolab.snac import (
+    discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss,
+)
+from audiolab.snac import SnacTask, setup_models
 from audiolab.training import NotFinite, Trainer
 
 RULES = "audiolab", "dac", "seed"

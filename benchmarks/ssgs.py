@@ -33,7 +33,7 @@ def audio(folder, frames): return __import__("numpy").load(Path(folder)/"audio.n
 def windowed(x):
     "The frames that `audiolab` analyses, centred and windowed: [frames, SIZE] float32."
     import numpy as np
-    from audiolab.ssgs.lpc import hann_window, n_frames
+    from audiolab.ssgs import hann_window, n_frames
     padded = np.pad(x, SIZE//2 + HOP)[HOP:]
     frames = np.lib.stride_tricks.sliding_window_view(padded, SIZE)[::HOP][:n_frames(len(x), HOP)]
     return frames*hann_window(SIZE).astype(np.float32)
@@ -97,8 +97,8 @@ def filtering(kind, order, seconds, folder):
 
 def training(folder, quick):
     "A small model of the corpus, as a checkpoint with its training audio."
-    from audiolab.corpus import instrument_corpus
-    from audiolab.ssgs.model import SpectralStateGuidedSynthesis
+    from audiolab.audio import instrument_corpus
+    from audiolab.ssgs import SpectralStateGuidedSynthesis
     yield
     files = instrument_corpus(Path(folder)/"corpus", n_files=6 if quick else 24, sample_rate=RATE)
     yield (lambda: SpectralStateGuidedSynthesis(n_states=8 if quick else 34).train(files, RATE, 5).save_checkpoint(Path(folder)/"model")), lambda path: {}
@@ -106,7 +106,7 @@ def training(folder, quick):
 
 def generation(kind, fidelity, seconds, folder):
     "Setup of one excitation at one fidelity."
-    from audiolab.ssgs.model import SpectralStateGuidedSynthesis
+    from audiolab.ssgs import SpectralStateGuidedSynthesis
     yield
     model = SpectralStateGuidedSynthesis.load_checkpoint(Path(folder)/"model.safetensors")
     yield lambda: model.generate(seconds, RATE, fidelity, kind, seed=0), lambda y: dict(samples=len(y))
@@ -117,8 +117,8 @@ def device_em(kind, frames, length, device, iterations):
     import numpy as np
     import torch
 
-    from audiolab.ssgs.hmm import GaussianHMM, m_step
-    from audiolab.ssgs.inference import e_step
+    from audiolab.ssgs import GaussianHMM, m_step
+    from audiolab.ssgs import e_step
     start, y = em.generate(frames, length)
     dtype, compiled = getattr(torch, kind.split()[-1]), kind.startswith("compiled")
     on_gpu = device.startswith("cuda") and not compiled
@@ -211,7 +211,7 @@ def show_synthesis(quick, folder):
     show("The lattice interpolates coefficients and gain between frames; `lfilter` is run on each hop with coefficients that stay put, its state carried on.")
     trained = child("training", folder=folder, quick=quick, repeats=0)
     if "error" in trained: show(trained["error"]); return
-    from audiolab.ssgs.excitation import EXCITATIONS
+    from audiolab.ssgs import EXCITATIONS
     lines = ["| excitation | " + " | ".join(f"fidelity {f}: CPU s (x real time)" for f in (0, .5, 1)) + " | largest peak MB above imports (model) |", "|---|---|---|---|---|"]
     for name in EXCITATIONS:
         rows = [child("generation", kind=name, fidelity=f, seconds=seconds, folder=folder) for f in (0, .5, 1)]
@@ -243,7 +243,7 @@ def material(folder, quick):
     import numpy as np
 
     from audiolab.audio import read_audio
-    from audiolab.corpus import instrument_corpus
+    from audiolab.audio import instrument_corpus
     files = instrument_corpus(Path(folder)/"corpus", n_files=6 if quick else 24, sample_rate=RATE)
     once = np.concatenate([read_audio(f, sample_rate=RATE, mono=True)[0] for f in files])
     x = np.resize(once, (7_000 if quick else 70_000)*HOP) + 1e-4*np.random.default_rng(0).standard_normal((7_000 if quick else 70_000)*HOP)

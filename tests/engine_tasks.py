@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from audiolab.data import keyed_rng
-from audiolab.loader import Loader
+from audiolab.data import Loader
 from audiolab.training import Sample, Task, Trainer, TrainingConfig
 
 RATE = 8000
@@ -94,7 +94,7 @@ class Counting(Denoise):
 
     def data(self, loop):
         if not self.stream: return super().data(loop)
-        from audiolab.streams import ExampleStream, StreamLoader
+        from audiolab.data import ExampleStream, StreamLoader
         items = Hums(self.items)
         return StreamLoader(ExampleStream(lambda epoch: (items.item(index, epoch) for index in range(self.items))), loop.config.batch_size, shuffle_buffer=16,
                             seed=loop.seed, rank=loop.rank, world=loop.world, num_workers=self.workers, timeout=20)
@@ -135,7 +135,7 @@ def config(**changes):
 
 def rows(folder, kinds=("log", "validation", "epoch")):
     "The history without its clocks"
-    from audiolab.run import read_history
+    from audiolab.training import read_history
     clocks = ("steps_per_second", "seconds_left", "memory", "seconds")
     return [(row["kind"], row["step"], row["epoch"], {k: v for k, v in row["values"].items() if k not in clocks and not k.startswith("share/")})
             for row in read_history(folder) if row["kind"] in kinds]
@@ -143,8 +143,8 @@ def rows(folder, kinds=("log", "validation", "epoch")):
 
 def state_of(path):
     "What of a checkpoint must be equal after a resume: everything except clocks"
-    from audiolab.checkpoint import read_checkpoint
-    from audiolab.state import unpack_state
+    from audiolab.files import read_checkpoint
+    from audiolab.files import unpack_state
     tensors, metadata = read_checkpoint(path)
     state = unpack_state(tensors, metadata)["training"]
     for key in ("seconds",): state.pop(key)

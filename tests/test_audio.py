@@ -13,8 +13,11 @@ import pytest
 import soundfile as sf
 import torch
 
-from audiolab import audio as A
-from audiolab.audio import AudioError, find_audio_files, log_mel, mel_filterbank, probe_audio, read_audio, resample, show_audio, stft, write_audio
+from audiolab.audio import sound_files as A
+from audiolab.audio import (
+    AudioError, find_audio_files, log_mel, mel_filterbank, probe_audio, read_audio, resample,
+    show_audio, stft, write_audio,
+)
 
 ENDINGS = ['wav', 'flac', 'mp3', 'ogg', 'opus']
 

@@ -19,8 +19,10 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from audiolab import checkpoint
-from audiolab.checkpoint import CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint
+from audiolab.files import checkpoint_file as checkpoint
+from audiolab.files import (
+    CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint,
+)
 
 strict = pytest.mark.filterwarnings("error")  # where digests that seem to be missing, which is a warning, must fail the test
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -217,7 +219,7 @@ def test_names_and_metadata_are_checked(tmp_path, tensors, metadata):
 
 def test_order_of_system_calls(tmp_path):
     if not shutil.which("strace"): pytest.skip("strace is not installed")
-    code = ("import sys, numpy as np; from audiolab.checkpoint import write_checkpoint; "
+    code = ("import sys, numpy as np; from audiolab.files import write_checkpoint; "
             "write_checkpoint(sys.argv[1], {'w': np.ones(100_000)})")
     log, path = tmp_path / "strace.txt", tmp_path / "new" / "deep" / "model.safetensors"
     run = subprocess.run(["strace", "-f", "-y", "-o", log, "-e",
@@ -242,7 +244,7 @@ def test_order_of_system_calls(tmp_path):
 
 KILLED = """
 import sys, numpy as np
-from audiolab.checkpoint import write_checkpoint
+from audiolab.files import write_checkpoint
 version = int(sys.argv[2])
 while True:
     version += 1
@@ -314,7 +316,7 @@ def test_mode_and_links(tmp_path):
 
 DISK_FULL = """
 import sys, shutil, numpy as np
-from audiolab import checkpoint
+from audiolab.files import checkpoint_file as checkpoint
 folder, blind = sys.argv[1], sys.argv[2] == "blind"
 if blind: shutil.disk_usage = lambda folder: shutil._ntuple_diskusage(10**12, 0, 10**12)  # so that the reservation has to find out
 if len(sys.argv) > 3:
@@ -392,7 +394,7 @@ def test_places_that_cannot_be_written(tmp_path):
 
 POWER = """
 import os, sys, shutil, numpy as np
-from audiolab.checkpoint import write_checkpoint
+from audiolab.files import write_checkpoint
 disk, image, snapshot, careless = sys.argv[1:]
 save = lambda value: write_checkpoint(disk + "/model.safetensors", {"w": np.full(300_000, value)})
 save(1); os.sync()
@@ -522,7 +524,7 @@ def test_strange_names_are_keys_never_paths_and_print_safely(tmp_path):
 
 def test_torch_is_not_imported(tmp_path):
     path = write_checkpoint(tmp_path / "a.safetensors", {"w": np.ones(3)})
-    code = ("import sys; from audiolab.checkpoint import inspect_checkpoint, verify_checkpoint, read_checkpoint; "
+    code = ("import sys; from audiolab.files import inspect_checkpoint, verify_checkpoint, read_checkpoint; "
             "inspect_checkpoint(sys.argv[1]), verify_checkpoint(sys.argv[1]), read_checkpoint(sys.argv[1]); "
             "assert 'torch' not in sys.modules")
     run = run_python(code, path)
@@ -531,7 +533,7 @@ def test_torch_is_not_imported(tmp_path):
 
 def test_verifying_needs_little_memory_and_inspecting_reads_only_the_header(tmp_path):
     path = write_checkpoint(tmp_path / "a.safetensors", {"w": np.zeros(4_000_000), "v": np.ones(10)})
-    code = ("import sys, resource; from audiolab.checkpoint import verify_checkpoint\n"
+    code = ("import sys, resource; from audiolab.files import verify_checkpoint\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "assert verify_checkpoint(sys.argv[1]).ok\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
     assert int(run_python(code, path).stdout) * 1024 < 8e6

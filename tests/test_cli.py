@@ -13,8 +13,8 @@ import pytest
 from annotated_types import Ge
 
 import audiolab
-from audiolab import cli
-from audiolab.checkpoint import write_checkpoint
+from audiolab.apps import program as cli
+from audiolab.files import write_checkpoint
 from audiolab.config import ConfigError
 
 calls = []
@@ -63,7 +63,7 @@ def act(config):
 
 
 def cli_problem(path, message):
-    from audiolab.strict_yaml import Problem
+    from audiolab.config import Problem
     return Problem("", path, message)
 
 
@@ -228,7 +228,7 @@ def test_verify(capsys, tmp_path, model):
 def test_broken_pipe(capsys):
     assert run(capsys, "act", "--what", "pipe")[0] == 141
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    program = "import sys; from audiolab.cli import main; import audiolab.cli as c; c.EXAMPLES = '  audiolab x\\n'*200_000; sys.exit(main(['--help']))"
+    program = "import sys; from audiolab.apps import main; import audiolab.apps.program as c; c.EXAMPLES = '  audiolab x\\n'*200_000; sys.exit(main(['--help']))"
     done = subprocess.run(["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, program], capture_output=True, text=True, env=env)
     assert done.returncode == 141 and done.stdout.startswith("usage: audiolab") and not done.stderr
 
@@ -239,14 +239,14 @@ HEAVY = {"torch", "tyro", "pydantic", "numpy", "numba", "scipy", "soundfile", "r
 @pytest.mark.parametrize("args", [["--help"], ["ssgs", "--help"], ["ssgs"], ["--version"], ["ssgs", "trian"]])
 def test_it_starts_at_once(args):
     code = "import sys, time; b = time.process_time(); before = set(sys.modules)\n" \
-           f"from audiolab.cli import main\ntry: main({args!r})\nfinally: print(repr((time.process_time() - b, sorted({HEAVY!r} & (set(sys.modules) - before)))), file=sys.stderr)"
+           f"from audiolab.apps import main\ntry: main({args!r})\nfinally: print(repr((time.process_time() - b, sorted({HEAVY!r} & (set(sys.modules) - before)))), file=sys.stderr)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
     seconds, heavy = zip(*(eval(r.stderr.splitlines()[-1], {"__builtins__": {}}) for r in runs))
     assert heavy == ([], []) and min(seconds) < 0.5
 
 
 def test_verbs_of_files_do_not_load_torch(model):
-    code = f"import sys; from audiolab.cli import main; main(['inspect', {str(model)!r}]); main(['verify', {str(model)!r}]); main(['inspect', '--help']); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from audiolab.apps import main; main(['inspect', {str(model)!r}]); main(['verify', {str(model)!r}]); main(['inspect', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "2 tensors" in done.stdout, done.stderr
 
@@ -254,7 +254,7 @@ def test_verbs_of_files_do_not_load_torch(model):
 def test_the_program_is_installed():
     done = subprocess.run([sys.executable, "-c", "from importlib.metadata import entry_points; print(*[e.value for e in entry_points(group='console_scripts', name='audiolab')])"],
                           capture_output=True, text=True)
-    assert done.stdout.split() == ["audiolab.cli:main"]
+    assert done.stdout.split() == ["audiolab.apps.program:main"]
 
 
 def test_stdout_may_be_anything(monkeypatch):

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from audiolab.config import ConfigError, config_cli, describe_config, load_config, save_config
-from audiolab.strict_yaml import _build_tree, _yaml_events, read_config_file, write_value
+from audiolab.config import read_config_file, write_value
+from audiolab.config.strict_yaml import _build_tree, _yaml_events
 
 
 class Window(Enum):

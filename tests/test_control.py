@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from audiolab import control as module
-from audiolab.control import Control, ControlConfig, ControlError, RunLock, RunLocked, control_command, exit_code, send, stop_on_signals
+from audiolab.training import control as module
+from audiolab.training import (
+    Control, ControlConfig, ControlError, RunLock, RunLocked, control_command, exit_code,
+    send, stop_on_signals,
+)
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 PATIENCE = 60  # s, for a busy machine
@@ -192,7 +195,7 @@ def test_no_command_is_lost_between_processes(tmp_path, monkeypatch):
     "Three processes send while this one reads: each word of theirs arrives exactly once"
     code = """
 import sys
-from audiolab import control
+from audiolab.training import control as control
 control._COMMANDS, control._MAX_CONTROL = tuple(f"word{i}" for i in range(1000)), 100_000
 for i in range(int(sys.argv[2]), 300, 3): control.send(sys.argv[1], f"word{i}")
 """
@@ -214,7 +217,7 @@ for i in range(int(sys.argv[2]), 300, 3): control.send(sys.argv[1], f"word{i}")
 
 LOOP = """
 import sys, time
-from audiolab.control import Control, exit_code, stop_on_signals
+from audiolab.training import Control, exit_code, stop_on_signals
 control, step = Control(sys.argv[1]), 0
 try:
     with stop_on_signals(control):
@@ -318,7 +321,7 @@ def test_exit_codes():
 
 # --- the lock
 
-HOLD = "import sys, time; from audiolab.control import RunLock; RunLock(sys.argv[1]).acquire(); print('held'); time.sleep(float(sys.argv[2]))"
+HOLD = "import sys, time; from audiolab.training import RunLock; RunLock(sys.argv[1]).acquire(); print('held'); time.sleep(float(sys.argv[2]))"
 
 
 def test_a_second_process_is_refused_and_a_killed_one_replaced(tmp_path):
@@ -380,7 +383,7 @@ def test_huge_process_numbers(tmp_path):
 def test_of_many_that_find_a_dead_lock_one_wins(tmp_path):
     code = """
 import sys, time
-from audiolab.control import RunLock, RunLocked
+from audiolab.training import RunLock, RunLocked
 print("ready"); sys.stdin.readline()
 for _ in range(30):
     try: RunLock(sys.argv[1]).acquire(); print("won"); time.sleep(1.5); break
@@ -422,7 +425,7 @@ def test_an_old_command_does_not_stop_a_new_run(tmp_path, caplog):
 
 LIVE = """
 import sys
-from audiolab.control import Control, RunLock
+from audiolab.training import Control, RunLock
 import time
 with RunLock(sys.argv[1]):
     control = Control(sys.argv[1]); print("ready")
@@ -435,7 +438,7 @@ print("ended")
 
 
 def test_command_from_another_process(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "audiolab.control")
+    caplog.set_level(logging.INFO, "audiolab.training.control")
     process = script(LIVE, tmp_path); says(process, "ready")
     for command, answer in {"sample": "sample", "save": "save", "pause": "paused", "resume": "resumed", "stop": "ended"}.items():
         assert control_command(ControlConfig(tmp_path, command, wait=PATIENCE)) == 0
@@ -444,7 +447,7 @@ def test_command_from_another_process(tmp_path, caplog):
 
 
 def test_command_without_a_live_run(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "audiolab.control")
+    caplog.set_level(logging.INFO, "audiolab.training.control")
     with pytest.raises(ControlError, match="no such folder"): control_command(ControlConfig(tmp_path / "nowhere", "stop"))
     with pytest.raises(ControlError, match="no run is alive there"): control_command(ControlConfig(tmp_path, "stop"))
     (tmp_path / "run.lock").write_text(owner(pid=2**22 + 1))

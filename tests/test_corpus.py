@@ -7,9 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from audiolab import corpus as C
+from audiolab.audio import corpora as C
 from audiolab.audio import find_audio_files, probe_audio, read_audio
-from audiolab.corpus import KINDS, SENTENCES, MissingProgram, bell, demo_corpus, drum, espeak, flute, instrument_corpus, pad, phrase, plucked_string, speech_corpus
+from audiolab.audio import (
+    KINDS, SENTENCES, MissingProgram, bell, demo_corpus, drum, espeak, flute,
+    instrument_corpus, pad, phrase, plucked_string, speech_corpus,
+)
 
 PROGRAM, WHEEL = bool(shutil.which('espeak-ng')), bool(importlib.util.find_spec('espeakng_loader'))
 needs_espeak = pytest.mark.skipif(not (PROGRAM or WHEEL), reason="needs the program espeak-ng or the wheel espeakng-loader")

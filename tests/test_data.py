@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolab import clips as clips_module
+from audiolab.data import clips as clips_module
 from audiolab.audio import AudioError, probe_audio, read_audio, resample, write_audio
-from audiolab.data import (AudioFiles, Clip, ClipSource, DataError, ScanConfig, Segments, WholeClips, keyed_rng, read_manifest, scan_audio,
-                           scan_command, split_clips, write_manifest)
+from audiolab.data import (
+    AudioFiles, Clip, ClipSource, DataError, ScanConfig, Segments, WholeClips, keyed_rng,
+    read_manifest, scan_audio, scan_command, split_clips, write_manifest,
+)
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="optional: needs processes that are forked")
 

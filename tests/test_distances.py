@@ -9,11 +9,14 @@ import pytest
 import torch
 from scipy.signal import butter, lfilter, sosfilt
 
-import audiolab.metrics
-from audiolab import distances
+import audiolab.measure
+from audiolab.measure import distances as distances
 from audiolab.audio import resample
-from audiolab.distances import (MEL_BANDS, MEL_WINDOWS, MultiScaleMel, MultiScaleSTFT, log_spectral_distance, measure_distances, mel_cepstral_distortion,
-    mel_distance, multi_resolution_stft_distance, multi_scale_stft_distance, pesq, scale_invariant_sdr, stoi, visqol)
+from audiolab.measure import (
+    MEL_BANDS, MEL_WINDOWS, MultiScaleMel, MultiScaleSTFT, log_spectral_distance,
+    measure_distances, mel_cepstral_distortion, mel_distance, multi_resolution_stft_distance,
+    multi_scale_stft_distance, pesq, scale_invariant_sdr, stoi, visqol,
+)
 
 RATE = 16000
 needs = lambda name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"optional: needs the package {name}")
@@ -344,5 +347,5 @@ def test_a_row_holds_every_distance():
 
 
 def test_metrics_gives_every_name_of_distances():
-    missing = [name for name in distances.__all__ if getattr(audiolab.metrics, name, None) is not getattr(distances, name)]
-    assert not missing and set(distances.__all__) <= set(audiolab.metrics.__all__)
+    missing = [name for name in distances.__all__ if getattr(audiolab.measure, name, None) is not getattr(distances, name)]
+    assert not missing and set(distances.__all__) <= set(audiolab.measure.__all__)

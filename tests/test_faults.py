@@ -22,11 +22,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Adversarial, Denoise, Hums, config, state_of
 
-from audiolab.checkpoint import CheckpointError, verify_checkpoint
+from audiolab.files import CheckpointError, verify_checkpoint
 from audiolab.data import DataError
-from audiolab.loader import Loader
-from audiolab.run import read_history
-from audiolab.state import CheckpointFolder
+from audiolab.data import Loader
+from audiolab.training import read_history
+from audiolab.files import CheckpointFolder
 from audiolab.training import OutOfMemory, Trainer
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -425,7 +425,7 @@ def test_the_newest_file_is_the_one_saved_last_whatever_its_date(tmp_path):
 
 def stops(folder):
     "One after the other, in two processes: an unbroken run; runs stopped in step 7, 18 and 33 by one of the two, and resumed"
-    from audiolab.distributed import Distributed
+    from audiolab.training import Distributed
     Distributed.leave = lambda self: None  # the next run goes on with the same group
     class Stopped(Adversarial):
         at = None

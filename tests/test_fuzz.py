@@ -184,8 +184,8 @@ class Checkpoints(Kind):
 
     def make(self):
         import safetensors.numpy
-        from audiolab.checkpoint import write_checkpoint
-        from audiolab.state import save_state
+        from audiolab.files import write_checkpoint
+        from audiolab.files import save_state
         self.path, made = self.folder/"model.safetensors", self.folder/"made"
         tensors = {"means": np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3), "counts": np.arange(3), "on": np.array([True]), "none": np.zeros((0, 4))}
         seeds = [write_checkpoint(made, tensors, {"note": "text", "config": '{"a": [1, 2]}'}).read_bytes(),
@@ -194,8 +194,10 @@ class Checkpoints(Kind):
         return [*seeds, made.read_bytes()]
 
     def use(self):
-        from audiolab.checkpoint import CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint
-        from audiolab.state import load_state
+        from audiolab.files import (
+            CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint,
+        )
+        from audiolab.files import load_state
         whole = self.tried(lambda: read_checkpoint(self.path), CheckpointError)
         for call in (load_state, lambda path: read_checkpoint(path, verify=False)): self.tried(lambda call=call: call(self.path), CheckpointError)
         self.tried(lambda: (str(inspect_checkpoint(self.path)), inspect_checkpoint(self.path)._repr_markdown_()), CheckpointError)
@@ -210,7 +212,7 @@ class States(Kind):
     def make(self):
         from collections import OrderedDict
         import torch
-        from audiolab.state import pack_state
+        from audiolab.files import pack_state
         self.path = self.folder/"state.safetensors"
         nest = {"step": 3, "big": 2**80, "rates": [.1, -0., (1, "two", None)], "w": np.ones((2, 3)), "t": torch.arange(3), 7: Counter({4: 2}),
                 "o": OrderedDict(a=torch.zeros(2, dtype=torch.bfloat16)), "flag": True}
@@ -227,12 +229,12 @@ class States(Kind):
         return tensors, {"audiolab.state": re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "?", raw)}
 
     def place(self, made):
-        from audiolab.checkpoint import write_checkpoint
+        from audiolab.files import write_checkpoint
         write_checkpoint(self.path, *made)
 
     def use(self):
-        from audiolab.checkpoint import CheckpointError
-        from audiolab.state import load_state
+        from audiolab.files import CheckpointError
+        from audiolab.files import load_state
         self.tried(lambda: load_state(self.path), CheckpointError)
 
 
@@ -240,7 +242,7 @@ class Runs(Kind):
     "A training checkpoint that an attacker signed anew, resumed by the Trainer"
 
     def make(self):
-        from audiolab.checkpoint import read_checkpoint
+        from audiolab.files import read_checkpoint
         from engine_tasks import Adversarial, Mixture, config
         from audiolab.training import Trainer
         self.task, self.settings, self.bases = {"adversarial": Adversarial, "mixture": Mixture}, config, []
@@ -271,12 +273,12 @@ class Runs(Kind):
         return name, tensors, notes
 
     def place(self, made):
-        from audiolab.checkpoint import write_checkpoint
+        from audiolab.files import write_checkpoint
         self.name = made[0]
         write_checkpoint(self.path, *made[1:])
 
     def use(self):
-        from audiolab.checkpoint import CheckpointError
+        from audiolab.files import CheckpointError
         from audiolab.training import NotFinite, Trainer
         run = self.folder/"resumed"
         shutil.rmtree(run, ignore_errors=True)
@@ -314,9 +316,9 @@ class Auto(Kind):
         for name, content in made.items(): (self.run/name).write_bytes(content)
 
     def use(self):
-        from audiolab.checkpoint import verify_checkpoint
-        from audiolab.control import RunLocked
-        from audiolab.run import read_history
+        from audiolab.files import verify_checkpoint
+        from audiolab.training import RunLocked
+        from audiolab.training import read_history
         from audiolab.training import Trainer
         trainer = Trainer(self.task(), self.settings(steps=6, validate_every="2 steps"), self.run)
         if not self.tried(lambda: trainer.fit(resume="auto"), RunLocked): return
@@ -331,7 +333,7 @@ class Pointers(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.state import CheckpointFolder
+        from audiolab.files import CheckpointFolder
         self.checkpoints = CheckpointFolder(self.folder/"run", metric="loss")
         for n in (1, 2): self.checkpoints.save(f"checkpoint_step_{n}", {"w": np.ones(2)}, metric_value=n)
         self.path = self.folder/"run"/"latest.json"
@@ -358,7 +360,7 @@ class YamlConfigs(Kind):
 
     def use(self):
         from audiolab.config import load_config
-        from audiolab.strict_yaml import ConfigError
+        from audiolab.config import ConfigError
         from audiolab.training import TrainingConfig
         self.tried(lambda: load_config(TrainingConfig, self.path), ConfigError)
 
@@ -418,7 +420,7 @@ class Packed(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.packed import PackedWriter
+        from audiolab.data import PackedWriter
         self.path = self.folder/"store"/"index.json"
         with PackedWriter(self.path.parent, {"audio": ("int16", ()), "mel": ("float32", (4,))}, {"sample_rate": 8000}, {}) as writer:
             for n in range(3): writer.add(f"item{n}", {"audio": np.arange(50 + n, dtype=np.int16), "mel": np.ones((5 + n, 4), np.float32)}, {"text": "words"})
@@ -430,7 +432,7 @@ class Packed(Kind):
         act = rng.random()
         if act < .3: return {"index.json": super().input(rng)}
         if act < .6: name = rng.choice([name for name in self.files if name != "index.json"]); return {name: damage(rng, self.whole[name], list(self.whole.values()))}
-        from audiolab.packed import _digest
+        from audiolab.data.packed import _digest
         tree = hostile(rng, json.loads(self.whole["index.json"]))
         try:
             if rng.random() < .8: tree["fingerprint"] = _digest({key: tree[key] for key in ("settings", "inputs")})
@@ -444,7 +446,7 @@ class Packed(Kind):
 
     def use(self):
         from audiolab.data import DataError
-        from audiolab.packed import PackedClips, PackedStore
+        from audiolab.data import PackedClips, PackedStore
         found, folder = [], self.path.parent
         if not self.tried(lambda: found.append(PackedStore(folder)), DataError, name=folder): return
         store = found[0]
@@ -460,7 +462,7 @@ class Pulled(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.storage import push
+        from audiolab.remote import push
         run, self.store = self.folder/"run", self.folder/"store"
         (run/"checkpoints").mkdir(parents=True)
         for name in ("config.yaml", "checkpoints/a.safetensors", "history.jsonl"): (run/name).write_bytes(name.encode() * 5)
@@ -472,7 +474,7 @@ class Pulled(Kind):
         return json.dumps(hostile(rng, json.loads(self.seeds[0]))).encode() if rng.random() < .5 else super().input(rng)
 
     def use(self):
-        from audiolab.storage import StorageError, pull
+        from audiolab.remote import StorageError, pull
         shutil.rmtree(self.folder/"pulled", ignore_errors=True)
         before = set(self.folder.rglob("*"))
         self.tried(lambda: pull(self.store, self.folder/"pulled", progress=False, max_bytes=10**6, quiet=1, total=2), StorageError, name=self.store)
@@ -485,7 +487,7 @@ class Histories(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.run import Event, event_line
+        from audiolab.training import Event, event_line
         self.path = self.folder/"history.jsonl"
         rows = [Event("start", 0, 0, 0., {"folder": "run", "total_steps": 10, "config": {"a": [1]}}), Event("log", 5, 0, .5, {"loss": .25, "gradient_norm": float("nan"), "share/data": .1}),
                 Event("validation", 5, 0, .6, {"loss": 1.}), Event("epoch", 5, 0, 1., {"train": {"loss": 2}, "validation": None, "seconds": 1., "best": True, "epochs": 3}),
@@ -497,7 +499,7 @@ class Histories(Kind):
         return b"".join(json.dumps(row).encode() + b"\n" for row in hostile(rng, [json.loads(line) for line in self.seeds[0].splitlines()]) or [1])
 
     def use(self):
-        from audiolab.run import Event, RunFolder, read_history
+        from audiolab.training import Event, RunFolder, read_history
         rows = []
         if not self.tried(lambda: rows.extend(read_history(self.path)), FileNotFoundError): return
         for row in rows: Event(**row)
@@ -511,7 +513,7 @@ class Histories(Kind):
 class Curves(Histories):
     "history.jsonl, drawn"
     def use(self):
-        from audiolab.curves import plot_history
+        from audiolab.watch import plot_history
         assert plot_history(self.folder)._repr_png_()[0][:4] == b"\x89PNG"
         self.done["read"] += 1
 
@@ -521,13 +523,13 @@ class Starts(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.run import RunFolder
+        from audiolab.training import RunFolder
         self.path, self.run = self.folder/"run.json", RunFolder(self.folder)
         self.run.begin(resumed=None, step=3); self.run.begin(step=4)
         return [self.path.read_bytes()]
 
     def use(self):
-        from audiolab.checkpoint import CheckpointError
+        from audiolab.files import CheckpointError
         if self.tried(lambda: self.run.begin(step=5), CheckpointError): assert self.run.starts()[-1]["step"] == 5  # refused where a folder has its name
 
 
@@ -540,7 +542,7 @@ class Controls(Kind):
         return [b"pause\n", b"stop\nsample\nsave\n", b"resume"]
 
     def use(self):
-        from audiolab.control import Control
+        from audiolab.training import Control
         control = Control(self.folder)
         assert control.poll() <= {"sample", "save"} and control.state in ("running", "paused", "stopping")
         self.done["read"] += 1
@@ -551,7 +553,7 @@ class Locks(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.control import RunLock
+        from audiolab.training import RunLock
         self.path = self.folder/"run.lock"
         with RunLock(self.folder): return [self.path.read_bytes()]
 
@@ -559,7 +561,9 @@ class Locks(Kind):
         return json.dumps(hostile(rng, json.loads(self.seeds[0]))).encode() if rng.random() < .5 else super().input(rng)
 
     def use(self):
-        from audiolab.control import ControlConfig, ControlError, RunLock, RunLocked, control_command
+        from audiolab.training import (
+            ControlConfig, ControlError, RunLock, RunLocked, control_command,
+        )
         self.tried(lambda: control_command(ControlConfig(self.folder, "save", wait=0)), ControlError, name=self.folder)
         lock = RunLock(self.folder)
         self.tried(lambda: (lock.acquire(), lock.release()), RunLocked, OSError, name=self.folder)
@@ -597,8 +601,8 @@ class Archives(Kind):
         return made.getvalue()
 
     def use(self):
-        from audiolab.checkpoint import CheckpointError
-        from audiolab.state import read_npz
+        from audiolab.files import CheckpointError
+        from audiolab.files import read_npz
         self.tried(lambda: read_npz(self.path, max_bytes=2**26), CheckpointError)
 
 
@@ -614,7 +618,7 @@ class Sound(Kind):
 
     def use(self):
         from audiolab.audio import AudioError, probe_audio, read_audio
-        from audiolab.clips import AudioFiles, Clip, DataError, scan_audio
+        from audiolab.data import AudioFiles, Clip, DataError, scan_audio
         self.tried(lambda: probe_audio(self.path), AudioError)
         self.tried(lambda: read_audio(self.path, sample_rate=16_000, mono=True), AudioError)
         self.tried(lambda: read_audio(self.path, start=.1, duration=.05), AudioError)
@@ -656,7 +660,7 @@ class Parquet(Kind):
     def use(self):
         from audiolab.audio import AudioError
         from audiolab.data import DataError
-        from audiolab.tables import HubClips, HubStream, open_clips
+        from audiolab.data import HubClips, HubStream, open_clips
         if self.cells:
             table = self.datasets.Dataset.from_dict({"audio": self.cells, "text": ["words"] * 3})
             stream = HubStream(table.to_iterable_dataset(), 8000)

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 from audiolab.audio import AudioError
 from audiolab.data import DataError
-from audiolab.loader import Bucket, Loader, Order, collate
-from audiolab.state import pack_state, unpack_state
+from audiolab.data import Bucket, Loader, Order, collate
+from audiolab.files import pack_state, unpack_state
 
 
 class Items:
@@ -288,7 +288,7 @@ def test_collate_kinds():
 SCRIPT = textwrap.dedent("""
     import os, sys, time
     import numpy as np
-    from audiolab.loader import Loader
+    from audiolab.data import Loader
     class Data:
         def __len__(self): return 64
         def length(self, index): return 50_000

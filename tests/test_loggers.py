@@ -5,9 +5,11 @@ from io import StringIO
 import numpy as np
 import pytest
 
-from audiolab.curves import Curve, HistoryPlot, RunCurves, _decibels, _scale, _smooth, plot_history, plot_sample
-from audiolab.loggers import RunStatus, TensorBoardLogger, TerminalProgress, _duration, _number, epoch_summary
-from audiolab.run import Event, RunFolder, Sample
+from audiolab.watch import Curve, HistoryPlot, RunCurves, plot_history, plot_sample
+from audiolab.watch.curves import _decibels, _scale, _smooth
+from audiolab.watch import RunStatus, TensorBoardLogger, TerminalProgress, epoch_summary
+from audiolab.watch.terminal import _duration, _number
+from audiolab.training import Event, RunFolder, Sample
 
 
 def start(step=0, total=1000, per_epoch=100, resumed=None, folder="runs/a", config=None):
@@ -38,7 +40,7 @@ def test_durations(seconds, text): assert _duration(seconds) == text
 
 def test_a_log_file_gets_lines_and_no_bar(caplog):
     "One line each interval, whatever the number of events; summaries and trouble always"
-    with caplog.at_level(logging.INFO, "audiolab.loggers"):
+    with caplog.at_level(logging.INFO, "audiolab.watch.terminal"):
         progress = TerminalProgress(interval=3600)
         tell(progress, start(), *map(log, range(1, 400)), Event("problem", 400, 4, 1., {"message": "bad"}), end(400))
         assert [(r.levelname, r.getMessage().split(",")[0]) for r in caplog.records] == [
@@ -50,7 +52,7 @@ def test_a_log_file_gets_lines_and_no_bar(caplog):
 
 
 def test_where_nobody_set_up_logging_lines_go_to_stderr(capsys, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("audiolab.loggers"), "isEnabledFor", lambda level: False)
+    monkeypatch.setattr(logging.getLogger("audiolab.watch.terminal"), "isEnabledFor", lambda level: False)
     tell(TerminalProgress(interval=0), start(), log(1))
     said = capsys.readouterr()
     assert not said.out and "step 1/1000" in said.err and "\r" not in said.err
@@ -98,7 +100,7 @@ def test_summaries_of_other_tasks():
 
 
 def test_the_best_metric_is_found_in_any_config():
-    from audiolab.task import TrainingConfig
+    from audiolab.training import TrainingConfig
     for config in (TrainingConfig(steps=1, best_metric="pesq"), {"training": {"best_metric": "pesq"}}):
         status = RunStatus()
         status.take(start(config=config))
@@ -136,7 +138,7 @@ def test_tensorboard_after_a_kill_and_a_resume(tensorboard, tmp_path):
 def test_tensorboard_holds_sound_pictures_and_config(tensorboard, tmp_path):
     tone = .5*np.sin(np.arange(8000)/9).astype(np.float32)
     odd = [Sample("loud", 3*tone, 8000), Sample("nan", np.full(100, np.nan, np.float32), 8000), Sample("empty", tone[:0], 8000, reference=tone), Sample("pair", tone, 8000, reference=tone)]
-    from audiolab.task import TrainingConfig
+    from audiolab.training import TrainingConfig
     tell(TensorBoardLogger(tmp_path), start(config=TrainingConfig(steps=5)), Event("validation", 5, 0, 1., {"loss": .1, "note": "text", "sure": True}),
          Event("sample", 5, 0, 1., {"samples": odd}), Event("problem", 6, 0, 1., {"message": "bad"}), end(7))
     found = board(tmp_path)

@@ -1,4 +1,4 @@
-"Known answers for the measures of audiolab.metrics, on sounds made here and on espeak-ng speech."
+"Known answers for the measures of audiolab.measure, on sounds made here and on espeak-ng speech."
 import shutil
 import subprocess
 import time
@@ -9,9 +9,12 @@ import torch
 from matplotlib.figure import Figure
 from scipy.signal import lfilter
 
-from audiolab.metrics import (compare_table, harmonicity, log_spectral_distance, long_term_spectral_distance,
-    long_term_spectrum, loudness_spread, measure, mel_cepstral_distortion, modulation_index, multi_resolution_stft_distance,
-    nearest_runs, novelty, occupancy_entropy, plot_long_term_spectra, pole_radius, spectrogram_grid, states_used)
+from audiolab.measure import (
+    compare_table, harmonicity, log_spectral_distance, long_term_spectral_distance,
+    long_term_spectrum, loudness_spread, measure, mel_cepstral_distortion, modulation_index,
+    multi_resolution_stft_distance, nearest_runs, novelty, occupancy_entropy,
+    plot_long_term_spectra, pole_radius, spectrogram_grid, states_used,
+)
 
 RATE, HOP = 16000, 256
 

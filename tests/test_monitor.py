@@ -9,9 +9,10 @@ import soundfile
 import torch
 from PIL import Image
 
-from audiolab.control import Control
-from audiolab.monitor import Monitor, _Shelf, watch
-from audiolab.run import Event, RunFolder, Sample
+from audiolab.training import Control
+from audiolab.watch import Monitor, watch
+from audiolab.watch.monitor import _Shelf
+from audiolab.training import Event, RunFolder, Sample
 from audiolab.training import Task, Trainer, TrainingConfig
 
 TONE = .5*np.sin(np.arange(4000)/9).astype(np.float32)
@@ -167,7 +168,7 @@ def test_no_event_is_lost_between_threads():
 def test_a_broken_painter_harms_nobody(monkeypatch, caplog):
     monitor = Monitor(trainer(), interval=.01)
     monkeypatch.setattr(monitor._plot, "draw", lambda curves: 1/0)
-    with caplog.at_level(logging.CRITICAL, "audiolab.monitor"):
+    with caplog.at_level(logging.CRITICAL, "audiolab.watch.monitor"):
         monitor(start()), monitor(log(1)), monitor(end(1))
         assert monitor.wait(20)
     assert "cannot paint: ZeroDivisionError" in monitor.trouble.value

@@ -10,8 +10,8 @@ from test_tutorial_ui import CONTENT, OUTPUTS, READY, lab, tab  # noqa: F401
 
 IMPORTS = """import time
 import numpy as np, torch
-from audiolab.monitor import watch
-from audiolab.run import Sample
+from audiolab.watch import watch
+from audiolab.training import Sample
 from audiolab.training import Task, Trainer, TrainingConfig
 torch.set_num_threads(1)"""
 CELLS = [IMPORTS, *map(inspect.getsource, (test_monitor.Tones, test_monitor.Denoise, test_monitor.denoising)),

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolab import packed
+from audiolab.data import packed as packed
 from audiolab.audio import read_audio, write_audio
 from audiolab.data import DataError, Segments, WholeClips, scan_audio, split_clips
-from audiolab.packed import PackedClips, PackedStore, PackedWriter, _canonical, _digest, pack
+from audiolab.data import PackedClips, PackedStore, PackedWriter, pack
+from audiolab.data.packed import _canonical, _digest
 
 FIELDS = {"audio": ("int16", ()), "mel": ("float16", (4,))}
 
@@ -130,7 +131,7 @@ def test_other_builds_begin_anew(tmp_path, change):
 KILLED = """
 import sys, time, numpy as np
 sys.path.insert(0, sys.argv[2])
-from audiolab import packed
+from audiolab.data import packed as packed
 from test_packed import FIELDS, values
 packed._SAVE_BYTES = 2000
 writer = packed.PackedWriter(sys.argv[1], FIELDS, {"sample_rate": 16_000}, {"a": "1"})
@@ -360,7 +361,7 @@ ORPHAN = """
 import os, sys, time
 sys.path.insert(0, sys.argv[2])
 from audiolab.data import WholeClips, scan_audio
-from audiolab.packed import pack
+from audiolab.data import pack
 from test_packed import LEVEL, levels
 def slow(item): os.write(1, b"%d\\n" % os.getpid()); time.sleep(0.3); return levels(item)
 pack(WholeClips(scan_audio(sys.argv[1] + "/music", workers=0)[0], 16_000), sys.argv[1] + "/s", slow, LEVEL, workers=3)

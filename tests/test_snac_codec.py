@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolab.audio import read_audio, write_audio
-from audiolab.checkpoint import read_checkpoint, write_checkpoint
+from audiolab.files import read_checkpoint, write_checkpoint
 from audiolab.config import config_cli
-from audiolab.snac.codec import Codec, StreamDecoder, compare_by_ear
-from audiolab.snac.codec_commands import DecodeConfig, EncodeConfig, decode_command, encode_command
-from audiolab.snac.codes import Codes, load_codes, save_codes, token_order, unflatten
-from audiolab.snac.config import SnacError
-from audiolab.snac.generator import SNAC
-from audiolab.snac.pretrained import save_pretrained
+from audiolab.snac import Codec, StreamDecoder, compare_by_ear
+from audiolab.snac import DecodeConfig, EncodeConfig, decode_command, encode_command
+from audiolab.snac import Codes, load_codes, save_codes, token_order, unflatten
+from audiolab.snac import SnacError
+from audiolab.snac import SNAC
+from audiolab.snac import save_pretrained
 
 SPEECH = dict(sampling_rate=24000, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=64, decoder_rates=[8, 8, 4, 2], attn_window_size=None,
               codebook_size=64, codebook_dim=8, vq_strides=[4, 2, 1])

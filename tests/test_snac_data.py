@@ -9,13 +9,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from audiolab.audio import write_audio
-from audiolab.clips import DataError
+from audiolab.data import DataError
 from audiolab.data import Segments
-from audiolab.loader import Loader
-from audiolab.snac.data import (AudioDataset, AudioStream, loudness, make_loader, normalise_loudness, open_training_data, snap_segment,
-                                true_peak)
-from audiolab.state import pack_state, unpack_state
-from audiolab.streams import StreamLoader
+from audiolab.data import Loader
+from audiolab.snac import (
+    AudioDataset, AudioStream, loudness, make_loader, normalise_loudness, open_training_data,
+    snap_segment, true_peak,
+)
+from audiolab.files import pack_state, unpack_state
+from audiolab.data import StreamLoader
 
 RATE = 24000
 SHORT = {"sample_rate": RATE, "segment_length": .1}
@@ -175,10 +177,10 @@ def test_workers_of_torch(folder, workers):
 
 
 def test_opening_decodes_nothing_and_tables_are_not_read_through(folder, parquet, monkeypatch):
-    import audiolab.audio, audiolab.clips, audiolab.tables
+    import audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_tables
     def no(*args, **kwargs): raise AssertionError("decoded")
-    for module in (audiolab.audio, audiolab.clips, audiolab.tables): monkeypatch.setattr(module, "_decode", no)
-    monkeypatch.setattr(audiolab.tables, "_probe_content", no)
+    for module in (audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_tables): monkeypatch.setattr(module, "decode_frames", no)
+    monkeypatch.setattr(audiolab.data.hub_tables, "_probe_content", no)
     assert len(AudioDataset(folder)) == 12 and len(AudioDataset(parquet)) == 40
     assert len(AudioDataset(folder, **SHORT, per_clip=0)) == 60 and len(AudioDataset(folder, **SHORT, per_clip=3)) == 36
 
@@ -458,7 +460,7 @@ def test_spawned_workers(folder, parquet):
     program = f"""
 import torch
 from torch.utils.data import DataLoader
-from audiolab.snac.data import AudioDataset
+from audiolab.snac import AudioDataset
 if __name__ == "__main__":
     for path, streaming, n in (({str(folder)!r}, False, 12), ({str(parquet)!r}, True, 40)):
         dataset = AudioDataset(path, segment_length=.1, streaming=streaming)

@@ -7,8 +7,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiolab.snac.config import SnacError
-from audiolab.snac.discriminators import (BANDS, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator, PeriodDiscriminator, STFTDiscriminator)
+from audiolab.snac import SnacError
+from audiolab.snac import (
+    BANDS, MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator, PeriodDiscriminator,
+    STFTDiscriminator,
+)
 
 SMALL = {
     "periods": lambda legacy=False: MultiPeriodDiscriminator((2, 3, 5), channels=(4, 6, 8), legacy=legacy),

@@ -12,16 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from audiolab import distances
+from audiolab.measure import distances as distances
 from audiolab.audio import AudioError, read_audio, write_audio
-from audiolab.checkpoint import CheckpointError, write_checkpoint
+from audiolab.files import CheckpointError, write_checkpoint
 from audiolab.config import config_cli
-from audiolab.page import Page
-from audiolab.snac.config import SnacError
-from audiolab.snac.evaluate import EvalConfig, eval_command, evaluate_codec, evaluation_table, paired_differences, plot_spectrograms, write_evaluation
-from audiolab.snac.generator import SNAC
-from audiolab.snac.measure import MEASURES, code_recording, code_statistics, mean_interval, measure_recording
-from audiolab.snac.pretrained import save_pretrained
+from audiolab.watch import Page
+from audiolab.snac import SnacError
+from audiolab.snac import (
+    EvalConfig, eval_command, evaluate_codec, evaluation_table, paired_differences,
+    plot_spectrograms, write_evaluation,
+)
+from audiolab.snac import SNAC
+from audiolab.snac import (
+    MEASURES, code_recording, code_statistics, mean_interval, measure_recording,
+)
+from audiolab.snac import save_pretrained
 
 QUICK = ["mel distance", "SI-SDR (dB)"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from audiolab.snac import export
-from audiolab.snac.config import SnacError
-from audiolab.snac.export import ExportConfig, export_command, export_onnx, verify_onnx
-from audiolab.snac.generator import SNAC
-from audiolab.snac.pretrained import from_pretrained, save_pretrained
+from audiolab.snac import SnacError
+from audiolab.snac import ExportConfig, export_command, export_onnx, verify_onnx
+from audiolab.snac import SNAC
+from audiolab.snac import from_pretrained, save_pretrained
 
 onnx = pytest.importorskip("onnx", reason="optional: needs onnx")
 runtime = pytest.importorskip("onnxruntime", reason="optional: needs onnxruntime")

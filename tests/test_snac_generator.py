@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.optimization import WeightAverage
-from audiolab.snac.codebooks import CodebookTrainer, codebook_use
-from audiolab.snac.config import SnacError, create_snac_24khz_config, create_snac_32khz_config, create_snac_44khz_config
-from audiolab.snac.generator import SNAC
-from audiolab.snac.quantizer import LevelDetails, ResidualVectorQuantize
+from audiolab.training import WeightAverage
+from audiolab.snac import CodebookTrainer, codebook_use
+from audiolab.snac import (
+    SnacError, create_snac_24khz_config, create_snac_32khz_config, create_snac_44khz_config,
+)
+from audiolab.snac import SNAC
+from audiolab.snac import LevelDetails, ResidualVectorQuantize
 
 PUBLISHED = {"24khz": (create_snac_24khz_config, 19.84, 269), "32khz": (create_snac_32khz_config, 54.55, 286), "44khz": (create_snac_44khz_config, 54.55, 286)}
 PLAIN = dict(sampling_rate=24000, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=64, decoder_rates=[8, 8, 4, 2], attn_window_size=None,

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.distances import mel_distance
+from audiolab.measure import mel_distance
 from audiolab.snac import losses
-from audiolab.snac.config import SnacError
-from audiolab.snac.losses import (Balancer, discriminator_loss, feature_matching_loss, generator_loss, mel_spectrogram_loss, multi_scale_mel_loss, stft_loss)
-from audiolab.state import pack_state, unpack_state
+from audiolab.snac import SnacError
+from audiolab.snac import (
+    Balancer, discriminator_loss, feature_matching_loss, generator_loss, mel_spectrogram_loss,
+    multi_scale_mel_loss, stft_loss,
+)
+from audiolab.files import pack_state, unpack_state
 
 
 def noise(*shape, seed=0, kind=torch.float32): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=kind)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.checkpoint import write_checkpoint
-from audiolab.snac.config import SnacError
-from audiolab.snac.generator import SNAC
-from audiolab.snac.pretrained import check_config, describe, from_pretrained, read_state, save_pretrained
+from audiolab.files import write_checkpoint
+from audiolab.snac import SnacError
+from audiolab.snac import SNAC
+from audiolab.snac import check_config, describe, from_pretrained, read_state, save_pretrained
 
 PLAIN = dict(sampling_rate=24000, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=64, decoder_rates=[8, 8, 4, 2], attn_window_size=None,
              codebook_size=64, codebook_dim=8, vq_strides=[4, 2, 1])

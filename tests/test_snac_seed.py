@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab import cli
+from audiolab.apps import program as cli
 from audiolab.audio import write_audio
 from audiolab.config import config_cli
 from audiolab.snac import train
-from audiolab.snac.config import DATASET_CONFIGS, TrainConfig, as_config, create_training_config
+from audiolab.snac import DATASET_CONFIGS, TrainConfig, as_config, create_training_config
 
 EXAMPLES = {
     "whole training": '''
@@ -169,7 +169,7 @@ def test_names(module):
 def test_signatures():
     "The arguments that were there come first and keep their defaults"
     from inspect import signature
-    from audiolab.snac.data import AudioDataset
+    from audiolab.snac import AudioDataset
     def begins(function, names, **defaults):
         found = signature(function).parameters
         assert list(found)[:len(names.split())] == names.split()

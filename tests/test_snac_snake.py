@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from audiolab.snac import snake as module
-from audiolab.snac.snake import Snake1d, snake
+from audiolab.snac import Snake1d, snake
 
 
 def oracle():

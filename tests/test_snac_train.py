@@ -14,21 +14,29 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Denoise, config as engine_config, rows, state_of
 
-from audiolab import cli
+from audiolab.apps import program as cli
 from audiolab.audio import write_audio
-from audiolab.checkpoint import read_checkpoint
-from audiolab.optimization import seed_step
-from audiolab.run import RunFolder
-from audiolab.snac.codebooks import CodebookTrainer
-from audiolab.snac.config import DiscriminatorConfig, LossConfig, as_config, create_snac_24khz_config, create_snac_44khz_config
-from audiolab.snac.data import make_loader, open_training_data
-from audiolab.snac.generator import SNAC
-from audiolab.snac.losses import discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss
-from audiolab.snac.pretrained import from_pretrained, save_pretrained
-from audiolab.snac.quantizer import ResidualVectorQuantize
-from audiolab.snac.step import Comparison, codec_loss, make_discriminators
-from audiolab.snac.train import SnacTask, save_checkpoint, setup_dataset, setup_models, setup_optimizers, snac_trainer, train_step
-from audiolab.state import CheckpointFolder, unpack_state
+from audiolab.files import read_checkpoint
+from audiolab.training import seed_step
+from audiolab.training import RunFolder
+from audiolab.snac import CodebookTrainer
+from audiolab.snac import (
+    DiscriminatorConfig, LossConfig, as_config, create_snac_24khz_config,
+    create_snac_44khz_config,
+)
+from audiolab.snac import make_loader, open_training_data
+from audiolab.snac import SNAC
+from audiolab.snac import (
+    discriminator_loss, feature_matching_loss, generator_loss, multi_scale_mel_loss,
+)
+from audiolab.snac import from_pretrained, save_pretrained
+from audiolab.snac import ResidualVectorQuantize
+from audiolab.snac import Comparison, codec_loss, make_discriminators
+from audiolab.snac import (
+    SnacTask, save_checkpoint, setup_dataset, setup_models, setup_optimizers, snac_trainer,
+    train_step,
+)
+from audiolab.files import CheckpointFolder, unpack_state
 from audiolab.training import Trainer
 
 RATE = 16000

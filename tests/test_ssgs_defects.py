@@ -16,10 +16,13 @@ from scipy.signal import lfilter
 
 import audiolab.ssgs
 from audiolab.audio import read_audio, resample
-from audiolab.corpus import MissingProgram, instrument_corpus, speech_corpus
-from audiolab.metrics import log_spectral_distance, long_term_spectral_distance, loudness_spread, modulation_index, pole_radius
+from audiolab.audio import MissingProgram, instrument_corpus, speech_corpus
+from audiolab.measure import (
+    log_spectral_distance, long_term_spectral_distance, loudness_spread, modulation_index,
+    pole_radius,
+)
 from audiolab.ssgs import EXCITATIONS, SpectralStateGuidedSynthesis
-from audiolab.ssgs.lpc import lsf_to_lpc
+from audiolab.ssgs import lsf_to_lpc
 
 RATE, HOP, KINDS = 16000, 256, ("speech", "instruments")
 each_kind = pytest.mark.parametrize("kind", KINDS)

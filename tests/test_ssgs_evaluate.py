@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from audiolab.audio import probe_audio
-from audiolab.cli import main
-from audiolab.corpus import instrument_corpus
-from audiolab.ssgs.dashboard import Dashboard, state_excerpt, state_runs
-from audiolab.ssgs.evaluate import evaluate, fidelity_sweep, plot_path, plot_states, plot_transitions, source_audio, training_excerpt
-from audiolab.ssgs.model import SpectralStateGuidedSynthesis
-from audiolab.ssgs.report import write_report
+from audiolab.apps import main
+from audiolab.audio import instrument_corpus
+from audiolab.ssgs import Dashboard, state_excerpt, state_runs
+from audiolab.ssgs import (
+    evaluate, fidelity_sweep, plot_path, plot_states, plot_transitions, source_audio,
+    training_excerpt,
+)
+from audiolab.ssgs import SpectralStateGuidedSynthesis
+from audiolab.ssgs import write_report
 
 
 @pytest.fixture(scope="module")

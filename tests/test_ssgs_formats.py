@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from audiolab.checkpoint import CheckpointError, write_checkpoint
-from audiolab.ssgs.formats import (_artifacts, _stabilise, export_npz, frames_to_recordings, gaussians_to_lpc, gaussians_to_lsf, is_legacy,
-                                   pack_audio, read_legacy, unpack_audio)
-from audiolab.ssgs.hmm import GaussianHMM
-from audiolab.ssgs.lattice import lattice_synthesis, lsf_to_parcor
-from audiolab.ssgs.lpc import lpc_to_parcor, lsf_to_lpc, stabilise_lpc
-from audiolab.state import read_npz
+from audiolab.files import CheckpointError, write_checkpoint
+from audiolab.ssgs import (
+    export_npz, frames_to_recordings, gaussians_to_lpc, gaussians_to_lsf, is_legacy,
+    pack_audio, read_legacy, unpack_audio,
+)
+from audiolab.ssgs.formats import _artifacts, _stabilise
+from audiolab.ssgs import GaussianHMM
+from audiolab.ssgs import lattice_synthesis, lsf_to_parcor
+from audiolab.ssgs import lpc_to_parcor, lsf_to_lpc, stabilise_lpc
+from audiolab.files import read_npz
 
 LEGACY = Path(__file__).parent/"data"/"ssgs_legacy"
 ALL = "adapted.npz", "full.safetensors", "minimal.safetensors", "model.npz", "model_unpacked.npz", "model_with_artifacts.npz"

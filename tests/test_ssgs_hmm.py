@@ -7,9 +7,14 @@ import torch
 
 from audiolab.ssgs import fit as fitting
 from audiolab.ssgs import inference as core
-from audiolab.ssgs.fit import adapt, expected_statistics, fit, initialise, iterate, reseed_dead, select_n_states
-from audiolab.ssgs.hmm import GaussianHMM, Prior, Statistics, log_emissions, log_prior, m_step, sample_path, stationary_distribution, viterbi
-from audiolab.ssgs.inference import cut_plan, e_step, log_likelihood, posteriors
+from audiolab.ssgs import (
+    adapt, expected_statistics, fit, initialise, iterate, reseed_dead, select_n_states,
+)
+from audiolab.ssgs import (
+    GaussianHMM, Prior, Statistics, log_emissions, log_prior, m_step, sample_path,
+    stationary_distribution, viterbi,
+)
+from audiolab.ssgs import cut_plan, e_step, log_likelihood, posteriors
 
 K, D = 7, 5
 LENGTHS = (120, 1, 333, 64, 2, 900, 47)

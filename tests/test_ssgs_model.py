@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from audiolab.audio import AudioError, read_audio, resample, write_audio
-from audiolab.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from audiolab.corpus import MissingProgram, instrument_corpus, speech_corpus
-from audiolab.metrics import log_spectral_distance, occupancy_entropy, pole_radius
+from audiolab.files import CheckpointError, read_checkpoint, write_checkpoint
+from audiolab.audio import MissingProgram, instrument_corpus, speech_corpus
+from audiolab.measure import log_spectral_distance, occupancy_entropy, pole_radius
 from audiolab.ssgs import EXCITATIONS, SpectralStateGuidedSynthesis
-from audiolab.ssgs.hmm import stationary_distribution
-from audiolab.ssgs.lattice import lattice_synthesis, lsf_to_parcor
-from audiolab.ssgs.lpc import analyse, lsf_to_lpc
+from audiolab.ssgs import stationary_distribution
+from audiolab.ssgs import lattice_synthesis, lsf_to_parcor
+from audiolab.ssgs import analyse, lsf_to_lpc
 
 LEGACY = sorted((Path(__file__).parent/"data"/"ssgs_legacy").iterdir())
 RATE = 16000

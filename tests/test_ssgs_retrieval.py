@@ -2,10 +2,12 @@
 import numpy as np
 import pytest
 
-from audiolab.ssgs.lattice import Frames, analyse_frames, lsf_to_parcor
-from audiolab.ssgs.lpc import lsf_to_lpc
-from audiolab.ssgs.retrieval import (EXTENDED_KEYS, SPACES, FeatureIndex, FrameQueryResult, build_index, feature_matrix, frame_metadata,
-                                     query_index, similar_frames)
+from audiolab.ssgs import Frames, analyse_frames, lsf_to_parcor
+from audiolab.ssgs import lsf_to_lpc
+from audiolab.ssgs import (
+    EXTENDED_KEYS, SPACES, FeatureIndex, FrameQueryResult, build_index, feature_matrix,
+    frame_metadata, query_index, similar_frames,
+)
 
 RATE = 8000
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from audiolab.audio import probe_audio, read_audio, write_audio
-from audiolab.checkpoint import CheckpointError, verify_checkpoint
-from audiolab.cli import main
-from audiolab.control import RunLock, send
-from audiolab.corpus import instrument_corpus
-from audiolab.run import read_history
+from audiolab.files import CheckpointError, verify_checkpoint
+from audiolab.apps import main
+from audiolab.training import RunLock, send
+from audiolab.audio import instrument_corpus
+from audiolab.training import read_history
 from audiolab.ssgs import SpectralStateGuidedSynthesis, TrainConfig, ssgs_trainer, train_model
-from audiolab.state import CheckpointFolder
+from audiolab.files import CheckpointFolder
 
 load = SpectralStateGuidedSynthesis.load_checkpoint
-AUDIOLAB = [sys.executable, "-W", "ignore", "-c", "import sys; from audiolab.cli import main; sys.exit(main())"]
+AUDIOLAB = [sys.executable, "-W", "ignore", "-c", "import sys; from audiolab.apps import main; sys.exit(main())"]
 
 
 @pytest.fixture(scope="module")
@@ -374,11 +374,11 @@ def test_models_that_no_run_wrote_are_resumed(music, tmp_path):
 
 
 def test_a_resumed_run_reads_its_checkpoint_once(music, run, tmp_path, monkeypatch):
-    import audiolab.checkpoint
+    import audiolab.files.checkpoint_file
     import audiolab.ssgs.model
-    import audiolab.track
-    read, real = [], audiolab.checkpoint.read_checkpoint
-    for module in (audiolab.track, audiolab.ssgs.model): monkeypatch.setattr(module, "read_checkpoint", lambda path, *a, **k: read.append(path) or real(path, *a, **k))
+    import audiolab.training.resuming
+    read, real = [], audiolab.files.checkpoint_file.read_checkpoint
+    for module in (audiolab.training.resuming, audiolab.ssgs.model): monkeypatch.setattr(module, "read_checkpoint", lambda path, *a, **k: read.append(path) or real(path, *a, **k))
     assert train(music, tmp_path, resume=run/"checkpoint_epoch_4.safetensors", n_iterations=1) == 0
     assert read == [run/"checkpoint_epoch_4.safetensors"]
     same_parameters(tmp_path/"checkpoint_final.safetensors", run/"checkpoint_final.safetensors")
@@ -431,7 +431,7 @@ def test_a_run_in_the_background_is_steered(music, tmp_path):
 
 def test_a_run_is_watched(music, tmp_path):
     pytest.importorskip("ipywidgets", reason="optional: the panel needs ipywidgets")
-    from audiolab.monitor import watch
+    from audiolab.watch import watch
     trainer = ssgs_trainer(music, tmp_path, n_states=6, n_iterations=5, tolerance=0., sample_every="5 epochs")
     monitor = watch(trainer, interval=.05)
     trainer.join(60)

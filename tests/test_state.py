@@ -18,9 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiolab import state
-from audiolab.checkpoint import CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint
-from audiolab.state import CheckpointFolder, load_state, pack_state, read_npz, save_state, unpack_state
+from audiolab.files import checkpoint_folder as state
+from audiolab.files import (
+    CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint,
+)
+from audiolab.files import (
+    CheckpointFolder, load_state, pack_state, read_npz, save_state, unpack_state,
+)
 
 strict = pytest.mark.filterwarnings("error")  # where digests that seem to be missing, which is a warning, must fail the test
 
@@ -450,7 +454,7 @@ def test_nested_state_in_a_folder(tmp_path):
 
 def test_torch_is_not_imported(tmp_path):
     path = save_state(tmp_path / "a.safetensors", {"w": np.ones(3)})
-    code = ("import sys; from audiolab.state import CheckpointFolder, load_state; "
+    code = ("import sys; from audiolab.files import CheckpointFolder, load_state; "
             "load_state(sys.argv[1]), CheckpointFolder(sys.argv[2]).resolve(); assert 'torch' not in sys.modules")
     run = subprocess.run([sys.executable, "-c", code, path, tmp_path], env={**os.environ, "OMP_NUM_THREADS": "1"},
                          capture_output=True, text=True, timeout=120)

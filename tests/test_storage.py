@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from audiolab import objects
-from audiolab.objects import FolderStore, StorageError, Transfer, check_name
-from audiolab.storage import PullConfig, PushConfig, Pusher, get, open_store, parse_manifest, pull, pull_command, push, push_command, put
+from audiolab.remote import store as objects
+from audiolab.remote import FolderStore, StorageError, Transfer, check_name
+from audiolab.remote import (
+    PullConfig, PushConfig, Pusher, get, open_store, parse_manifest, pull, pull_command, push,
+    push_command, put,
+)
 from ceph_server import MISSING, CephServer, FaultProxy, free_ports, missing_programs
 
 MB = 1 << 20
@@ -170,7 +173,7 @@ def test_a_download_that_was_given_up_goes_on_later_by_range(ceph, s3, tmp_path)
 
 CLIENT = """
 import sys
-from audiolab.storage import get, put
+from audiolab.remote import get, put
 verb, a, b, endpoint = sys.argv[1:]
 {"put": put, "get": get}[verb](a, b, endpoint=endpoint, part_size=5 << 20, multipart_above=5 << 20, threads=1, quiet=20)
 """

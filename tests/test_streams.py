@@ -6,10 +6,11 @@ import pytest
 
 from audiolab.audio import AudioError, read_audio, write_audio
 from audiolab.data import Clip, DataError, Segments, split_clips
-from audiolab.loader import Loader
-from audiolab.state import pack_state, unpack_state
-from audiolab.streams import ExampleStream, Stream, StreamLoader
-from audiolab.tables import HubClips, HubStream, _read_content, open_clips
+from audiolab.data import Loader
+from audiolab.files import pack_state, unpack_state
+from audiolab.data import ExampleStream, Stream, StreamLoader
+from audiolab.data import HubClips, HubStream, open_clips
+from audiolab.data.hub_tables import _read_content
 
 RATE = 8000
 

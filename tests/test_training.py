@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.checkpoint import CheckpointError, read_checkpoint
-from audiolab.control import RunLocked
+from audiolab.files import CheckpointError, read_checkpoint
+from audiolab.training import RunLocked
 from audiolab.data import DataError
-from audiolab.run import read_history
-from audiolab.state import CheckpointFolder
+from audiolab.training import read_history
+from audiolab.files import CheckpointFolder
 from audiolab.training import NotFinite, OutOfMemory, Trainer, TrainingConfig, check_task
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -283,19 +283,19 @@ def test_disk_full_is_told_and_by_default_the_run_goes_on(tmp_path, monkeypatch)
     trainer.listeners.append(seen.append)
     first = tmp_path/"checkpoints"/"checkpoint_step_4.safetensors"
     def usage(path): return real(path)._replace(free=10) if first.is_file() and trainer.loop.step < 12 else real(path)
-    monkeypatch.setattr("audiolab.checkpoint.shutil.disk_usage", usage)
+    monkeypatch.setattr("audiolab.files.checkpoint_file.shutil.disk_usage", usage)
     result = trainer.fit()
     assert result.state == "completed" and any("the disk has 10 free" in event.values["message"] for event in seen if event.kind == "problem")
     assert (tmp_path/"checkpoints"/"checkpoint_step_4.safetensors").is_file() and (tmp_path/"checkpoints"/"checkpoint_final.safetensors").is_file()
     with pytest.raises(CheckpointError, match="disk has 10 free"):
-        monkeypatch.setattr("audiolab.checkpoint.shutil.disk_usage", lambda path: real(path)._replace(free=10))
+        monkeypatch.setattr("audiolab.files.checkpoint_file.shutil.disk_usage", lambda path: real(path)._replace(free=10))
         Trainer(Denoise(), config(on_save_error="stop"), tmp_path/"b").fit()
 
 
 # pushing
 
 def test_checkpoints_are_pushed_as_they_are_made(tmp_path):
-    from audiolab.storage import pull
+    from audiolab.remote import pull
     Trainer(Denoise(), config(steps=20, save_every="5 steps", push=(tmp_path/"shelf").as_uri()), tmp_path/"run").fit()
     pull((tmp_path/"shelf").as_uri(), tmp_path/"back")
     for name in ("checkpoints/checkpoint_final.safetensors", "model_final.safetensors", "best_model.safetensors"):
@@ -338,7 +338,7 @@ def test_resume_auto_passes_over_a_damaged_checkpoint(tmp_path):
 def test_ten_thousand_steps_leave_memory_descriptors_and_threads_flat(tmp_path):
     class Small(Denoise):
         def data(self, loop): return Loader(Hums(64, 32), loop.config.batch_size, seed=loop.seed)
-    from audiolab.loader import Loader
+    from audiolab.data import Loader
     seen = []
     def look(event):
         if event.kind == "log" and event.step % 1000 == 0:

@@ -10,7 +10,7 @@ SETTINGS = {  # no news over the buttons; every cell in the page, also those out
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
 DASHBOARD = """import tempfile
-from audiolab.corpus import instrument_corpus
+from audiolab.audio import instrument_corpus
 from audiolab.ssgs import Dashboard, SpectralStateGuidedSynthesis
 files = instrument_corpus(tempfile.mkdtemp(), n_files=2, kinds=["strings"], seed=0)
 model = SpectralStateGuidedSynthesis(8, seed=0).train(files, n_em_iterations=4)

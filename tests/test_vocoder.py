@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from audiolab.audio import read_audio, resample, write_audio
-from audiolab.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from audiolab.files import CheckpointError, read_checkpoint, write_checkpoint
 from audiolab.config import config_cli, load_config, save_config
-from audiolab.corpus import instrument_corpus
+from audiolab.audio import instrument_corpus
 from audiolab.data import scan_audio, split_clips
-from audiolab.run import read_history
+from audiolab.training import read_history
 from audiolab.training import TrainingConfig, check_task
-from audiolab.vocoder import MelFormat, MelVocoder, Vocoder, VocoderError, VocoderModel, _tables, griffin_lim
-from audiolab.vocoder_training import (ResynthConfig, SpectralLoss, VocoderConfig, VocoderTask, train_vocoder, vocoder_apply_command,
-                                       vocoder_train_command, vocoder_trainer)
+from audiolab.vocoder import MelFormat, MelVocoder, Vocoder, VocoderError, VocoderModel, griffin_lim
+from audiolab.vocoder.network import _tables
+from audiolab.vocoder import (
+    ResynthConfig, SpectralLoss, VocoderConfig, VocoderTask, train_vocoder,
+    vocoder_apply_command, vocoder_train_command, vocoder_trainer,
+)
 
 MEL = MelFormat(n_mels=40, n_fft=512, hop_length=128)
 TINY = VocoderModel(width=12, hidden=24, blocks=1, draft_rounds=2, polish_rounds=1, extra_rounds=2)
@@ -319,7 +322,7 @@ def test_resynth_refuses_to_harm(tmp_path):
 @pytest.mark.slow
 def test_a_longer_run_beats_griffin_lim_on_clips_it_never_heard(tmp_path):
     "600 steps on music: mel, STFT and log-spectral distances below the plain method's 60 rounds"
-    from audiolab.distances import measure_distances
+    from audiolab.measure import measure_distances
     instrument_corpus(tmp_path/"music", n_files=None, seconds=180)
     config = VocoderConfig(folders=(str(tmp_path/"music"),), output=str(tmp_path/"run"))
     config.training = replace(config.training, steps=600, device="cpu", sample_every="never")

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiolab import state, writer as module
-from audiolab.checkpoint import CheckpointError, read_checkpoint, verify_checkpoint
-from audiolab.state import CheckpointFolder, load_state, pack_state
-from audiolab.writer import CheckpointWriter
+from audiolab.files import checkpoint_folder as state
+from audiolab.files import background_writer as module
+from audiolab.files import CheckpointError, read_checkpoint, verify_checkpoint
+from audiolab.files import CheckpointFolder, load_state, pack_state
+from audiolab.files import CheckpointWriter
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 both = pytest.mark.parametrize("background", [True, False])
@@ -205,9 +206,9 @@ def test_a_full_disk_changes_nothing_and_the_run_goes_on(tmp_path, monkeypatch, 
 LIMIT = """
 import resource, sys
 import numpy as np
-from audiolab.checkpoint import CheckpointError
-from audiolab.state import CheckpointFolder
-from audiolab.writer import CheckpointWriter
+from audiolab.files import CheckpointError
+from audiolab.files import CheckpointFolder
+from audiolab.files import CheckpointWriter
 folder = CheckpointFolder(sys.argv[1])
 with CheckpointWriter(folder) as writer:
     writer.save("epoch_1", {"w": np.ones(100)}); writer.wait()
@@ -313,8 +314,8 @@ def test_unsound_neighbours_are_not_lost(tmp_path, monkeypatch):
 LEAVE = """
 import sys
 import numpy as np
-from audiolab.state import CheckpointFolder
-from audiolab.writer import CheckpointWriter
+from audiolab.files import CheckpointFolder
+from audiolab.files import CheckpointWriter
 writer = CheckpointWriter(CheckpointFolder(sys.argv[1]))
 writer.save(sys.argv[2], {"w": np.ones(20_000_000)})
 if sys.argv[3:]: raise KeyboardInterrupt
@@ -336,8 +337,8 @@ def test_an_error_that_nobody_heard_is_logged_at_the_end(tmp_path):
 KILL = """
 import sys
 import numpy as np
-from audiolab.state import CheckpointFolder
-from audiolab.writer import CheckpointWriter
+from audiolab.files import CheckpointFolder
+from audiolab.files import CheckpointWriter
 folder = CheckpointFolder(sys.argv[1])
 writer = CheckpointWriter(folder)
 latest = writer.resolve("auto")

@@ -1,23 +1,35 @@
 "SNAC, the multi-scale neural audio codec: trained, fine-tuned, measured, used. The public names of the room, loaded when they are first used."
-from importlib import import_module
+import lazy_loader
 
-_NAMES = {name: module for module, names in {
-    "config": "SnacError TrainConfig ModelConfig DATASET_CONFIGS MODELS as_config create_training_config create_snac_24khz_config create_snac_32khz_config create_snac_44khz_config create_snac_small_config",
-    "snake": "Snake1d", "quantizer": "ResidualVectorQuantize VectorQuantize", "generator": "SNAC", "codebooks": "CodebookTrainer codebook_use",
-    "pretrained": "from_pretrained save_pretrained describe",
-    "discriminators": "MultiPeriodDiscriminator MultiScaleSTFTDiscriminator PeriodDiscriminator STFTDiscriminator",
-    "losses": "feature_matching_loss discriminator_loss generator_loss mel_spectrogram_loss multi_scale_mel_loss stft_loss Balancer",
-    "loudness": "true_peak normalise_loudness", "data": "AudioDataset AudioStream snap_segment make_loader open_training_data",
-    "train": "train_main setup_models setup_optimizers setup_dataset train_step save_checkpoint snac_trainer SnacTask", "step": "Comparison make_discriminators",
-    "codes": "Codes token_order unflatten save_codes load_codes", "codec": "Codec StreamDecoder compare_by_ear",
-    "export": "export_onnx verify_onnx", "measure": "code_statistics", "evaluate": "evaluate_codec CodecEvaluation write_evaluation",
-}.items() for name in names.split()} | {"main": "train"}
-__all__ = list(_NAMES)
-
-
-def __getattr__(name):
-    if name not in _NAMES: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
-
-
-def __dir__(): return sorted([*globals(), *_NAMES])
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "adversarial_step": ["Comparison", "codec_loss", "make_discriminators"],
+    "codebooks": ["CodebookTrainer", "codebook_use"],
+    "codec": ["Codec", "StreamDecoder", "compare_by_ear"],
+    "codes": ["Codes", "load_codes", "save_codes", "token_order", "unflatten"],
+    "commands": ["DecodeConfig", "EncodeConfig", "decode_command", "encode_command"],
+    "config": ["CodebookConfig", "DATASET_CONFIGS", "DataConfig", "DiscriminatorConfig",
+        "FineTuningConfig", "LossConfig", "MODELS", "ModelConfig", "PathsConfig", "SnacError",
+        "SnacTrainingConfig", "TrainConfig", "as_config", "create_snac_24khz_config",
+        "create_snac_32khz_config", "create_snac_44khz_config", "create_snac_small_config",
+        "create_training_config"],
+    "costs_and_losses": ["Coding", "DEFAULT_MEASURES", "MEASURES", "Measure", "code_recording",
+        "code_statistics", "mean_interval", "measure_recording", "with_interval"],
+    "data": ["AudioDataset", "AudioStream", "log", "make_loader", "open_training_data",
+        "snap_segment"],
+    "discriminators": ["BANDS", "MultiPeriodDiscriminator", "MultiScaleSTFTDiscriminator",
+        "PeriodDiscriminator", "STFTDiscriminator"],
+    "evaluation": ["CodecEvaluation", "EvalConfig", "eval_command", "evaluate_codec",
+        "evaluation_table", "paired_differences", "plot_codebooks", "plot_spectrograms",
+        "write_evaluation"],
+    "export": ["ExportConfig", "Parity", "export_command", "export_onnx", "verify_onnx"],
+    "generator": ["Coded", "Decoder", "DecoderBlock", "Encoder", "EncoderBlock", "Keep",
+        "LocalMHA", "NoiseBlock", "PlacedNoise", "ResidualUnit", "SNAC", "SinusoidalEmbeddings"],
+    "losses": ["Balancer", "discriminator_loss", "feature_matching_loss", "generator_loss",
+        "mel_spectrogram_loss", "multi_scale_mel_loss", "stft_loss"],
+    "pretrained": ["Description", "check_config", "describe", "from_pretrained", "read_state",
+        "save_pretrained"],
+    "quantizer": ["LevelDetails", "ResidualVectorQuantize", "VectorQuantize"],
+    "snake_activation": ["Snake1d", "snake"],
+    "train": ["SnacTask", "main", "save_checkpoint", "setup_dataset", "setup_models",
+        "setup_optimizers", "snac_trainer", "train_command", "train_main", "train_step"],
+})

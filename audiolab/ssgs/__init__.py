@@ -1,19 +1,37 @@
 "Spectral-state guided synthesis. The public names of the room, loaded when they are first used."
-from importlib import import_module
+import lazy_loader
 
-_NAMES = {
-    "SpectralStateGuidedSynthesis": "model", "TrainConfig": "train", "train_model": "train", "ssgs_trainer": "train", "find_audio_files": "train", "read_all": "train",
-    "EXCITATIONS": "excitation", "register_excitation": "excitation", "Controls": "excitation", "Stream": "synthesis", "Recordings": "synthesis", "States": "synthesis",
-    "GaussianHMM": "hmm", "Prior": "hmm", "fit": "fit", "select_n_states": "fit", "analyse": "lpc", "analyse_frames": "lattice",
-    "FrameQueryResult": "retrieval", "FeatureIndex": "retrieval", "read_legacy": "formats",
-    "fidelity_sweep": "evaluate", "evaluate": "evaluate", "Dashboard": "dashboard", "write_report": "report", "e_step": "inference",
-}
-__all__ = list(_NAMES)
-
-
-def __getattr__(name):
-    if name not in _NAMES: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
-
-
-def __dir__(): return sorted([*globals(), *_NAMES])
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "commands": ["CheckpointDemoConfig", "DemoConfig", "EvaluateConfig", "Excitation",
+        "GenerateConfig", "Seconds", "Seed", "Share", "VerifyConfig", "check_file",
+        "checkpoint_demo", "columns", "compare_saved", "demo", "evaluate_command", "fit_peak",
+        "generate_command", "self_checks", "sweep_columns", "verify_command"],
+    "dashboard": ["Dashboard", "state_excerpt", "state_runs"],
+    "evaluation": ["Evaluation", "Sweep", "draw_spectrograms", "evaluate", "fidelity_sweep",
+        "plot_likelihood", "plot_path", "plot_states", "plot_transitions", "source_audio",
+        "state_envelopes", "state_order", "training_excerpt"],
+    "excitation": ["Controls", "EXCITATIONS", "Glottal", "Harmonic", "KarplusStrong", "Noise",
+        "Pulse", "Residual", "Wavelet", "make_excitation", "register_excitation"],
+    "fitting": ["FitResult", "adapt", "canonical_order", "expected_statistics", "fit",
+        "initialise", "iterate", "kmeans", "n_parameters", "reseed_dead", "select_n_states"],
+    "formats": ["LegacyModel", "export_npz", "frames_to_recordings", "gaussians_to_lpc",
+        "gaussians_to_lsf", "is_legacy", "pack_audio", "read_legacy", "unpack_audio"],
+    "hmm": ["GaussianHMM", "Prior", "Statistics", "check_sequences", "log_emissions",
+        "log_prior", "m_step", "sample_path", "stationary_distribution", "viterbi"],
+    "inference": ["cut_plan", "e_step", "log_likelihood", "posteriors"],
+    "lattice": ["Frames", "analyse_frames", "lattice_residual", "lattice_synthesis",
+        "lsf_to_parcor", "pitch_track"],
+    "learning": ["LearntModel"],
+    "lpc": ["MAX_REFLECTION", "NOISE_FLOOR", "analyse", "autocorrelation", "condition",
+        "default_order", "hann_window", "levinson", "lpc_to_lsf", "lpc_to_parcor", "lsf_to_lpc",
+        "n_frames", "parcor_to_lpc", "space_lsf", "stabilise_lpc"],
+    "model": ["SpectralStateGuidedSynthesis"],
+    "report": ["write_report"],
+    "retrieval": ["EXTENDED_KEYS", "FeatureIndex", "FrameQueryResult", "SPACES", "build_index",
+        "feature_matrix", "frame_metadata", "query_index", "similar_frames"],
+    "synthesis": ["BLOCK", "CONTEXT", "Colour", "Recordings", "States", "Stream",
+        "balanced_transitions", "measure_colour", "replay_plan", "sampled_plan", "smooth_power",
+        "smooth_tracks", "soft_limit", "state_distance", "tracks"],
+    "train": ["NoAudio", "StateLearning", "TrainConfig", "read_all", "ssgs_trainer",
+        "train_command", "train_model"],
+})
