@@ -1,5 +1,5 @@
 "The notebooks are the source: each runs by itself, the package is exactly their export, and they keep the rules of the house."
-import ast, json, os, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -100,51 +100,13 @@ def test_one_notebook_one_module():
         assert path.with_suffix(".py").is_file() or path.is_dir(), f"{name(nb)}: {module(nb)} is not there"
 
 
-def imports(code):
-    "Names of the parts of audiolab that a cell imports, at any depth"
-    code = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in code.splitlines())
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import): yield from (a.name for a in node.names if a.name.startswith("audiolab."))
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            if node.module == "audiolab": yield from (f"audiolab.{a.name}" for a in node.names if a.name[0] != "_")
-            elif node.module.startswith("audiolab."): yield node.module
-
-
-def misplaced(nb, target, notebooks):
-    "Why the notebook `nb` may not import the module `target`, or None"
-    room, made_by = nb.relative_to(ROOT/"nbs").parts[:-1], notebooks.get(target)
-    if room in (("tutorials",), ("apps",)) and (made_by is None or made_by.parent != nb.parent): return None
-    if made_by is None: return f"{target} is a room, or no notebook makes it"
-    if made_by.parent == nb.parent: return None if number(made_by) < number(nb) else f"{name(made_by)} does not come before it"
-    return None if made_by.parent == ROOT/"nbs" else f"{name(made_by)} is in another room"
-
-
-def number(nb): return int(re.match(r"\d+", nb.name)[0]), nb.name  # of one number: in the order of their names
-
-
-def test_import_order():
-    "A notebook imports only those before it in its room, by number and then name, and from another room only the ground floor; apps and tutorials may use every room"
-    notebooks = {module(nb): nb for nb in NBS if module(nb)}
-    found = [(nb, target) for nb in NBS for c in cells(nb, "code") for target in imports(c["source"])]
-    bad = [f"{name(nb)} imports {target}: {why}" for nb, target in found if (why := misplaced(nb, target, notebooks))]
-    assert found and not bad, "\n".join(bad)
-
-
 @each
 def test_rules_of_the_house(nb):
     code = cells(nb, "code")
-    long = {s.splitlines()[1]: n for s in exported(nb) if (n := len(s.splitlines())) > 55}
-    assert not long, "exported cells of more than 55 lines, by their first line"
     assert nb.stat().st_size < 1_000_000, "more than 1 MB"
     assert not [o for c in code for o in c["outputs"] if o["output_type"] == "error"], "a stored error output"
-    assert len(cells(nb, "markdown")) >= len(exported(nb)), "less prose than exported cells"
     first = [line for line in cells(nb, "markdown")[0]["source"].splitlines() if line]
     assert first[0].startswith("# ") and first[1].startswith("> "), "a chapter begins with a title and a one-line subtitle"
-
-
-def test_modules_are_small():
-    long = {p.name: n for p in (ROOT/"audiolab").rglob("*.py") if p.name != "_modidx.py" and (n := len(p.read_text(encoding="utf-8").splitlines())) > 450}
-    assert not long, f"split the notebook: {long}"
 
 
 def test_sidebar_lists_the_notebooks():

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import cached
 
-from . import DiscriminatorConfig, LossConfig
-from . import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
+from .config import DiscriminatorConfig, LossConfig
+from .discriminators import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
 from audiolab.snac.losses import (
     Balancer, discriminator_loss, feature_matching_loss, generator_loss, mel_spectrogram_loss,
     multi_scale_mel_loss, stft_loss,

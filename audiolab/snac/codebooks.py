@@ -12,7 +12,7 @@ import torch
 
 from ..data import keyed_rng
 from ..training import Distributed
-from . import LevelDetails, ResidualVectorQuantize
+from .quantizer import LevelDetails, ResidualVectorQuantize
 
 # %% ../../nbs/snac/05_codebooks.ipynb #ca2e25d7
 def codebook_use(

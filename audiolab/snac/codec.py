@@ -20,10 +20,10 @@ from IPython.display import HTML
 from ..audio import RATE_LIMITS, resample
 from ..watch import plot_sample
 from ..training import Sample
-from . import Codes, unflatten
-from . import SnacError
-from . import SNAC
-from . import from_pretrained
+from .codes import Codes, unflatten
+from .config import SnacError
+from .generator import SNAC
+from .pretrained import from_pretrained
 
 # %% ../../nbs/snac/11_codec.ipynb #438f94fe
 def _fingerprint(model): # "" for a model without weight normalisation, whose weights are only derived from those

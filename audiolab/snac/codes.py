@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..files import CheckpointError, inspect_checkpoint, read_checkpoint, write_checkpoint
-from . import SnacError
+from .config import SnacError
 
 # %% ../../nbs/snac/09_codes.ipynb #b8e4863f
 @lru_cache

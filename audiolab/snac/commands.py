@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from ..audio import AudioError, read_audio, write_audio
 from ..data import DataError, pair_files
 from ..training import choose_device
-from . import Codec
-from . import load_codes, save_codes
-from . import SnacError
+from .codec import Codec
+from .codes import load_codes, save_codes
+from .config import SnacError
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from audiolab.measure import (
     log_spectral_distance, mel_distance, multi_scale_stft_distance, pesq, scale_invariant_sdr,
     stoi, visqol,
 )
-from . import SnacError
+from .config import SnacError
 
 # %% ../../nbs/snac/14_costs_and_losses.ipynb #e2dd1188
 def code_statistics(

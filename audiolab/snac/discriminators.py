@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from . import SnacError
+from .config import SnacError
 
 # %% ../../nbs/snac/06_discriminators.ipynb #918178d0
 def _clips(audio): # [B, T] or [B, 1, T] -> [B, 1, T], at least float32

@@ -29,12 +29,12 @@ import audiolab
 from ..audio import AudioError, AudioFigure, find_audio_files, read_audio, resample, stft
 from ..measure import Table, compare_table
 from ..watch import Page, replace_file
-from . import SnacError
+from .config import SnacError
 from audiolab.snac.costs_and_losses import (
     DEFAULT_MEASURES, MEASURES, code_recording, code_statistics, mean_interval,
     measure_recording, with_interval,
 )
-from . import from_pretrained
+from .pretrained import from_pretrained
 
 _log = logging.getLogger(__name__)
 

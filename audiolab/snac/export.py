@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn import functional
 
 from ..files import CheckpointError, durable_write
-from . import SnacError
-from . import SNAC
-from . import from_pretrained, save_pretrained
+from .config import SnacError
+from .generator import SNAC
+from .pretrained import from_pretrained, save_pretrained
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from ..data import keyed_rng
-from . import SnacError
-from . import ResidualVectorQuantize
-from . import Snake1d
+from .config import SnacError
+from .quantizer import ResidualVectorQuantize
+from .snake_activation import Snake1d
 
 # %% ../../nbs/snac/03_generator.ipynb #73933773
 class Keep:

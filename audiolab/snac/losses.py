@@ -15,7 +15,7 @@ import torch
 
 from ..audio import mel_filterbank
 from ..measure import MultiScaleMel
-from . import SnacError
+from .config import SnacError
 
 # %% ../../nbs/snac/07_losses.ipynb #b64bab5d
 def _mean(x): return x.mean(dtype=torch.promote_types(x.dtype, torch.float32))

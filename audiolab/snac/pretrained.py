@@ -24,8 +24,8 @@ from audiolab.files import (
     CheckpointError, durable_write, open_regular, checked_tensor, read_header, read_tensor,
 )
 from ..files import CheckpointFolder
-from . import SnacError
-from . import SNAC
+from .config import SnacError
+from .generator import SNAC
 
 # %% ../../nbs/snac/04_pretrained.ipynb #aa693c05
 _RANGES = {"sampling_rate": (1, 768_000), "encoder_dim": (1, 4096), "latent_dim": (1, 65_536), "decoder_dim": (2, 16_384), "attn_window_size": (1, 4096),

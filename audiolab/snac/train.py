@@ -24,11 +24,11 @@ from ..measure import mel_distance, multi_scale_stft_distance, stoi
 from ..watch import TensorBoardLogger, TerminalProgress
 from ..training import clip_gradients, learning_rate_factor
 from ..training import RunFolder, Sample
-from . import CodebookTrainer, codebook_use
-from . import LossConfig, ModelConfig, SnacError, TrainConfig, as_config
-from . import make_loader, open_training_data
-from . import SNAC
-from . import from_pretrained, save_pretrained
+from .codebooks import CodebookTrainer, codebook_use
+from .config import LossConfig, ModelConfig, SnacError, TrainConfig, as_config
+from .data import make_loader, open_training_data
+from .generator import SNAC
+from .pretrained import from_pretrained, save_pretrained
 from .adversarial_step import Comparison, codec_loss, make_discriminators
 from ..files import CheckpointFolder, pack_state
 from ..training import Task

@@ -18,7 +18,7 @@ from audiolab.ssgs.hmm import (
     GaussianHMM, Prior, Statistics, check_sequences, log_prior, m_step,
     stationary_distribution,
 )
-from . import cut_plan, e_step
+from .inference import cut_plan, e_step
 
 _log = logging.getLogger(__name__)
 

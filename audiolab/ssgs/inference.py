@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import Statistics, check_sequences, stationary_distribution
+from .hmm import Statistics, check_sequences, stationary_distribution
 
 # %% ../../nbs/ssgs/03_inference.ipynb #5ffe45b3
 # frames become (y - shift) / scale; theta [P, padded] with columns of no probability above K; narrow: the states to whiten instead

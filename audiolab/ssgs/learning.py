@@ -16,10 +16,10 @@ import torch
 
 from ..audio import read_audio, resample
 from .fitting import initialise, iterate, select_n_states
-from . import viterbi
-from . import Frames, analyse_frames
-from . import default_order, lsf_to_lpc, n_frames
-from . import Recordings, States, measure_colour, state_distance
+from .hmm import viterbi
+from .lattice import Frames, analyse_frames
+from .lpc import default_order, lsf_to_lpc, n_frames
+from .synthesis import Recordings, States, measure_colour, state_distance
 
 _log = logging.getLogger(__name__)
 

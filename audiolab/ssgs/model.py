@@ -16,10 +16,10 @@ import torch
 
 from ..files import CheckpointError, read_checkpoint, write_checkpoint
 from .fitting import adapt, expected_statistics
-from . import export_npz, is_legacy, pack_audio, read_legacy, unpack_audio
-from . import GaussianHMM, Prior, Statistics, stationary_distribution, viterbi
-from . import LearntModel
-from . import n_frames
+from .formats import export_npz, is_legacy, pack_audio, read_legacy, unpack_audio
+from .hmm import GaussianHMM, Prior, Statistics, stationary_distribution, viterbi
+from .learning import LearntModel
+from .lpc import n_frames
 from audiolab.ssgs.retrieval import (
     FrameQueryResult, build_index, frame_metadata, query_index, similar_frames,
 )

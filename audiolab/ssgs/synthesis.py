@@ -17,9 +17,9 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.signal import fftconvolve
 
-from . import Controls, make_excitation
-from . import Frames, lattice_synthesis, lsf_to_parcor
-from . import space_lsf
+from .excitation import Controls, make_excitation
+from .lattice import Frames, lattice_synthesis, lsf_to_parcor
+from .lpc import space_lsf
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #b5410ba1
 @dataclass

@@ -27,9 +27,9 @@ from ..training import DistributedError
 from ..watch import TerminalProgress
 from ..training import Event, RunFolder, Sample, set_aside
 from .fitting import canonical_order
-from . import is_legacy
-from . import GaussianHMM
-from . import SpectralStateGuidedSynthesis
+from .formats import is_legacy
+from .hmm import GaussianHMM
+from .model import SpectralStateGuidedSynthesis
 from ..training import Task, TrainingConfig
 from ..training import Trainer
 
