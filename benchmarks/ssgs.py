@@ -8,7 +8,6 @@ takes. The tables of `--device` are in seconds of wall time, since a GPU's work 
 includes some 60 MB for its runtime compiler.
 """
 import argparse
-import importlib
 import importlib.util
 import json
 import os

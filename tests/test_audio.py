@@ -42,7 +42,7 @@ def made(tmp_path_factory):
     sf.write(vbr, music(22_050, 8, 1)[0], 22_050, format='MP3', subtype='MPEG_LAYER_III', bitrate_mode='VARIABLE', compression_level=.9)
     data = vbr.read_bytes(); size = A._mp3_frame(data, 0)[0]
     assert b'Xing' in data[:size]
-    (d/'noindex.mp3').write_bytes(data[size:]) # what a stream dump looks like
+    (d/'noindex.mp3').write_bytes(data[size:])  # what a stream dump looks like
     (d/'tagged.mp3').write_bytes(b'ID3\x04\0\0\0\0\x01\x02'+b'\0'*130+data[size:]+b'TAG'+b' '*125)
     return {**files, 'vbr': vbr, 'noindex': d/'noindex.mp3', 'tagged': d/'tagged.mp3'}
 
@@ -67,7 +67,7 @@ def test_missing_folder_and_odd_paths(tmp_path):
 def test_no_permission(tmp_path, monkeypatch):
     p = write_audio(tmp_path/'x.wav', np.zeros(10), 8000)
     def refuse(*a): raise PermissionError(13, 'Permission denied', str(p))
-    monkeypatch.setattr(A, 'open', refuse, raising=False); fails(p, 'cannot be opened: Permission denied') # root may read anything, so no chmod
+    monkeypatch.setattr(A, 'open', refuse, raising=False); fails(p, 'cannot be opened: Permission denied')  # root may read anything, so no chmod
 
 
 @pytest.mark.parametrize('ending', ENDINGS)
@@ -154,14 +154,14 @@ def test_remedy_for_foreign_formats(tmp_path):
 def test_wrong_ending_is_decoded_by_content(made, tmp_path):
     for real, claimed in [('flac', 'wav'), ('mp3', 'ogg'), ('wav', 'mp3'), ('ogg', 'raw')]:
         p = tmp_path/f'x.{claimed}'; shutil.copy(made[real], p)
-        if claimed == 'raw': fails(p) # headerless by its name: nothing to go by
+        if claimed == 'raw': fails(p)  # headerless by its name: nothing to go by
         else: assert read_audio(p)[0].shape == (2, 6*44_100)
 
 
 def test_limits(made, tmp_path, monkeypatch):
     fails(made['wav'], 'max_seconds', max_seconds=5); assert read_audio(made['wav'], duration=4, max_seconds=5)[0].shape[1] == 4*44_100
     b = bytearray(made['flac'].read_bytes()); b[21] |= 15; b[22:26] = b'\xff'*4; p = tmp_path/'x.flac'; p.write_bytes(b)
-    fails(p, 'more than max_seconds') # a header that claims 68 billion samples
+    fails(p, 'more than max_seconds')  # a header that claims 68 billion samples
     fails(p, 'samples', max_seconds=1e9)
     monkeypatch.setattr(A, 'MAX_SAMPLES', 44_100*7)
     fails(made['wav'], 'read a range'); read_audio(made['wav'], mono=True); read_audio(made['wav'], start=1, duration=3)
@@ -210,7 +210,7 @@ def test_ranges_are_crops(made, ending):
     whole, rate = read_audio(made[ending]); rng = np.random.default_rng(5)
     for start in [0, *rng.uniform(0, 5.4, 12)]:
         part, _ = read_audio(made[ending], start=start, duration=.5); at = round(start*rate)
-        np.testing.assert_allclose(part, whole[:, at:at+round(.5*rate)], atol=2e-6) # the decoders dither nothing; MP3 sums in another order
+        np.testing.assert_allclose(part, whole[:, at:at+round(.5*rate)], atol=2e-6)  # the decoders dither nothing; MP3 sums in another order
     assert read_audio(made[ending], start=5, duration=99)[0].shape[1] == whole.shape[1]-5*rate, "the end of the file is the end"
 
 
@@ -230,7 +230,7 @@ def test_mp3_without_index_is_read_to_its_end(made):
     for name in ('noindex', 'tagged'):
         x, _ = read_audio(made[name], mono=True); assert len(x) == probe_audio(made[name]).frames
         assert abs(len(x)-full.shape[1]) < 3*1152 < abs(len(x)-guess)
-        shift = max(range(1800), key=lambda s: np.dot(x[s:s+20_000], full[0, :20_000])) # encoder delay, no longer known
+        shift = max(range(1800), key=lambda s: np.dot(x[s:s+20_000], full[0, :20_000]))  # encoder delay, no longer known
         np.testing.assert_allclose(x[shift+3000:shift+150_000], full[0, 3000:150_000], atol=1e-4)
 
 
@@ -238,7 +238,7 @@ def test_mp3_without_index_is_read_to_its_end(made):
 def test_other_encoders(tmp_path):
     write_audio(tmp_path/'in.wav', music(44_100, 5), 44_100)
     for name, *options in [('a.mp3', '-q:a', '5'), ('b.mp3', '-q:a', '5', '-write_xing', '0'), ('c.mp3', '-b:a', '64k', '-ar', '16000'), ('a.ogg', '-c:a', 'libvorbis'), ('a.opus',), ('a.flac',)]:
-        for extra in ([], ['-f', name.split('.')[1]]): # to a file, and through a pipe
+        for extra in ([], ['-f', name.split('.')[1]]):  # to a file, and through a pipe
             out = tmp_path/name
             with open(out, 'wb') as f: subprocess.run(['ffmpeg', '-y', '-loglevel', 'error', '-i', tmp_path/'in.wav', *options, *extra, '-' if extra else out], stdout=f if extra else None, check=True)
             assert abs(read_audio(out, sample_rate=16_000, mono=True)[0].shape[0]-80_000) < 1200, name
@@ -265,7 +265,7 @@ def test_write_clips_with_a_warning(tmp_path):
     x = np.array([0, 1.5, -2, 1, -1])
     with pytest.warns(UserWarning, match=r'x\.wav: 2 samples beyond ±1 are clipped \(peak 2\)'): write_audio(tmp_path/'x.wav', x, 8000)
     np.testing.assert_allclose(read_audio(tmp_path/'x.wav', mono=True)[0], x.clip(-1, 1), atol=1e-4)
-    with warnings.catch_warnings(): # a float format holds them
+    with warnings.catch_warnings():  # a float format holds them
         warnings.simplefilter('error'); write_audio(tmp_path/'x.wav', x, 8000, subtype='FLOAT'); write_audio(tmp_path/'y.wav', x.clip(-1, 1), 8000)
     np.testing.assert_array_equal(read_audio(tmp_path/'x.wav', mono=True)[0], x.astype('f4'))
 

@@ -23,15 +23,15 @@ calls = []
 @dataclass
 class Deep:
     "Inner."
-    rate:Annotated[float, Ge(0)] = 0.5 # a rate
+    rate: Annotated[float, Ge(0)] = 0.5  # a rate
 
 
 @dataclass
 class Config:
     "For the tests."
-    size:Annotated[int, Ge(1)] = 3 # how many
-    what:str = "nothing" # what to do
-    deep:Deep = field(default_factory=Deep) # inner
+    size: Annotated[int, Ge(1)] = 3  # how many
+    what: str = "nothing"  # what to do
+    deep: Deep = field(default_factory=Deep)  # inner
 
     def plan(self): return f"do {self.what}\n{self.size} times"
 
@@ -58,7 +58,7 @@ def act(config):
         case "own": raise ConfigError([cli_problem("a", "b"), cli_problem("c", "d")])
         case "bug": raise KeyError("bug")
         case "value": raise ValueError("a bug as well")
-        case "module": import no_such_module_here # noqa: F401
+        case "module": import no_such_module_here  # noqa: F401
         case "pipe": raise BrokenPipeError
 
 
@@ -150,7 +150,7 @@ def test_config_file_preset_and_dry_run(capsys, tmp_path):
     code, out, _ = run(capsys, "act", "--size", "7", "--config", str(path), "--dry-run")
     assert code == 0 and len(calls) == 1
     assert [o.split("#")[-1].strip() for o in out.splitlines()] == ["flag", f"{path}:1", "deep:", f"{path}:3", "", "Plan", "do number", "7 times"]
-    (tmp_path/"again.yaml").write_text(out) # what is shown is a configuration
+    (tmp_path/"again.yaml").write_text(out)  # what is shown is a configuration
     assert run(capsys, "act", "--config", str(tmp_path/"again.yaml"))[0] == 7
     assert calls[0] == calls[1]
     code, out, _ = run(capsys, "act", "--print-config", "--preset", "ten")

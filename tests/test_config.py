@@ -28,43 +28,43 @@ class Window(Enum):
 @dataclass
 class Schedule:
     "How the learning rate moves."
-    warmup:Annotated[int, Ge(0)] = 100 # steps to full rate
-    decay:Annotated[float, Gt(0), Le(1)] = 0.999 # factor a step
+    warmup: Annotated[int, Ge(0)] = 100  # steps to full rate
+    decay: Annotated[float, Gt(0), Le(1)] = 0.999  # factor a step
 
 
 @dataclass
 class Optim:
     "Optimiser."
-    learning_rate:Annotated[float, Gt(0), Lt(1)] = 2e-4 # step size
-    betas:tuple[float, float] = (0.8, 0.99) # memory
-    schedule:Schedule = field(default_factory=lambda: Schedule(warmup=7)) # of the rate
+    learning_rate: Annotated[float, Gt(0), Lt(1)] = 2e-4  # step size
+    betas: tuple[float, float] = (0.8, 0.99)  # memory
+    schedule: Schedule = field(default_factory=lambda: Schedule(warmup=7))  # of the rate
 
 
 @dataclass
 class Layer:
     "One layer."
-    width:Annotated[int, Ge(1)] # channels
-    kernel:int = 3 # taps
+    width: Annotated[int, Ge(1)]  # channels
+    kernel: int = 3  # taps
 
 
 @dataclass
 class Job:
     "A run."
-    folders:list[Path] # where the audio is
-    batch_size:Annotated[int, Ge(1)] = 16 # segments a step
-    lang:str = "en" # language
-    code:str = "" # free text
-    since:str = "" # a date
-    window:Window = Window.HANN # analysis window
-    mode:Literal["em", "viterbi"] = "em" # training mode
-    resume:Path|None = None # checkpoint
-    amp:bool = False # half precision
-    seed:int|Literal["random"] = 0 # of everything
-    weights:dict[str, float] = field(default_factory=dict) # of losses
-    layers:list[Layer] = field(default_factory=list) # of the network
-    tags:Annotated[list[str], Len(0, 3)] = field(default_factory=list) # for you
-    optimizer:Optim = field(default_factory=Optim) # optimiser
-    teacher:Optim|None = None # second optimiser
+    folders: list[Path]  # where the audio is
+    batch_size: Annotated[int, Ge(1)] = 16  # segments a step
+    lang: str = "en"  # language
+    code: str = ""  # free text
+    since: str = ""  # a date
+    window: Window = Window.HANN  # analysis window
+    mode: Literal["em", "viterbi"] = "em"  # training mode
+    resume: Path|None = None  # checkpoint
+    amp: bool = False  # half precision
+    seed: int|Literal["random"] = 0  # of everything
+    weights: dict[str, float] = field(default_factory=dict)  # of losses
+    layers: list[Layer] = field(default_factory=list)  # of the network
+    tags: Annotated[list[str], Len(0, 3)] = field(default_factory=list)  # for you
+    optimizer: Optim = field(default_factory=Optim)  # optimiser
+    teacher: Optim|None = None  # second optimiser
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_whole_file_mistakes(load, tmp_path):
         with pytest.raises(ConfigError, match=words): load(text)
     for path in (tmp_path/"none.yaml", tmp_path, "a\0b"):
         with pytest.raises(ConfigError, match="cannot be read"): load_config(Job, path)
-    assert load("lang: no", required="\ufefffolders: [a]\r\n").config.lang == "no" # byte order mark, CRLF
+    assert load("lang: no", required="\ufefffolders: [a]\r\n").config.lang == "no"  # byte order mark, CRLF
 
 
 def test_json(load, tmp_path):
@@ -273,7 +273,7 @@ def test_layers_and_sources(load, tmp_path):
     assert {k: v.replace(str(tmp_path), "") for k, v in r.sources.items() if v != "default"} == {
         "folders": "/job.yaml:1", "batch_size": "/job.yaml:4", "amp": "preset", "seed": "override",
         "optimizer.learning_rate": "preset", "optimizer.betas": "/job.yaml:3", "optimizer.schedule.decay": "override"}
-    assert r.sources["optimizer.schedule.warmup"] == "default" and r.config.optimizer.schedule.warmup == 7 # the factory's value, not the class's
+    assert r.sources["optimizer.schedule.warmup"] == "default" and r.config.optimizer.schedule.warmup == 7  # the factory's value, not the class's
     assert load("teacher: {learning_rate: .1}\n", overrides={"teacher": None}).config.teacher is None
     r = load("", overrides={"teacher": Optim(0.25)})
     assert r.config.teacher == Optim(0.25) and r.sources["teacher.learning_rate"] == "override"
@@ -292,7 +292,7 @@ def test_flags():
         assert r.config.batch_size == 4 and r.sources["batch_size"] == "flag" and r.sources["lang"] == "default"
     r = cli("--folders a --optimizer.learning-rate 1e-3 --optimizer.schedule.warmup 3 --amp --mode viterbi --window FLAT --resume x --optimizer.betas 0 1")
     assert r.config == Job([Path("a")], amp=True, mode="viterbi", window=Window.FLAT, resume=Path("x"), optimizer=Optim(1e-3, (0., 1.), Schedule(3)))
-    r = cli("--folders a --no-amp --batch-size 16") # as the defaults, but said
+    r = cli("--folders a --no-amp --batch-size 16")  # as the defaults, but said
     assert r.sources["amp"] == r.sources["batch_size"] == "flag"
     assert cli("--folders a --lang no").config.lang == "no"
     assert (cli("--folders a --dry-run").dry_run, cli("--folders a --print-config").print_config, cli("--folders a").dry_run) == (True, True, False)
@@ -307,13 +307,13 @@ def test_flags_beat_the_file_wherever_they_stand(tmp_path):
         r = cli([w for i in order for w in words[i]], presets=presets)
         assert r.config == Job([Path("from"), Path("file")], 9, lang="am", optimizer=Optim(0.25, (0., 0.)))
         assert [r.sources[k] for k in ("batch_size", "folders", "amp", "optimizer.betas", "code")] == ["flag", f"{path}:1", "flag", "preset", "default"]
-    assert cli(["--config", str(path), "--batch-size", "16"]).config.batch_size == 16 # the default's value, given as a flag
+    assert cli(["--config", str(path), "--batch-size", "16"]).config.batch_size == 16  # the default's value, given as a flag
     assert cli("--folders a --preset made", presets=presets).config.tags == ["made"]
     with pytest.raises(ConfigError, match="Did you mean 'small'"): cli("--folders a --preset smal", presets=presets)
     with pytest.raises(ConfigError, match="cannot be read"): cli("--config none.yaml")
     path.write_text("folders: [a]\nbatch_size: 0\n")
     with pytest.raises(ConfigError, match=r"job.yaml:2:13: batch_size: expected at least 1, found 0"): cli(["--config", str(path)])
-    path.write_text("batch_sise: 3\n") # the required key may still come as a flag, so only the other mistake is told
+    path.write_text("batch_sise: 3\n")  # the required key may still come as a flag, so only the other mistake is told
     with pytest.raises(ConfigError) as e: cli(["--config", str(path)])
     assert [p.path for p in e.value.problems] == ["batch_sise"]
 
@@ -346,9 +346,9 @@ def test_exit_codes(capsys, line, code, words):
 @dataclass(frozen=True, slots=True)
 class Files:
     "Some files."
-    files:list[Path] # which
-    config:str = "own" # a field that is named like a common flag
-    ratio:float = 0.5 # a number
+    files: list[Path]  # which
+    config: str = "own"  # a field that is named like a common flag
+    ratio: float = 0.5  # a number
 
     def __post_init__(self):
         if self.ratio > 1: raise ValueError("ratio must not exceed 1; use percent elsewhere")
@@ -357,8 +357,8 @@ class Files:
 @dataclass
 class Derived:
     "With a field that is computed."
-    width:int = 2 # given
-    area:int = field(init=False, default=0) # computed
+    width: int = 2  # given
+    area: int = field(init=False, default=0)  # computed
 
     def __post_init__(self): self.area = self.width**2
 

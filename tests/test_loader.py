@@ -341,7 +341,7 @@ def soak(epochs):
     for epoch in range(5): indices(loader, epoch)
     before = resources()
     for epoch in range(epochs):
-        if epoch % 7 == 3: next(loader.batches(epoch)) # left in the middle
+        if epoch % 7 == 3: next(loader.batches(epoch))  # left in the middle
         if epoch % 50 == 49: loader.close()
         indices(loader, epoch)
     after = resources(); loader.close()

@@ -26,10 +26,10 @@ SHORT = {"sample_rate": RATE, "segment_length": .1}
 def noise(seconds, rate=RATE, level=.1, seed=0):
     return (level*np.random.default_rng(seed).standard_normal(round(seconds*rate))).astype(np.float32).clip(-1, 1)
 
-def tagged(number, seconds=.5, rate=RATE): # a tone whose number can be heard in its pitch
+def tagged(number, seconds=.5, rate=RATE):  # a tone whose number can be heard in its pitch
     return (.3*np.sin(2*np.pi*(200 + 50*number)*np.arange(round(seconds*rate))/rate)).astype(np.float32)
 
-def number_of(segment): # and heard again
+def number_of(segment):  # and heard again
     segment = np.asarray(segment)
     spectrum = np.abs(np.fft.rfft(segment*np.hanning(len(segment)), 8*len(segment)))
     return round((spectrum.argmax()*RATE/8/len(segment) - 200)/50)
@@ -44,7 +44,7 @@ def folder(tmp_path):
     return tmp_path/"sound"
 
 
-def table(n=40, **more): # a table of the library datasets
+def table(n=40, **more):  # a table of the library datasets
     import datasets
     def cell(number):
         from io import BytesIO
@@ -74,9 +74,9 @@ def test_lengths_fit_the_models():
 @pytest.mark.parametrize("rate", [16000, 24000, 44100, 48000])
 def test_loudness_agrees_with_another_meter(rate):
     pyloudnorm = pytest.importorskip("pyloudnorm", reason="needs pyloudnorm (pip install pyloudnorm)")
-    meter, same, t = pyloudnorm.Meter(rate), pyloudnorm.Meter(rate, filter_class="DeMan"), np.arange(5*rate)/rate # filters rounded, and as here
-    sounds = [noise(5, rate), noise(.8, rate), np.cumsum(noise(5, rate, .01)).astype(np.float32)*.05, # pink-brown
-              (.5*np.sin(2*np.pi*440*t)).astype(np.float32), noise(5, rate)*(np.sin(2*np.pi*.4*t) > 0), # with pauses
+    meter, same, t = pyloudnorm.Meter(rate), pyloudnorm.Meter(rate, filter_class="DeMan"), np.arange(5*rate)/rate  # filters rounded, and as here
+    sounds = [noise(5, rate), noise(.8, rate), np.cumsum(noise(5, rate, .01)).astype(np.float32)*.05,  # pink-brown
+              (.5*np.sin(2*np.pi*440*t)).astype(np.float32), noise(5, rate)*(np.sin(2*np.pi*.4*t) > 0),  # with pauses
               noise(5, rate)*np.float32(10)**(-np.arange(5*rate)/rate), np.stack([noise(5, rate), noise(5, rate, .02, seed=1)])]
     for sound in sounds:
         assert loudness(sound, rate) == pytest.approx(meter.integrated_loudness(sound.T), abs=.1 if rate > 16000 else .15)
@@ -94,10 +94,10 @@ def test_true_peak_finds_what_lies_between():
     from scipy.signal import resample
     rng = np.random.default_rng(1)
     for _ in range(20):
-        x = np.fft.irfft(np.concatenate([[0], rng.standard_normal(380) + 1j*rng.standard_normal(380), np.zeros(132)]), 1024) # nothing above 0.74 of half the rate
+        x = np.fft.irfft(np.concatenate([[0], rng.standard_normal(380) + 1j*rng.standard_normal(380), np.zeros(132)]), 1024)  # nothing above 0.74 of half the rate
         x = (x*np.hanning(1024)/np.abs(x).max()).astype(np.float32)
         exact = 20*math.log10(np.abs(resample(x, 32*1024)).max())
-        assert -.45 < true_peak(x) - exact < .05 # four times the rate misses at most this much (the standard says 0.55 dB)
+        assert -.45 < true_peak(x) - exact < .05  # four times the rate misses at most this much (the standard says 0.55 dB)
         assert true_peak(x) >= 20*math.log10(np.abs(x).max()) - 1e-4
     assert true_peak(np.zeros(0)) == -math.inf
 
@@ -106,7 +106,7 @@ def test_true_peak_finds_what_lies_between():
 def test_levels_reach_the_target_or_the_ceiling(seed):
     rng = np.random.default_rng(seed)
     sound = noise(20480/RATE, level=10**rng.uniform(-2.2, -.5), seed=seed)
-    if seed % 2: sound[rng.integers(0, 20480, 3)] = 1 # peaks
+    if seed % 2: sound[rng.integers(0, 20480, 3)] = 1  # peaks
     even = normalise_loudness(sound, RATE)
     level, peak = loudness(even, RATE), true_peak(even)
     assert even.dtype == np.float32 and level < -15.95 and peak < -.99 and np.abs(even).max() < 10**(-1/20) + 1e-6
@@ -115,9 +115,9 @@ def test_levels_reach_the_target_or_the_ceiling(seed):
 
 def test_levels_of_the_faint_and_the_loud():
     faint = noise(1, level=2e-3)
-    assert loudness(normalise_loudness(faint, RATE), RATE) == pytest.approx(loudness(faint, RATE) + 30, abs=.01) # the gain has an end
+    assert loudness(normalise_loudness(faint, RATE), RATE) == pytest.approx(loudness(faint, RATE) + 30, abs=.01)  # the gain has an end
     for silence in (np.zeros(1000, np.float32), noise(1, level=1e-6)): np.testing.assert_array_equal(normalise_loudness(silence, RATE), silence)
-    step = np.ones(4800, np.float32) # hardly audible, and too high
+    step = np.ones(4800, np.float32)  # hardly audible, and too high
     assert true_peak(normalise_loudness(step, RATE)) <= -.99
     assert np.abs(normalise_loudness(noise(1, level=5), RATE)).max() < 1
 
@@ -139,7 +139,7 @@ def test_the_arguments_of_old(folder, monkeypatch):
     for dataset in (AudioDataset("path/to/dataset"), AudioDataset("./sound", 24000, .8, "train", False, "audio"), AudioDataset(folder), AudioDataset(str(folder))):
         assert len(dataset) == 12 and dataset.segment_samples == 19200
         assert isinstance(dataset[0], torch.Tensor) and dataset[0].dtype == torch.float32 and dataset[0].shape == (19200,)
-        assert dataset[0][12000:].abs().max() == 0 # the clip lasts half a second
+        assert dataset[0][12000:].abs().max() == 0  # the clip lasts half a second
     monkeypatch.setenv("HOME", str(folder.parent))
     assert len(AudioDataset("~/sound")) == 12
 
@@ -150,11 +150,11 @@ def test_segments_depend_on_seed_epoch_and_index(folder):
     assert all(torch.equal(a, b) for a, b in zip(forward, backward)) and [number_of(x) for x in forward] == list(range(12))
     assert sum(torch.equal(a, other[i]) for i, a in enumerate(forward)) < 3
     one.set_epoch(3)
-    assert sum(torch.equal(a, one[i]) for i, a in enumerate(forward)) < 3 # tones repeat themselves
+    assert sum(torch.equal(a, one[i]) for i, a in enumerate(forward)) < 3  # tones repeat themselves
     np.testing.assert_array_equal(one[5], two.item(5, 3)["audio"])
     assert torch.equal(one[-1], one[11]) and one.length(0) == 2400 and one.name(0).endswith("00.wav")
     with pytest.raises(IndexError): one[12]
-    assert len(list(iter(two))) == 12 # a map is iterated over to its end
+    assert len(list(iter(two))) == 12  # a map is iterated over to its end
     assert all(loudness(x, RATE) == pytest.approx(-16, abs=.05) for x in forward)
 
 
@@ -164,7 +164,7 @@ def test_workers_of_torch(folder, workers):
     write_audio(folder/"silent.wav", np.zeros(RATE, np.float32), RATE)
     (folder/"voice0/00.wav").write_bytes((folder/"voice0/00.wav").read_bytes()[:60] + b"\0"*10)
     dataset = AudioDataset(folder, **SHORT)
-    assert len(dataset) == 12 and [Path(name).name for name in dataset.left_out] == ["00.wav"] # cut files show in their header
+    assert len(dataset) == 12 and [Path(name).name for name in dataset.left_out] == ["00.wav"]  # cut files show in their header
     loader = DataLoader(dataset, batch_size=4, num_workers=workers, persistent_workers=workers > 0)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
@@ -388,7 +388,7 @@ def test_what_a_stream_cannot_use_is_counted(tmp_path):
     assert len(list(stream)) == 7
     report = stream.report()
     assert (report["items"], report["unreadable"], report["silent"]) == (10, 2, 1) and any("bad2.wav" in name for name in report["names"])
-    assert sum(map(len, DataLoader(stream, 2, num_workers=2))) == 7 and stream.report()["unreadable"] == 4 # counted in the workers
+    assert sum(map(len, DataLoader(stream, 2, num_workers=2))) == 7 and stream.report()["unreadable"] == 4  # counted in the workers
     nothing = AudioDataset(tmp_path/"none.parquet", **SHORT, streaming=True)
     with pytest.raises(DataError, match="the first 32 rows cannot be used"): list(nothing)
     with pytest.raises(DataError, match="none of 3"): make_loader(nothing, 2)
@@ -402,7 +402,7 @@ def test_held_out_files(folder):
     train, held = open_training_data(folder, **SHORT, validation_share=.2)
     ids = {clip.id for clip in train.source.clips}
     assert 0 < len(held) < 6 and not ids & {item["id"] for item in held} and ids | {item["id"] for item in held} == {c.id for c in AudioDataset(folder).source.clips}
-    assert len(train) == 5*len(ids) and held[0]["audio"].shape == (2400,) # as many pieces as fit
+    assert len(train) == 5*len(ids) and held[0]["audio"].shape == (2400,)  # as many pieces as fit
     again = open_training_data(folder, **SHORT, validation_share=.2)[1]
     assert all((a["audio"] == b["audio"]).all() for a, b in zip(held, again))
     train, held = open_training_data(folder, **SHORT, group="folder", per_clip=1)
@@ -428,7 +428,7 @@ def test_held_out_by_name(folder, tmp_path, parquet):
 def test_held_out_rows(parquet):
     train, held = open_training_data(parquet, **SHORT, validation_share=.2)
     kept, apart = {number_of(x)//4 for x in train}, {number_of(item["audio"])//4 for item in held}
-    assert len(train) < 40 and apart and not kept & apart # speakers, of four rows each
+    assert len(train) < 40 and apart and not kept & apart  # speakers, of four rows each
     with pytest.raises(DataError, match="no column 'singer'"): open_training_data(parquet, **SHORT, group="singer")
 
 
@@ -437,7 +437,7 @@ def test_held_out_of_a_stream(parquet, tmp_path):
     assert [number_of(item["audio"]) for item in held] == list(range(6))
     for epoch in (0, 1):
         train.set_epoch(epoch)
-        assert sorted(map(number_of, train)) == list(range(8, 40)) # rows 6 and 7 are of a speaker held out
+        assert sorted(map(number_of, train)) == list(range(8, 40))  # rows 6 and 7 are of a speaker held out
     loader = make_loader(train, 4, num_workers=2)
     assert sorted(number_of(x) for batch in loader.batches(0) for x in batch["audio"]) == list(range(8, 40)); loader.close()
     table(6, speaker=["one"]*6).to_parquet(tmp_path/"one.parquet")

@@ -48,9 +48,9 @@ def test_stft_net_is_a_stack_for_each_band():
     net, x = STFTDiscriminator(128, channels=3).double(), noise(2, 1000, kind=torch.float64)
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(x.numpy(), ((0, 0), (48, 48 + 24)), mode="reflect"), 128, axis=1)[:, ::32]
     spectrum = np.fft.rfft(frames*(.5 - .5*np.cos(2*np.pi*np.arange(128)/128)))
-    assert spectrum.shape == (2, 32, 65) # 1000/32, rounded up
+    assert spectrum.shape == (2, 32, 65)  # 1000/32, rounded up
     seen = net.spectrum(x)
-    np.testing.assert_allclose(seen[:, 0] + 1j*seen[:, 1], spectrum.transpose(0, 2, 1), atol=1e-5) # the window is made in float32
+    np.testing.assert_allclose(seen[:, 0] + 1j*seen[:, 1], spectrum.transpose(0, 2, 1), atol=1e-5)  # the window is made in float32
     # the usual way round: time before frequency
     picture, ends, wanted = seen.transpose(2, 3), [], []
     for (low, high), stack in zip(BANDS, net.net.stacks):
@@ -134,7 +134,7 @@ def test_prepare():
     torch.testing.assert_close(net.prepare(ready), ready, atol=1e-5, rtol=1e-5)
     for a, b in zip(net(x)[0], net(7*x + .5)[0]): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
     assert torch.equal(SMALL["stft"](True).prepare(x), x)
-    assert float(net.prepare(1e-6*noise(1, 500)).abs().max()) < .01 # silence with a trace of hiss is not made loud
+    assert float(net.prepare(1e-6*noise(1, 500)).abs().max()) < .01  # silence with a trace of hiss is not made loud
 
 
 def half(x): return torch.cat([x[..., :x.shape[-1]//2], torch.zeros_like(x[..., x.shape[-1]//2:])], -1)
@@ -184,7 +184,7 @@ def test_bfloat16(family, legacy):
     for a, b in zip(exact, outputs): torch.testing.assert_close(a, b.float(), atol=.05, rtol=.05)
     sum(o.float().square().mean() for o in outputs).backward()
     assert torch.isfinite(x.grad).all() and all(p.grad is None or torch.isfinite(p.grad).all() for p in net.parameters())
-    assert net(x.detach().bfloat16())[0][0].dtype == torch.float32 # the nets have their own precision
+    assert net(x.detach().bfloat16())[0][0].dtype == torch.float32  # the nets have their own precision
 
 
 @modes

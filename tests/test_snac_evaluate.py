@@ -90,9 +90,9 @@ def test_counts_that_are_none(counts):
 def test_bit_rate_and_levels_of_known_codes():
     o = evaluate_codec(Perfect(), {"a": vowel(2048*8/24000)}, measures=QUICK)
     assert [level["codes"] for level in o.levels] == [8, 16, 32]
-    assert [level["entropy (bits)"] for level in o.levels] == [0, 1, 3] # one code, two in turn, eight in turn
+    assert [level["entropy (bits)"] for level in o.levels] == [0, 1, 3]  # one code, two in turn, eight in turn
     seconds = 2048*8/24000
-    assert o.bit_rate["measured"] == pytest.approx(56*3/seconds) == pytest.approx(o.bit_rate["nominal"]) # a recording without padding
+    assert o.bit_rate["measured"] == pytest.approx(56*3/seconds) == pytest.approx(o.bit_rate["nominal"])  # a recording without padding
     assert o.bit_rate["entropy-coded"] == pytest.approx((16*1+32*3)/seconds)
 
 
@@ -107,7 +107,7 @@ def test_a_perfect_codec_has_perfect_scores():
 
 
 def test_measures_know_better_from_worse_and_name_the_ends():
-    class Hiss(Perfect): # louder hiss for lower files
+    class Hiss(Perfect):  # louder hiss for lower files
         def decode(self, codes, **kw): return self.kept+.2*(1-self.kept.abs().max())*torch.randn(self.kept.shape, generator=torch.Generator().manual_seed(0))
     sounds = {"soft": .2*vowel(1.), "mid": .8*vowel(1.), "loud": 1.6*vowel(1.)}
     o = evaluate_codec(Hiss(), sounds, measures=[*QUICK, "STFT distance", "log-spectral distance (dB)"])
@@ -146,7 +146,7 @@ def test_pesq_of_a_long_recording_is_that_of_its_pieces(monkeypatch):
     x = np.random.default_rng(0).standard_normal(24000*45)*.1
     values, problems = measure_recording(x, x, 24000, ["PESQ"])
     assert lengths == [15, 15, 15] and values == {"PESQ": 3.} and not problems
-    x[:24000*15] = 0 # a silent piece is left out
+    x[:24000*15] = 0  # a silent piece is left out
     assert measure_recording(x, x, 24000, ["PESQ"])[0] == {"PESQ": 5.5}
     assert "silent" in measure_recording(0*x, x, 24000, ["PESQ"])[1]["PESQ"]
     assert "16000 Hz" in measure_recording(x, x, 8000, ["PESQ"])[1]["PESQ"]
@@ -189,7 +189,7 @@ def test_intervals_are_seeded_and_hold_the_mean():
     values = list(np.random.default_rng(0).gamma(2, size=25))+[None]
     o = mean_interval(values, 4)
     assert o == mean_interval(values, 4) and o["low"] < o["mean"] < o["high"] and o["files"] == 25
-    width = 2*1.96*np.std(values[:-1])/5 # the normal approximation
+    width = 2*1.96*np.std(values[:-1])/5  # the normal approximation
     assert .75*width < o["high"]-o["low"] < 1.25*width
     assert mean_interval([None]) == {"mean": None, "low": None, "high": None, "files": 0}
 
@@ -198,7 +198,7 @@ def test_pairs_tell_more_than_two_means():
     sounds = {str(i): .2*(i+1)*vowel(.4, seed=i) for i in range(5)}
     first, other = (evaluate_codec(Perfect(lambda x, g=g: x+g*torch.randn(x.shape, generator=torch.Generator().manual_seed(0))), sounds, measures=QUICK) for g in (.01, .012))
     found = paired_differences(first, other)["SI-SDR (dB)"]
-    assert found["mean"] == pytest.approx(-20*math.log10(1.2), abs=.1) and found["high"] < -1 # the intervals of the two means overlap
+    assert found["mean"] == pytest.approx(-20*math.log10(1.2), abs=.1) and found["high"] < -1  # the intervals of the two means overlap
     assert other.summary["SI-SDR (dB)"]["high"] > first.summary["SI-SDR (dB)"]["low"]
     other.settings["sample_rate"] = 44100
     assert paired_differences(first, other) == {}
@@ -255,7 +255,7 @@ def test_report_of_strange_names_and_two_codecs(codec, tmp_path):
     both = [evaluate_codec(model, sorted(folder.iterdir()), measures=QUICK, name=name) for model, name in [(codec, "<one>"), (Perfect(), "_two$")]]
     page = write_evaluation(tmp_path/"out", both, title="<t>")
     links, text = checked(page), page.read_text(encoding="utf-8")
-    assert len(links) == 3*3+3+1 and "&lt;one&gt;" in text and "<one>" not in text and str(tmp_path) not in text # best, median, worst; codebooks
+    assert len(links) == 3*3+3+1 and "&lt;one&gt;" in text and "<one>" not in text and str(tmp_path) not in text  # best, median, worst; codebooks
     assert all(f"{which}: " in text for which in ("best", "median", "worst")) and "&lt;b&gt;$1&amp;&#x27;.wav" in text
     found = json.loads((page.with_suffix(".json")).read_text(), parse_constant=pytest.fail)
     assert [m["model"] for m in found["models"]] == ["<one>", "_two$"] and [r["name"] for r in found["models"][0]["files"]] == sorted(names)
@@ -269,13 +269,13 @@ def test_an_excerpt_is_what_was_measured(codec, tmp_path):
     page = write_evaluation(tmp_path, evaluate_codec(codec, {"a": x}, measures=QUICK, seed=5), excerpt_seconds=.5)
     played, rate = read_audio(page.parent/"evaluation_files/example_best_1.wav", mono=True)
     whole = code_recording(codec, x, seed=5).audio[:12000]
-    gain = played@whole/(whole@whole) # one for all sounds of the page
+    gain = played@whole/(whole@whole)  # one for all sounds of the page
     assert rate == 24000 and len(played) == 12000 and np.abs(played-gain*whole).max() < 1e-3*np.abs(whole).max()+2e-4
 
 
 def test_codecs_of_two_rates_stand_on_one_page(codec, tmp_path):
     write_audio(tmp_path/"a.wav", vowel(.5, 44100), 44100)
-    write_audio(tmp_path/"b.wav", np.stack([vowel(.5, 16000)]*2), 16000) # stereo: its mean
+    write_audio(tmp_path/"b.wav", np.stack([vowel(.5, 16000)]*2), 16000)  # stereo: its mean
     wide = tiny(sampling_rate=44100)
     both = [evaluate_codec(o, [tmp_path/"a.wav", tmp_path/"b.wav"], measures=QUICK, name=n) for o, n in [(codec, "24"), (wide, "44")]]
     page = write_evaluation(tmp_path/"out", both)

@@ -24,7 +24,7 @@ FULL = {"24khz": dict(sampling_rate=24000, encoder_dim=48, encoder_rates=[2, 4, 
 
 def codec(config, seed=0):
     torch.manual_seed(seed)
-    return SNAC(**config).train() # as it is when training ends
+    return SNAC(**config).train()  # as it is when training ends
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def graphs(model, tmp_path_factory):
     "With attention and with inputs for the noise, exported once"
     before = {k: v.clone() for k, v in model.state_dict().items()}
     paths = export_onnx(model, tmp_path_factory.mktemp("onnx")/"new", noise=True)
-    after = model.state_dict() # tracing has not touched the model
+    after = model.state_dict()  # tracing has not touched the model
     assert model.training and list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
     return paths
 

@@ -32,7 +32,7 @@ def codec(config, seed=0, kind=torch.float32):
 
 
 def package(): return pytest.importorskip("snac", reason="optional: needs the package snac")
-def twin(model): # the package's codec with the same weights
+def twin(model):  # the package's codec with the same weights
     theirs = package().SNAC(**model.config)
     theirs.load_state_dict(model.state_dict())
     return theirs.eval()
@@ -41,7 +41,7 @@ def some_codes(model, frames, batch=1, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return [torch.randint(model.codebook_size, (batch, frames//stride), generator=rng) for stride in model.vq_strides]
 def cut(codes, model, first, last): return [c[:, first//stride:last//stride] for c, stride in zip(codes, model.vq_strides)]
-def silent(monkeypatch): # noise off in the package
+def silent(monkeypatch):  # noise off in the package
     monkeypatch.setattr(torch, "randn", lambda shape, **kw: torch.zeros(shape, **kw))
 
 
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_the_package(config):
     audio, weight = sound(1, 1, ours.pad_multiple), sound(1, 1, ours.pad_multiple, seed=1)
     for model in (ours, theirs): torch.manual_seed(0); (model(audio)[0]*weight).sum().backward()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
-        if "codebook" in name: assert a.grad is None and b.grad is None # straight through: the entries learn from other losses only
+        if "codebook" in name: assert a.grad is None and b.grad is None  # straight through: the entries learn from other losses only
         else: assert (a.grad-b.grad).abs().max() <= 1e-5*b.grad.abs().max().clamp(min=1e-6), name
 
 
@@ -112,7 +112,7 @@ def test_encoding_a_batch_gives_each_clip_its_codes(config):
         for level, alone in enumerate(model.encode(batch[row:row+1, :, :n])):
             assert torch.equal(together[level][row, :alone.shape[1]], alone[0]), (row, level)
             differ += int((without[level][row, :alone.shape[1]] != alone[0]).sum())
-    assert differ # so the lengths were needed
+    assert differ  # so the lengths were needed
 
 
 @both
@@ -160,11 +160,11 @@ def test_context_is_what_a_sample_depends_on(config):
     model = codec(config, kind=torch.float64)
     step, context, hop = model.frame_multiple, model.context_frames, model.hop_length
     frames, reach = 2*context+4*step, []
-    for at in (context+step, context+2*step-1): # both ends of a step: of a window, where there are windows
+    for at in (context+step, context+2*step-1):  # both ends of a step: of a window, where there are windows
         z = sound(1, model.latent_dim, frames, kind=torch.float64).requires_grad_()
         model.decoder(z, noise=False)[..., at*hop:(at+1)*hop].sum().backward()
         touched = z.grad.abs().sum((0, 1)).nonzero()[:, 0]
-        first = at//step*step # pieces begin and end at steps
+        first = at//step*step  # pieces begin and end at steps
         reach += [first-int(touched[0]), int(touched[-1])-(first+step)+1]
     assert context-step < max(reach) <= context
 
@@ -174,12 +174,12 @@ def test_noise_is_a_function_of_seed_and_place():
     codes = some_codes(model, 24)
     once, again, other, plain = (model.decode(codes, **options) for options in (dict(seed=1), dict(seed=1), dict(seed=2), dict(noise=0)))
     assert torch.equal(once, again) and not torch.equal(once, other) and torch.equal(plain, model.decode(codes, seed=9, noise=0))
-    assert not torch.equal(model.decode(codes), model.decode(codes)) # without a seed it is fresh
+    assert not torch.equal(model.decode(codes), model.decode(codes))  # without a seed it is fresh
     steps = [(model.decode(codes, seed=1, noise=n)-plain).std() for n in (.01, .1, 1.)]
     assert 0 < steps[0] < steps[1] < steps[2] and steps[0]*5 < steps[1]
     state = torch.get_rng_state(); model.decode(codes, seed=1); assert torch.equal(state, torch.get_rng_state())
     twice = model.decode([c.expand(2, -1) for c in codes], seed=1)
-    torch.testing.assert_close(twice, once.expand(2, -1, -1), atol=1e-5, rtol=0) # the same for each clip of a batch
+    torch.testing.assert_close(twice, once.expand(2, -1, -1), atol=1e-5, rtol=0)  # the same for each clip of a batch
 
 
 def test_length():
@@ -284,32 +284,32 @@ def test_initialisation_fills_with_latents(mode):
     for q, old, seen, level in zip(rvq.quantizers, before, given, keeper.levels):
         if mode == "none": assert torch.equal(q.codebook.weight, old); continue
         new = (q.codebook.weight != old).any(1)
-        assert new.sum() > 32 and level.age.max() < 1e6 # all others were in use from the first step on
-        if mode == "gradient": assert (distances(q.codebook.weight[new], torch.cat(seen)).min(1).values < 1e-6).all() # each is a latent that was there
+        assert new.sum() > 32 and level.age.max() < 1e6  # all others were in use from the first step on
+        if mode == "gradient": assert (distances(q.codebook.weight[new], torch.cat(seen)).min(1).values < 1e-6).all()  # each is a latent that was there
 
 
 def test_what_nobody_uses_starts_anew_also_in_the_average():
     rvq = quantizer(size=8, strides=[1])
     weight = rvq.quantizers[0].codebook.weight
-    with torch.no_grad(): weight.copy_(torch.randn(8, 4)); weight[5:] = -50*torch.ones(3, 4) + torch.eye(3, 4) # nothing is ever like the last three
+    with torch.no_grad(): weight.copy_(torch.randn(8, 4)); weight[5:] = -50*torch.ones(3, 4) + torch.eye(3, 4)  # nothing is ever like the last three
     keeper, average = CodebookTrainer(rvq, restart_after=2., initialise=False), WeightAverage({"g": rvq}, .9)
     moved_at = None
-    for step in range(8): # 24 choices of 8 entries: three uses each step, were all alike
+    for step in range(8):  # 24 choices of 8 entries: three uses each step, were all alike
         z = latent(step).abs()
         found = details(rvq, z)
         rows = found[0].latents.detach().transpose(1, 2).reshape(-1, 4)
         old, old_average, unused = weight.detach().clone(), average.of(weight).clone(), {*range(8)} - {*found[0].codes.flatten().tolist()}
         keeper.update(found, step, average)
         changed = (weight != old).any(1).nonzero()[:, 0].tolist()
-        assert {*changed} <= unused # what was just chosen is never taken away
+        assert {*changed} <= unused  # what was just chosen is never taken away
         others = [k for k in range(8) if k not in changed]
         assert torch.equal(average.of(weight)[others], old_average[others]) and torch.equal(average.of(weight)[changed], weight[changed].detach())
         if changed and moved_at is None: moved_at = step; assert (distances(weight[changed], rows).min(1).values < 1e-6).all()
-    assert moved_at == 0 # three uses are more than two
+    assert moved_at == 0  # three uses are more than two
     keeper = CodebookTrainer(rvq, restart_after=0, initialise=False)
     old = weight.detach().clone()
     for step in range(8): keeper.update(details(rvq, latent(step)), step)
-    assert torch.equal(weight, old) # never
+    assert torch.equal(weight, old)  # never
 
 
 def test_statistics_travel_and_do_not_touch_the_codec():

@@ -70,7 +70,7 @@ def test_lists_that_do_not_belong_together():
 
 # ---- spectra
 
-def frames(x, n, hop, length): # [B, T] -> spectra [B, F, n/2+1], by NumPy
+def frames(x, n, hop, length):  # [B, T] -> spectra [B, F, n/2+1], by NumPy
     window = np.pad(.5 - .5*np.cos(2*np.pi*np.arange(length)/length), (n - length)//2)
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (n//2, n//2)), mode="reflect")
     return np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, n, axis=1)[:, ::hop]*window)
@@ -108,7 +108,7 @@ def test_stft_loss_by_hand():
         a, b = (frames(x[:, 0], n, hop, length) for x in (REAL, FAKE))
         magnitude, angle = magnitude + np.abs(np.abs(a) - np.abs(b)).mean(), angle + np.abs(np.angle(a) - np.angle(b)).mean()
     assert float(stft_loss(REAL, FAKE)) == pytest.approx(magnitude, rel=1e-4)
-    assert float(stft_loss(REAL.double(), FAKE.double(), phase_weight=.1)) == pytest.approx(magnitude + .1*angle, rel=3e-4) # at 0 Hz and at the top an angle is pi or -pi
+    assert float(stft_loss(REAL.double(), FAKE.double(), phase_weight=.1)) == pytest.approx(magnitude + .1*angle, rel=3e-4)  # at 0 Hz and at the top an angle is pi or -pi
     one = stft_loss(REAL, FAKE, windows=[(512, 50, 240)]) + stft_loss(REAL, FAKE, windows=[(1024, 120, 600), (2048, 240, 1200)])
     torch.testing.assert_close(one, stft_loss(REAL, FAKE))
 
@@ -137,7 +137,7 @@ def test_shapes(name):
 def test_too_short():
     for loss in (stft_loss, mel_spectrogram_loss):
         with pytest.raises(SnacError, match="too short"): loss(REAL[..., :512], FAKE[..., :512])
-    assert float(multi_scale_mel_loss(REAL[..., :30], FAKE[..., :30])) > 0 # continued with silence
+    assert float(multi_scale_mel_loss(REAL[..., :30], FAKE[..., :30])) > 0  # continued with silence
 
 
 PADDED = torch.cat([REAL[..., :2000], torch.zeros(2, 1, 2096)], -1)
@@ -181,7 +181,7 @@ def test_arithmetic_of_the_balance(per_item):
     sums, counts = dict.fromkeys(weights, 0.), dict.fromkeys(weights, 0.)
     for step in range(12):
         given = gradients(step)
-        if step in (4, 5): del given["critics"] # a loss that is not there takes no share
+        if step in (4, 5): del given["critics"]  # a loss that is not there takes no share
         share, wanted = sum(weights[n] for n in given), 0
         for name, g in given.items():
             g = g.numpy().astype(np.float64)
@@ -204,7 +204,7 @@ def test_silence_and_damage_do_not_enter_the_running_norms():
     balancer({"mel": a, "critics": b})
     before = {n: float(v) for n, v in balancer.norms.items()}
     for _ in range(50): assert torch.isfinite(balancer({"mel": zero, "critics": b})).all()
-    assert not torch.isfinite(balancer({"mel": a/0, "critics": b})).all() # the trainer is to see it
+    assert not torch.isfinite(balancer({"mel": a/0, "critics": b})).all()  # the trainer is to see it
     assert float(balancer.norms["mel"]) == before["mel"] and float(balancer.norms["critics"]) == pytest.approx(before["critics"], rel=1e-5)
     total = balancer({"mel": a, "critics": zero})
     assert float(total.flatten(1).norm(dim=1).mean()) == pytest.approx(.5, rel=1e-3)
@@ -265,7 +265,7 @@ def test_balanced_gradients_reach_a_model():
 def _one_of_two(rank, port, out):
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     balancer = Balancer({"mel": 1})
-    balancer({"mel": torch.full((1, 1, 4), 1. + 2*rank)}) # norms 2 and 6
+    balancer({"mel": torch.full((1, 1, 4), 1. + 2*rank)})  # norms 2 and 6
     out[rank] = float(balancer.norms["mel"])
     torch.distributed.destroy_process_group()
 

@@ -65,7 +65,7 @@ def test_opens_in_the_package(config, tmp_path, monkeypatch):
     audio = torch.randn(1, 1, mine.pad_multiple+100)*.1
     codes = mine.encode(audio)
     assert all(torch.equal(a, b) for a, b in zip(codes, theirs.encode(audio)))
-    monkeypatch.setattr(torch, "randn", lambda shape, **kw: torch.zeros(shape, **kw)) # noise off in the package
+    monkeypatch.setattr(torch, "randn", lambda shape, **kw: torch.zeros(shape, **kw))  # noise off in the package
     with torch.no_grad(): assert (mine.decode(codes, noise=0)-theirs.decode(codes)).abs().max() <= 1e-6
 
 
@@ -136,7 +136,7 @@ def test_checkpoints_and_runs(tmp_path):
     assert same(from_pretrained(run), first)
     checkpoint(run/"model_final.safetensors", final); assert same(from_pretrained(run), final)
     checkpoint(run/"best_model.safetensors", best); assert same(from_pretrained(run), best)
-    save_pretrained(final, run); assert same(from_pretrained(run), final) # what was exported there on purpose
+    save_pretrained(final, run); assert same(from_pretrained(run), final)  # what was exported there on purpose
     flat = tmp_path/"flat"
     checkpoint(flat/"step_7.safetensors", first); assert same(from_pretrained(flat), first)
 
@@ -221,14 +221,14 @@ def test_bombs(folder, tiny):
     with pytest.raises(SnacError): from_pretrained(folder)
     torch.save({k: torch.zeros(1).expand(1 << 40) for k in tiny.state_dict()}, path)
     with pytest.raises(SnacError, match="differences"): from_pretrained(folder)
-    wide = TINY | {"codebook_size": 1 << 20, "codebook_dim": 4096} # 16 GiB a level, as one number shown everywhere
+    wide = TINY | {"codebook_size": 1 << 20, "codebook_dim": 4096}  # 16 GiB a level, as one number shown everywhere
     (folder/"config.json").write_text(json.dumps(wide))
     with torch.device("meta"): shapes = {k: v.shape for k, v in SNAC(**wide).state_dict().items()}
     torch.save({k: torch.zeros(1).expand(s) for k, s in shapes.items()}, path)
     with pytest.raises(SnacError, match="share their numbers"): from_pretrained(folder)
     torch.save({k.replace("parametrizations.weight.original1", "weight"): torch.zeros(1).expand(s) for k, s in shapes.items() if not k.endswith("original0")}, path)
     with pytest.raises(SnacError, match="fewer numbers"): from_pretrained(folder)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000 # KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
 
 
 @pytest.mark.parametrize("state, why", [
@@ -250,7 +250,7 @@ def test_damage_is_an_error_or_harmless(folder, tiny):
     for n in range(60):
         raw = bytearray(good)
         if n % 3 == 0: del raw[rng.integers(len(raw)):]
-        for _ in range(3): # near the headers and in the pickle, which is the first entry
+        for _ in range(3):  # near the headers and in the pickle, which is the first entry
             if raw: raw[min(len(raw)-1, (marks[rng.integers(len(marks))] if n % 2 else 0)+rng.integers(0, 60 if n % 2 else 12_000))] ^= 1 << rng.integers(8)
         path.write_bytes(raw)
         try: assert {k: v.shape for k, v in from_pretrained(folder).state_dict().items()} == shapes

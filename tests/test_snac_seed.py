@@ -137,13 +137,13 @@ def test_components(here):
 @pytest.mark.parametrize("name, batch, streaming", [("speech", 16, False), ("large", 8, True)])
 def test_settings(name, batch, streaming):
     config = as_config(run_example(name, create_training_config=create_training_config)["config"])
-    assert (config.training.batch_size, config.data.streaming, config.segment_samples) == (batch, streaming, 20480) # 0.8 s in whole frames
+    assert (config.training.batch_size, config.data.streaming, config.segment_samples) == (batch, streaming, 20480)  # 0.8 s in whole frames
     assert config.training.decay == .999994 and config.training.save_every == "10000 steps" and config.training.log_every == 100
 
 
 def test_a_model_of_your_own(here, short):
     found = run_example("custom model")["config"]
-    config = as_config({"model": found["model"], "training": {}, "data": {}}) # the example leaves these to the reader
+    config = as_config({"model": found["model"], "training": {}, "data": {}})  # the example leaves these to the reader
     assert (config.model.codebook_size, config.model.encoder_dim, config.model.decoder_dim) == (8192, 128, 1024)
     from audiolab.snac import SNAC
     with torch.device("meta"): assert SNAC(**found["model"]).codebook_size == 8192
@@ -246,7 +246,7 @@ def test_flags_beat_the_file_that_beats_what_is_named_in_it(tmp_path):
     assert file == as_config(old) and (file.training.batch_size, file.training.learning_rate, file.training.steps, file.data.streaming) == (4, 1e-3, 50, True)
     flags = resolved("--config", path, "--batch_size", 16, "--learning_rate", "6e-4", "--num_iterations", 800_000, "--no-streaming", "--dataset_path", "bad49wolf/ljspeech-simple",
                      "--checkpoint_dir", "./checkpoints")
-    assert flags == TrainConfig() # every flag is a default, and wins
+    assert flags == TrainConfig()  # every flag is a default, and wins
     before = resolved("--batch_size", 16, "--config", path)
     assert before.training.batch_size == 16 and before.training.learning_rate == 1e-3
     path.write_text(json.dumps({"model": "44khz", "dataset": "common_voice", "data": {"streaming": False}, "training": {"num_iterations": 5}}))

@@ -57,7 +57,7 @@ def settings(folder, data, *more):
     return found
 
 
-def tone(number, seconds=1., rate=RATE): # a voice that has its own pitch
+def tone(number, seconds=1., rate=RATE):  # a voice that has its own pitch
     t, rng = np.arange(round(seconds*rate))/rate, np.random.default_rng(number)
     return (sum(np.sin(2*np.pi*k*(100+20*number)*t + rng.uniform(0, 6))/k for k in range(1, 12))*.1 + rng.normal(0, .02, len(t))).astype(np.float32)
 
@@ -137,8 +137,8 @@ def test_the_step_of_old_keeps_its_codebooks_with_the_generator():
     before = [q.codebook.weight.detach().clone() for q in generator.quantizer.quantizers]
     usage = []
     for i in range(3): usage.append(float(train_step(batch(i), generator, mpd, msd, optim_g, optim_d, "cpu", i)["usage/2"]))
-    assert all((q.codebook.weight != old).any(1).float().mean() > .2 for q, old in zip(generator.quantizer.quantizers, before)) # filled with what was heard
-    assert usage[0] < usage[2] # counted over the steps
+    assert all((q.codebook.weight != old).any(1).float().mean() > .2 for q, old in zip(generator.quantizer.quantizers, before))  # filled with what was heard
+    assert usage[0] < usage[2]  # counted over the steps
 
 
 def varied(seed, size, samples=2560):
@@ -172,7 +172,7 @@ def learn(mode, steps, size=4):
 def reconstruct(mode, steps=150):
     "Number of entries in use at the end of a training of the quantiser alone, and its error"
     rng = torch.Generator().manual_seed(0)
-    centres = torch.randn(40, 16, generator=rng) + 4*torch.randn(16, generator=rng) # latents of a fresh encoder all point in about one direction
+    centres = torch.randn(40, 16, generator=rng) + 4*torch.randn(16, generator=rng)  # latents of a fresh encoder all point in about one direction
     def latents(): return (centres[torch.randint(40, (4, 16), generator=rng)] + .1*torch.randn(4, 16, 16, generator=rng)).transpose(1, 2)
     torch.manual_seed(0)
     rvq = ResidualVectorQuantize(16, 128, 4, [2, 1])
@@ -190,7 +190,7 @@ def reconstruct(mode, steps=150):
 @pytest.mark.parametrize("mode", ["gradient", "ema"])
 def test_entries_that_learn_are_used_by_far_more(mode):
     (worst, frozen), (error, entries) = reconstruct("none"), reconstruct(mode)
-    assert max(frozen) < 10 and min(entries) > 60 and error < .2*worst # 1 and 1 of 128; 104 and 121 or more
+    assert max(frozen) < 10 and min(entries) > 60 and error < .2*worst  # 1 and 1 of 128; 104 and 121 or more
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_codecs_whose_codebooks_learn_use_far_more_of_them():
     print(found)
     for mode in ("gradient", "ema"):
         first, end, entries = found[mode]
-        assert end < .9*first and sum(entries) > 4*sum(found["none"][2]) # 114 and 43 against 5, when it was written
+        assert end < .9*first and sum(entries) > 4*sum(found["none"][2])  # 114 and 43 against 5, when it was written
 
 
 # ---- one look for both parties
@@ -315,7 +315,7 @@ def test_a_loop_of_your_own_is_gone_on_with(corpus, tmp_path):
         for scheduler in schedulers: scheduler.step()
         if step == 1: path = save_checkpoint(2, *networks, optim_g, optim_d, *schedulers, config, tmp_path/"run")
     assert path.name == "snac_16khz_iter_2.safetensors" and from_pretrained(tmp_path/"run").config == networks[0].config
-    result = fit(config, path) # the data begins anew: the same two batches
+    result = fit(config, path)  # the data begins anew: the same two batches
     assert result.step == 4 and equal(codec_of(last(tmp_path/"run")), {k: v.numpy() for k, v in networks[0].state_dict().items()})
     critics = nn.ModuleDict(zip(("mpd", "msd"), networks[1:])).state_dict()
     assert equal({k: np.asarray(v) for k, v in training_of(last(tmp_path/"run"))["task"]["discriminators"].items()}, {k: v.numpy() for k, v in critics.items()})
@@ -377,7 +377,7 @@ def test_kill_9_fifty_times(corpus, tmp_path):
 @pytest.mark.parametrize("call, count", [("replace", 1), *(pytest.param(call, n, marks=pytest.mark.slow) for call, counts in {"fsync": (1, 2, 3, 4, 5), "replace": (2,)}.items() for n in counts)])
 def test_killed_while_saving(call, count, whole, corpus, tmp_path):
     "The checkpoint before is there, opens as a codec, and the run goes on from it to the same end"
-    def die(): # at a call after the first checkpoint
+    def die():  # at a call after the first checkpoint
         original, calls, first = getattr(os, call), [], tmp_path/"killed"/"snac_16khz_iter_1.safetensors"
         def counted(*args, **more):
             if first.exists() and (".safetensors" in str(args[0]) or call == "fsync"): calls.append(1)
@@ -420,7 +420,7 @@ def two(function):
 
 
 def curve(folder): return {(kind, step, name): value for kind, step, _, values in rows(folder) for name, value in values.items() if isinstance(value, float) and value == value}
-QUIET = {"model": {"noise": False}, "training": {"batch_size": 4}} # processes draw different noise
+QUIET = {"model": {"noise": False}, "training": {"batch_size": 4}}  # processes draw different noise
 
 
 def same_curve(a, b, near=1e-4):
@@ -445,7 +445,7 @@ def test_two_processes_learn_what_one_does(mode, corpus, tmp_path):
 def check_seen(seen, rank_steps, items):
     found = {}
     for rank in (0, 1):
-        for line in Path(f"{seen}.{rank}").read_text().splitlines(): step, epoch, ids = json.loads(line); found[rank, step] = epoch, ids # after a kill a step is repeated
+        for line in Path(f"{seen}.{rank}").read_text().splitlines(): step, epoch, ids = json.loads(line); found[rank, step] = epoch, ids  # after a kill a step is repeated
     assert {step for _, step in found} == set(range(rank_steps))
     for epoch in {epoch for epoch, _ in found.values()}:
         ids = [name for number, names in found.values() if number == epoch for name in names]
@@ -522,12 +522,12 @@ def test_fine_tuning_keeps_tokens_and_opens_in_the_package(package, corpus, tmp_
     before = from_pretrained(source)
     more = {"fine_tuning": {"weights": str(source), "freeze_tokens": True}, "discriminators": {"alone": 1}, "training": {"validate_every": "4 steps", "ema_decay": .9},
             "data": {"validation": .3, "validation_clips": 1, "validation_seconds": .3}}
-    given = settings(tmp_path/"tuned", corpus, more); del given["model"] # the size is that of the weights
+    given = settings(tmp_path/"tuned", corpus, more); del given["model"]  # the size is that of the weights
     trainer = snac_trainer(given); trainer.fit()
     assert equal(codec_of(tmp_path/"tuned"/"snac_16khz_iter_1.safetensors"), {k: v.numpy() for k, v in before.state_dict().items()})
     after, average = from_pretrained(tmp_path/"tuned"), trainer.loop.average
     audio = batch(size=1, samples=6400)[:, None]
-    for model in (after, from_pretrained(last(tmp_path/"tuned"))): # the average, and the weights of the last step
+    for model in (after, from_pretrained(last(tmp_path/"tuned"))):  # the average, and the weights of the last step
         moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before.state_dict()[k])}
         assert moved and all(name.startswith("decoder.") for name in moved)
         assert all(torch.equal(a, b) for a, b in zip(model.encode(audio), before.encode(audio)))
@@ -546,7 +546,7 @@ def test_fine_tuning_of_everything_does_not_fill_codebooks_anew(corpus, tmp_path
     fit(settings(tmp_path/"tuned", corpus, {"fine_tuning": {"weights": str(source)}, "training": {"steps": 1, "ema_decay": 0, "learning_rate": 1e-4}}))
     after = from_pretrained(tmp_path/"tuned")
     for a, b in zip(after.quantizer.quantizers, before.quantizer.quantizers):
-        assert 0 < (a.codebook.weight-b.codebook.weight).abs().max() < 1e-3 # a small step, and no entry from elsewhere
+        assert 0 < (a.codebook.weight-b.codebook.weight).abs().max() < 1e-3  # a small step, and no entry from elsewhere
 
 
 # ---- bad input, by the command line

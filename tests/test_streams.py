@@ -269,7 +269,7 @@ def test_hostile_cells(room, tmp_path):
     rng = np.random.default_rng(0)
     for data in (b"", b"x", b"<html>", good[:100], rng.bytes(5000), b"RIFF" + good):
         with pytest.raises(AudioError, match="cell 1"): _read_content(data, "cell 1", 0, 100)
-    for _ in range(60): # flipped bits: the sound, or an error that names the cell
+    for _ in range(60):  # flipped bits: the sound, or an error that names the cell
         data = bytearray(good); data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         try: assert np.isfinite(_read_content(bytes(data), "cell 1", 100, 2000)).all()
         except AudioError as problem: assert "cell 1" in str(problem)

@@ -19,9 +19,9 @@ import audiolab
 # %% ../../nbs/apps/00_program.ipynb #46f9634d
 class Command(NamedTuple):
     "A verb: where it is defined and one line of help."
-    target:str # "module:ConfigClass:function"
-    help:str # one line, for the list of verbs
-    positional:bool = False # whether the required fields are given by place instead of as flags
+    target: str  # "module:ConfigClass:function"
+    help: str  # one line, for the list of verbs
+    positional: bool = False  # whether the required fields are given by place instead of as flags
 
 
 COMMANDS = {
@@ -65,8 +65,8 @@ EXAMPLES = """\
 
 # %% ../../nbs/apps/00_program.ipynb #496fcad8
 def _help(
-    group:tuple=(), # leading words, () for the whole program
-) -> str: # text for the terminal
+    group: tuple = (),  # leading words, () for the whole program
+) -> str:  # text for the terminal
     "List the verbs below a group, with examples."
     rows = [(" ".join(verb), command.help) for verb, command in COMMANDS.items() if verb[:len(group)] == group]
     width = max(len(verb) for verb, _ in rows)
@@ -85,8 +85,8 @@ class UsageError(ValueError):
 
 
 def _find_command(
-    args:list[str], # words of the command line
-) -> tuple[tuple, list[str]]: # the verb, () or a group when no verb is complete, and the words after it
+    args: list[str],  # words of the command line
+) -> tuple[tuple, list[str]]:  # the verb, () or a group when no verb is complete, and the words after it
     "Split a command line into verb and arguments; `UsageError` for an unknown verb."
     verb = ()
     for i, word in enumerate(args):
@@ -104,9 +104,9 @@ def _find_command(
 
 # %% ../../nbs/apps/00_program.ipynb #256d4938
 def _run(
-    verb:tuple, # key of COMMANDS
-    args:list[str], # words after the verb
-) -> int: # exit code
+    verb: tuple,  # key of COMMANDS
+    args: list[str],  # words after the verb
+) -> int:  # exit code
     "Resolve the configuration of a command and call its function."
     command = COMMANDS[verb]
     module, config_class, function = command.target.split(":")
@@ -166,12 +166,12 @@ def _exit_code(code):
 def _quiet_stdout():
     "After the reader of a pipe has gone: let Python's last flush go nowhere instead of complaining."
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError): pass # stdout is no real file, as in a notebook
+    except (OSError, ValueError): pass  # stdout is no real file, as in a notebook
 
 # %% ../../nbs/apps/00_program.ipynb #773d4961
 def main(
-    argv:list[str]|None=None, # words after the program's name; None takes them from the shell
-) -> int: # exit code
+    argv: list[str]|None = None,  # words after the program's name; None takes them from the shell
+) -> int:  # exit code
     "Run the `audiolab` program."
     args = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in args or os.environ.get("AUDIOLAB_TRACEBACK", "") not in ("", "0")
@@ -188,7 +188,7 @@ def main(
     except KeyboardInterrupt:
         print("audiolab: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError: # `audiolab inspect FILE | head`
+    except BrokenPipeError:  # `audiolab inspect FILE | head`
         _quiet_stdout()
         return 141
     except Exception as e:
@@ -203,8 +203,8 @@ def main(
 @dataclasses.dataclass
 class InspectConfig:
     "What to look at."
-    file:Path # checkpoint (.safetensors, .npz) or audio file
-    json:bool = False # print JSON for other programs
+    file: Path  # checkpoint (.safetensors, .npz) or audio file
+    json: bool = False  # print JSON for other programs
 
 
 def _describe_file(path) -> tuple[Any, str]:
@@ -227,8 +227,8 @@ def _describe_file(path) -> tuple[Any, str]:
 
 
 def inspect_command(
-    config:InspectConfig, # which file
-) -> int: # 0
+    config: InspectConfig,  # which file
+) -> int:  # 0
     "Print what is in a file. `CheckpointError` or `AudioError` when it cannot be read."
     data, text = _describe_file(Path(config.file))
     if config.json:
@@ -241,14 +241,14 @@ def inspect_command(
 @dataclasses.dataclass
 class HistoryConfig:
     "Which run to draw."
-    run:Path # run folder
-    out:str = "" # picture to write (.png, .svg, .pdf); empty: history.png in the run folder
-    names:tuple[str, ...] = () # values for the large panel; none: all losses
+    run: Path  # run folder
+    out: str = ""  # picture to write (.png, .svg, .pdf); empty: history.png in the run folder
+    names: tuple[str, ...] = ()  # values for the large panel; none: all losses
 
 
 def history_command(
-    config:HistoryConfig, # which run
-) -> int: # 0
+    config: HistoryConfig,  # which run
+) -> int:  # 0
     "Draw a run's history and print how it stands. `FileNotFoundError` if there is none."
     from audiolab.watch import plot_history
     from audiolab.training import read_history
@@ -265,8 +265,8 @@ def history_command(
 @dataclasses.dataclass
 class VerifyConfig:
     "What to check."
-    files:list[Path] # checkpoints (.safetensors, .npz)
-    quiet:bool = False # print only what failed
+    files: list[Path]  # checkpoints (.safetensors, .npz)
+    quiet: bool = False  # print only what failed
 
 
 def _verdict(path) -> tuple[bool, str]:
@@ -284,8 +284,8 @@ def _verdict(path) -> tuple[bool, str]:
 
 
 def verify_command(
-    config:VerifyConfig, # which files
-) -> int: # 0 when all are sound, 1 otherwise
+    config: VerifyConfig,  # which files
+) -> int:  # 0 when all are sound, 1 otherwise
     "Check every file against the digests in it and print OK or FAILED with the tensor at fault; `UsageError` without files."
     if not config.files: raise UsageError("give at least one file to verify")
     failed = 0

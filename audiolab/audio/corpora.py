@@ -73,14 +73,14 @@ SENTENCES = {
         ነገ ጠዋት ወደ ከተማ እንሄዳለን።""",
 }
 SENTENCES = {language: [line.strip() for line in text.splitlines()] for language, text in SENTENCES.items()}
-VOICES = ('m1', 'f1', 'm2', 'f2', 'm3', 'f3', 'm4', 'f4') # eSpeak NG's variants: four men, four women
+VOICES = ('m1', 'f1', 'm2', 'f2', 'm3', 'f3', 'm4', 'f4')  # eSpeak NG's variants: four men, four women
 
 # %% ../../nbs/audio/02_corpora.ipynb #d245c190
 class MissingProgram(RuntimeError):
     "A program from outside is needed and not there; the message says how to get it."
 
 
-def _say_with_program(program, text, voice, speed, pitch): # (audio [T], Hz)
+def _say_with_program(program, text, voice, speed, pitch):  # (audio [T], Hz)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)/'said.wav'
         command = [program, '-v', voice, '-s', str(speed), '-p', str(pitch), '-b', '1', '-w', str(out), '--stdin']
@@ -111,7 +111,7 @@ espeak.espeak_Synchronize()
 """
 
 # %% ../../nbs/audio/02_corpora.ipynb #caec6737
-def _say_with_library(paths, text, voice, speed, pitch): # (audio [T], Hz); paths of the shared library and of its data
+def _say_with_library(paths, text, voice, speed, pitch):  # (audio [T], Hz); paths of the shared library and of its data
     command = [sys.executable, '-I', '-S', '-c', _SPEAKER, *map(str, paths), voice, str(speed), str(pitch)]
     try: done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=60)
     except subprocess.TimeoutExpired: raise RuntimeError(f"the espeak-ng library did not finish in 60 s with voice {voice!r}") from None
@@ -120,7 +120,7 @@ def _say_with_library(paths, text, voice, speed, pitch): # (audio [T], Hz); path
     return np.frombuffer(done.stdout, np.int16, offset=4).astype(np.float32)/32768, int.from_bytes(done.stdout[:4], sys.byteorder)
 
 
-def _espeak_wheel(): # paths of the shared library and its data, from the espeakng-loader wheel
+def _espeak_wheel():  # paths of the shared library and its data, from the espeakng-loader wheel
     import espeakng_loader
     paths = Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
     for p in paths:
@@ -129,11 +129,11 @@ def _espeak_wheel(): # paths of the shared library and its data, from the espeak
 
 # %% ../../nbs/audio/02_corpora.ipynb #f3c67e69
 def espeak(
-    text:str,           # what to say
-    voice:str='en',     # language, and a variant if wanted: "de", "am+f2"
-    speed:int=160,      # words in a minute, 80 to 450
-    pitch:int=50,       # 0 to 99
-) -> tuple[np.ndarray, int]: # (float32 [T], its rate in Hz: 22050)
+    text: str,           # what to say
+    voice: str = 'en',     # language, and a variant if wanted: "de", "am+f2"
+    speed: int = 160,      # words in a minute, 80 to 450
+    pitch: int = 50,       # 0 to 99
+) -> tuple[np.ndarray, int]:  # (float32 [T], its rate in Hz: 22050)
     "Speech by the program `espeak-ng` or else the `espeakng_loader` wheel. Raises `MissingProgram`; `RuntimeError` if it fails."
     if program := shutil.which('espeak-ng'): return _say_with_program(program, text, voice, speed, pitch)
     try: paths = _espeak_wheel()
@@ -144,21 +144,21 @@ def espeak(
 
 # %% ../../nbs/audio/02_corpora.ipynb #19d73b01
 def plucked_string(
-    frequency:float,         # Hz
-    seconds:float,           # s, length of the result
-    sample_rate:int=16_000,  # Hz
+    frequency: float,         # Hz
+    seconds: float,           # s, length of the result
+    sample_rate: int = 16_000,  # Hz
     *,
-    decay:float=2.0,         # s until the fundamental has fallen by 60 dB
-    softness:float=0.4,      # 0 to 0.5: how quickly the high partials die
-    seed:int=0,              # of the noise that plucks
+    decay: float = 2.0,         # s until the fundamental has fallen by 60 dB
+    softness: float = 0.4,      # 0 to 0.5: how quickly the high partials die
+    seed: int = 0,              # of the noise that plucks
 ) -> np.ndarray:             # float64 [T], peak about 1
     "A plucked string (Karplus and Strong, 1983) with fractional tuning and a decay in seconds."
     period = sample_rate/frequency
-    delay = int(period-softness-1) # whole samples; the low-pass itself delays by `softness`, the interpolator by 1 to 2
+    delay = int(period-softness-1)  # whole samples; the low-pass itself delays by `softness`, the interpolator by 1 to 2
     if delay < 3: raise ValueError(f"frequency {frequency} Hz is too high for a string at {sample_rate} Hz")
     d, k = period-softness-delay, np.arange(4)
-    between = np.array([np.prod((d-k[k != i])/(i-k[k != i])) for i in k]) # Lagrange interpolation: flat, and never above 1
-    taps = np.convolve([1-softness, softness], between)*10**(-3/(frequency*decay)) # y[n] = sum of taps[i]*y[n-delay-i]
+    between = np.array([np.prod((d-k[k != i])/(i-k[k != i])) for i in k])  # Lagrange interpolation: flat, and never above 1
+    taps = np.convolve([1-softness, softness], between)*10**(-3/(frequency*decay))  # y[n] = sum of taps[i]*y[n-delay-i]
     total = max(1, round(seconds*sample_rate))
     y = np.zeros(total+2*delay+5)
     burst = np.random.default_rng([seed, round(frequency*100)]).uniform(-1, 1, delay+1)
@@ -173,11 +173,11 @@ _BELL = np.array([[.5, .4, 1.4], [1, .7, 1], [1.183, .5, .8], [1.506, .35, .6], 
 
 
 def bell(
-    frequency:float,         # Hz, of the prime
-    seconds:float,           # s, length of the result
-    sample_rate:int=16_000,  # Hz
+    frequency: float,         # Hz, of the prime
+    seconds: float,           # s, length of the result
+    sample_rate: int = 16_000,  # Hz
     *,
-    decay:float=2.0,         # s until the prime has fallen by 60 dB
+    decay: float = 2.0,         # s until the prime has fallen by 60 dB
 ) -> np.ndarray:             # float64 [T], peak about 1
     "A bell: ten inharmonic partials (ratios of a minor-third church bell), each with its own decay."
     strike = np.zeros(max(1, round(seconds*sample_rate))); strike[0] = 1
@@ -189,10 +189,10 @@ def bell(
 
 # %% ../../nbs/audio/02_corpora.ipynb #6cbd1c32
 def drum(
-    kind:str,                # "kick", "snare" or "hat"
-    sample_rate:int=16_000,  # Hz
+    kind: str,                # "kick", "snare" or "hat"
+    sample_rate: int = 16_000,  # Hz
     *,
-    seed:int=0,              # of the noise
+    seed: int = 0,              # of the noise
 ) -> np.ndarray:             # float64 [T], about 0.1 to 0.4 s, peak about 1
     "One stroke of a drum. Raises `ValueError` for an unknown kind."
     lengths = {'kick': .4, 'snare': .25, 'hat': .09}
@@ -209,28 +209,28 @@ def drum(
 
 # %% ../../nbs/audio/02_corpora.ipynb #601c1bd9
 @lru_cache(maxsize=256)
-def _table(harmonics): # one period, 4096 samples, of the sum of sines with these amplitudes
+def _table(harmonics):  # one period, 4096 samples, of the sum of sines with these amplitudes
     n = np.arange(4096)/4096
     return sum(a*np.sin(2*np.pi*(k+1)*n) for k, a in enumerate(harmonics))
 
 
-def _tone(phase, amplitudes, frequency, sample_rate): # phase [T] in periods; harmonics above Nyquist are left out
+def _tone(phase, amplitudes, frequency, sample_rate):  # phase [T] in periods; harmonics above Nyquist are left out
     audible = tuple(amplitudes[:max(1, int(.45*sample_rate/frequency))])
     return _table(audible)[(phase*4096).astype(np.int64) & 4095]
 
 
-def _envelope(samples, attack, release): # [T] rising over `attack` samples, falling over `release`
+def _envelope(samples, attack, release):  # [T] rising over `attack` samples, falling over `release`
     n = np.arange(samples)
     return np.minimum(1, np.minimum((n+1)/max(attack, 1), (samples-n)/max(release, 1)))
 
 
 def flute(
-    frequency:float,         # Hz
-    seconds:float,           # s
-    sample_rate:int=16_000,  # Hz
+    frequency: float,         # Hz
+    seconds: float,           # s
+    sample_rate: int = 16_000,  # Hz
     *,
-    breath:float=0.05,       # level of the noise in it
-    seed:int=0,              # of the noise
+    breath: float = 0.05,       # level of the noise in it
+    seed: int = 0,              # of the noise
 ) -> np.ndarray:             # float64 [T], peak about 1
     "A flute-like tone: four harmonics, vibrato that sets in slowly, breath around the pitch."
     T = max(1, round(seconds*sample_rate)); t = np.arange(T)/sample_rate
@@ -242,9 +242,9 @@ def flute(
 
 
 def pad(
-    frequencies:Iterable[float], # Hz, the notes of the chord
-    seconds:float,               # s
-    sample_rate:int=16_000,      # Hz
+    frequencies: Iterable[float],  # Hz, the notes of the chord
+    seconds: float,               # s
+    sample_rate: int = 16_000,      # Hz
 ) -> np.ndarray:                 # float64 [T], peak about 1
     "A soft sustained chord: two detuned, band-limited saws to each note."
     T = max(1, round(seconds*sample_rate)); t = np.arange(T)/sample_rate; frequencies = list(frequencies)
@@ -254,24 +254,24 @@ def pad(
 
 # %% ../../nbs/audio/02_corpora.ipynb #cc13acf5
 KINDS = ('strings', 'bells', 'flute', 'drums', 'chords', 'band')
-_SCALE, _PROGRESSIONS = (0, 2, 4, 5, 7, 9, 11), ((0, 4, 5, 3), (0, 5, 3, 4), (5, 3, 0, 4), (0, 3, 1, 4)) # major; chords by scale degree
+_SCALE, _PROGRESSIONS = (0, 2, 4, 5, 7, 9, 11), ((0, 4, 5, 3), (0, 5, 3, 4), (5, 3, 0, 4), (0, 3, 1, 4))  # major; chords by scale degree
 
 
-def _hertz(key, degree): return 440*2**((key+12*(degree//7)+_SCALE[degree % 7]-69)/12) # key: MIDI number of degree 0
+def _hertz(key, degree): return 440*2**((key+12*(degree//7)+_SCALE[degree % 7]-69)/12)  # key: MIDI number of degree 0
 
 
-def _add(out, seconds, note, gain, sample_rate): # mix a note into `out` at a time; what lies past the end is cut off
+def _add(out, seconds, note, gain, sample_rate):  # mix a note into `out` at a time; what lies past the end is cut off
     at = round(seconds*sample_rate); n = min(len(note), len(out)-at)
     if n > 0: out[at:at+n] += gain*note[:n]
 
 
-def _room(x, sample_rate, rng, mix=.25, seconds=.5): # x [T] with an echoing room around it
+def _room(x, sample_rate, rng, mix=.25, seconds=.5):  # x [T] with an echoing room around it
     t = np.arange(round(seconds*sample_rate))/sample_rate
     echoes = rng.standard_normal(len(t))*10**(-3*t/seconds)
     return x+mix*fftconvolve(x, echoes/np.sqrt((echoes**2).sum()))[:len(x)]
 
 
-def _rhythm(out, beat, n_beats, rate, rng): # a bar's pattern of eighths, played over and over
+def _rhythm(out, beat, n_beats, rate, rng):  # a bar's pattern of eighths, played over and over
     kick, snare, hat = (drum(k, rate, seed=int(rng.integers(99))) for k in ('kick', 'snare', 'hat'))
     extra = rng.random(8) < .25
     for i in range(2*n_beats):
@@ -281,14 +281,14 @@ def _rhythm(out, beat, n_beats, rate, rng): # a bar's pattern of eighths, played
         _add(out, when, hat, .35 if step % 2 else .5, rate)
 
 
-def _melody(out, kind, key, beat, n_beats, chords, rate, rng): # a walk on the scale, at home on the chords where a bar begins
+def _melody(out, kind, key, beat, n_beats, chords, rate, rng):  # a walk on the scale, at home on the chords where a bar begins
     when, degree = 0., 7+chords[0]
     while when < n_beats-.5:
         lasts = float(rng.choice([.5, .5, 1, 1, 1.5]))
         if when % 4 == 0: degree = 7+chords[int(when)//4 % 4]+int(rng.choice([0, 2, 4]))
         else: degree = int(np.clip(degree+rng.choice([-2, -1, -1, 1, 1, 2]), 3, 15))
         f, seconds, loud = _hertz(key, degree), lasts*beat, rng.uniform(.5, .9)
-        if rng.random() > .12: # else a rest
+        if rng.random() > .12:  # else a rest
             note = {'strings': partial(plucked_string, seconds=seconds+.6, seed=int(when*2)), 'bells': partial(bell, seconds=seconds+.8),
                     'flute': partial(flute, seconds=seconds*.95)}[kind](f, sample_rate=rate)
             _add(out, when*beat, note, loud, rate)
@@ -296,10 +296,10 @@ def _melody(out, kind, key, beat, n_beats, chords, rate, rng): # a walk on the s
 
 # %% ../../nbs/audio/02_corpora.ipynb #0e14f99b
 def phrase(
-    kind:str,                # "strings", "bells", "flute", "drums", "chords" or "band" (all of them together)
-    sample_rate:int=16_000,  # Hz
+    kind: str,                # "strings", "bells", "flute", "drums", "chords" or "band" (all of them together)
+    sample_rate: int = 16_000,  # Hz
     *,
-    seed:int=0,              # decides tempo, key, harmony, melody and level
+    seed: int = 0,              # decides tempo, key, harmony, melody and level
 ) -> np.ndarray:             # float64 [T], 4 to 11 s, peak 0.5 to 0.9
     "A short piece of music. Raises `ValueError` for an unknown kind."
     if kind not in KINDS: raise ValueError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
@@ -314,7 +314,7 @@ def phrase(
         for bar in range(-(-n_beats//4)):
             notes = [_hertz(key-12, chords[bar % 4]+k) for k in (0, 2, 4)]
             if kind != 'strings': _add(out, 4*bar*beat, pad(notes, 4*beat, sample_rate), .5, sample_rate)
-            if kind == 'chords': # broken, on top of the held one
+            if kind == 'chords':  # broken, on top of the held one
                 for i in range(8): _add(out, (4*bar+i/2)*beat, plucked_string(2*notes[i % 3], .8, sample_rate, seed=i), .5, sample_rate)
             else:
                 for i in range(4): _add(out, (4*bar+i)*beat, plucked_string(notes[0]/2, beat+.1, sample_rate, seed=i, softness=.5), .7, sample_rate)
@@ -325,7 +325,7 @@ def phrase(
 _LIST = 'corpus.json'
 
 
-def _listed(folder): # (settings, {name: SHA-256}) of a folder's list, or (None, {}) if there is none that makes sense
+def _listed(folder):  # (settings, {name: SHA-256}) of a folder's list, or (None, {}) if there is none that makes sense
     try:
         made = json.loads((folder/_LIST).read_text(encoding='utf-8'))
         files = {str(n): str(h) for n, h in made['files'].items()}
@@ -338,7 +338,7 @@ def _listed(folder): # (settings, {name: SHA-256}) of a folder's list, or (None,
 def _digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write_corpus(folder, settings, clips, n_files, seconds): # paths; clips yields (name, audio [T] at settings' rate, peak 0.5 to 0.9)
+def _write_corpus(folder, settings, clips, n_files, seconds):  # paths; clips yields (name, audio [T] at settings' rate, peak 0.5 to 0.9)
     if not 8000 <= settings['sample_rate'] <= 192_000: raise ValueError(f"sample_rate {settings['sample_rate']} Hz: take 8000 to 192000")
     if n_files is not None and n_files < 1: raise ValueError(f"n_files {n_files}: take 1 or more, or None")
     if n_files is None and not 0 < seconds <= 86_400: raise ValueError(f"seconds {seconds}: take more than 0, at most a day")
@@ -362,13 +362,13 @@ def _write_corpus(folder, settings, clips, n_files, seconds): # paths; clips yie
     return paths
 
 # %% ../../nbs/audio/02_corpora.ipynb #07193c18
-def _speech_clips(sample_rate, languages, voices, seed): # endless (name, audio): two sentences each, every file with another voice
+def _speech_clips(sample_rate, languages, voices, seed):  # endless (name, audio): two sentences each, every file with another voice
     orders = {l: np.random.default_rng([seed, i]).permutation(len(SENTENCES[l])) for i, l in enumerate(languages)}
     i = 0
     while True:
         rng, language = np.random.default_rng([seed, 1000, i]), languages[i % len(languages)]
         turn, lines, order = i//len(languages), SENTENCES[language], orders[language]
-        second = (turn+1+turn//len(lines)) % len(lines) # other pairs in each round through the sentences
+        second = (turn+1+turn//len(lines)) % len(lines)  # other pairs in each round through the sentences
         text = f"{lines[order[turn % len(lines)]]} {lines[order[second]]}"
         voice = voices[(i % len(languages)+turn) % len(voices)]
         said, rate = espeak(text, f'{language}+{voice}', int(rng.integers(140, 186)), int(rng.integers(30, 71)))
@@ -377,7 +377,7 @@ def _speech_clips(sample_rate, languages, voices, seed): # endless (name, audio)
         i += 1
 
 
-def _checked(name, values, known): # a tuple of known values, or a clear error
+def _checked(name, values, known):  # a tuple of known values, or a clear error
     values = (values,) if isinstance(values, str) else tuple(values)
     unknown = [v for v in values if v not in known]
     if unknown or not values: raise ValueError(f"{name} {unknown or 'is empty'}: there are {', '.join(known)}")
@@ -385,14 +385,14 @@ def _checked(name, values, known): # a tuple of known values, or a clear error
 
 
 def speech_corpus(
-    folder:str|os.PathLike,        # where; made if missing
+    folder: str|os.PathLike,        # where; made if missing
     *,
-    n_files:int|None=24,           # how many files of about 4 to 8 s; None: until `seconds` are reached
-    seconds:float=60.0,            # s in all, if `n_files` is None
-    sample_rate:int=16_000,        # Hz
-    languages:Iterable[str]=tuple(SENTENCES), # of en de fr es it pt am
-    voices:Iterable[str]=VOICES,   # of m1 to m4, f1 to f4
-    seed:int=0,                    # decides sentences, pitches, speeds and levels
+    n_files: int|None = 24,           # how many files of about 4 to 8 s; None: until `seconds` are reached
+    seconds: float = 60.0,            # s in all, if `n_files` is None
+    sample_rate: int = 16_000,        # Hz
+    languages: Iterable[str] = tuple(SENTENCES),  # of en de fr es it pt am
+    voices: Iterable[str] = VOICES,   # of m1 to m4, f1 to f4
+    seed: int = 0,                    # decides sentences, pitches, speeds and levels
 ) -> list[Path]:                   # the files, in order
     "Speech in several languages and voices as 16-bit wav files. Raises `MissingProgram` without espeak-ng, `AudioError` if it cannot write."
     languages, voices = _checked('languages', languages, tuple(SENTENCES)), _checked('voices', voices, VOICES)
@@ -400,7 +400,7 @@ def speech_corpus(
     return _write_corpus(folder, settings, _speech_clips(sample_rate, languages, voices, seed), n_files, seconds)
 
 # %% ../../nbs/audio/02_corpora.ipynb #4567e0d5
-def _music_clips(sample_rate, kinds, seed): # endless (name, audio)
+def _music_clips(sample_rate, kinds, seed):  # endless (name, audio)
     i = 0
     while True:
         kind = kinds[i % len(kinds)]
@@ -409,13 +409,13 @@ def _music_clips(sample_rate, kinds, seed): # endless (name, audio)
 
 
 def instrument_corpus(
-    folder:str|os.PathLike,        # where; made if missing
+    folder: str|os.PathLike,        # where; made if missing
     *,
-    n_files:int|None=24,           # how many files of 4 to 11 s; None: until `seconds` are reached
-    seconds:float=60.0,            # s in all, if `n_files` is None
-    sample_rate:int=16_000,        # Hz, 8000 to 192000
-    kinds:Iterable[str]=KINDS,     # taken in turn: strings, bells, flute, drums, chords, band
-    seed:int=0,                    # decides everything else
+    n_files: int|None = 24,           # how many files of 4 to 11 s; None: until `seconds` are reached
+    seconds: float = 60.0,            # s in all, if `n_files` is None
+    sample_rate: int = 16_000,        # Hz, 8000 to 192000
+    kinds: Iterable[str] = KINDS,     # taken in turn: strings, bells, flute, drums, chords, band
+    seed: int = 0,                    # decides everything else
 ) -> list[Path]:                   # the files, in order
     "Short pieces of music as 16-bit wav files; the same seed gives the same bytes. Needs no other program."
     kinds = _checked('kinds', kinds, KINDS)
@@ -423,13 +423,13 @@ def instrument_corpus(
 
 
 def demo_corpus(
-    folder:str|os.PathLike,  # where; made if missing
+    folder: str|os.PathLike,  # where; made if missing
     *,
-    kind:str='auto',         # "speech", "instruments" or "auto": speech where espeak-ng is at hand, else instruments
-    seconds:float=60.0,      # s of sound at least
-    sample_rate:int=16_000,  # Hz
-    seed:int=0,              # the same seed makes the same corpus
-) -> tuple[list[Path], str]: # (the files, the kind that was made)
+    kind: str = 'auto',         # "speech", "instruments" or "auto": speech where espeak-ng is at hand, else instruments
+    seconds: float = 60.0,      # s of sound at least
+    sample_rate: int = 16_000,  # Hz
+    seed: int = 0,              # the same seed makes the same corpus
+) -> tuple[list[Path], str]:  # (the files, the kind that was made)
     "A small corpus to try things on, made in seconds; files made before with the same settings are used again."
     make = {'speech': speech_corpus, 'instruments': instrument_corpus}
     if kind not in (*make, 'auto'): raise ValueError(f"kind {kind!r}: there are auto, speech, instruments")

@@ -16,16 +16,16 @@ from ..data import DataError
 
 # %% ../../nbs/audio/01_levels.ipynb #9bef6b6c
 @lru_cache(maxsize=16)
-def _k_weighting(sample_rate: int) -> np.ndarray: # [2, 6]: shelf and high-pass as second-order sections
+def _k_weighting(sample_rate: int) -> np.ndarray:  # [2, 6]: shelf and high-pass as second-order sections
     if sample_rate < 4000: raise DataError(f"loudness at {sample_rate} Hz is not defined; 4000 Hz or more are needed")
-    def section(frequency, quality, top, middle, low): # of (top s^2 + middle s/Q + low)/(s^2 + s/Q + 1)
+    def section(frequency, quality, top, middle, low):  # of (top s^2 + middle s/Q + low)/(s^2 + s/Q + 1)
         k = math.tan(math.pi*frequency/sample_rate)
         a0 = 1 + k/quality + k*k
         b = top + middle*k/quality + low*k*k, 2*(low*k*k - top), top - middle*k/quality + low*k*k
         return [*(x/a0 for x in b), 1, 2*(k*k - 1)/a0, (1 - k/quality + k*k)/a0]
     gain = 10**(3.999843853973347/20)
     high = section(38.13547087602444, .5003270373238773, 1, 0, 0)
-    high[:3] = 1, -2, 1 # as the standard has it: not scaled to 1 at the top
+    high[:3] = 1, -2, 1  # as the standard has it: not scaled to 1 at the top
     return np.array([section(1681.974450955533, .7071752369554196, gain, gain**.4996667741545416, 1), high])
 
 # %% ../../nbs/audio/01_levels.ipynb #2e8aac19
@@ -46,10 +46,10 @@ def loudness(
     return -.691 + 10*math.log10(heard[heard > heard.mean()/10].mean())
 
 # %% ../../nbs/audio/01_levels.ipynb #2c9b86be
-_REACH = 8 # samples on each side that interpolation looks at
+_REACH = 8  # samples on each side that interpolation looks at
 
 @lru_cache(maxsize=1)
-def _interpolation() -> np.ndarray: # [2*_REACH, 3, 1]: windowed sinc for 1/4, 1/2 and 3/4 of the way between two samples
+def _interpolation() -> np.ndarray:  # [2*_REACH, 3, 1]: windowed sinc for 1/4, 1/2 and 3/4 of the way between two samples
     distance = np.array([.25, .5, .75]) - np.arange(1 - _REACH, _REACH + 1)[:, None]
     window = np.i0(6*np.sqrt(1 - (distance/_REACH)**2))/np.i0(6)
     return (np.sinc(distance)*window).astype(np.float32)[..., None]
@@ -59,7 +59,7 @@ def true_peak(
 ) -> float:  # dBTP, that is dB relative to full scale; -inf for silence
     "Largest value of the curve through the samples, at four times the rate (ITU-R BS.1770-4, annex 2)."
     x = np.atleast_2d(np.asarray(audio, np.float32))
-    around = np.pad(x, [(0, 0), (_REACH, _REACH)])[:, None] # 16 shifted copies are added: no library that starts threads of its own
+    around = np.pad(x, [(0, 0), (_REACH, _REACH)])[:, None]  # 16 shifted copies are added: no library that starts threads of its own
     between = sum(weights*around[..., at:at + x.shape[1]] for at, weights in enumerate(_interpolation()))
     peak = max(np.abs(x).max(initial=0), np.abs(between).max(initial=0))
     return 20*math.log10(peak) if peak else -math.inf
@@ -75,6 +75,6 @@ def normalise_loudness(
     "Scale to a loudness, or to the true peak allowed if that is less; never clips. What is too faint to have a loudness is not raised."
     level = loudness(audio, sample_rate)
     gain = 10**(min(target - level, max_gain)/20) if level > -math.inf else 1.0
-    reach = np.abs(_interpolation()).sum(axis=0).max() # no curve rises higher above its samples
+    reach = np.abs(_interpolation()).sum(axis=0).max()  # no curve rises higher above its samples
     if gain*np.abs(audio).max(initial=0)*reach > 10**(ceiling/20): gain = min(gain, 10**((ceiling - true_peak(audio))/20))
     return np.asarray(audio*np.float32(gain), np.float32)

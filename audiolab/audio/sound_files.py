@@ -34,8 +34,8 @@ from PIL import Image
 class AudioError(ValueError):
     "A file or array that cannot be read or written as audio: `.path` says which, `.cause` says why."
     def __init__(self,
-        path:str|os.PathLike, # the file (or folder)
-        cause:str,            # what is wrong, and the remedy where there is one
+        path: str|os.PathLike,  # the file (or folder)
+        cause: str,            # what is wrong, and the remedy where there is one
     ):
         super().__init__(str(path), cause)
         self.path, self.cause = Path(path), cause
@@ -46,25 +46,25 @@ class AudioError(ValueError):
 class AudioInfo:
     "What a file's header says, without decoding it."
     path: Path
-    sample_rate: int # Hz
+    sample_rate: int  # Hz
     channels: int
     frames: int      # samples in each channel
     format: str      # container, as libsndfile names it: WAV, FLAC, OGG, MP3, ...
     subtype: str     # coding: PCM_16, FLOAT, VORBIS, OPUS, MPEG_LAYER_III, ...
 
     @property
-    def duration(self): # s
+    def duration(self):  # s
         "Length in seconds."
         return self.frames/self.sample_rate
 
 # %% ../../nbs/audio/00_sound_files.ipynb #94f6a80f
-_FOREIGN = [ # (offset, magic bytes, name) of media that libsndfile has no decoder for
+_FOREIGN = [  # (offset, magic bytes, name) of media that libsndfile has no decoder for
     (4, b'ftyp', 'MP4/M4A (AAC)'), (0, bytes.fromhex('3026b275'), 'WMA/ASF'), (0, bytes.fromhex('1a45dfa3'), 'WebM/Matroska'),
     (0, b'#!AMR', 'AMR'), (0, b'wvpk', 'WavPack'), (0, b'MAC ', "Monkey's Audio"), (0, b'\xff\xf1', 'AAC'), (0, b'\xff\xf9', 'AAC'),
     (0, b'\x0b\x77', 'AC-3'), (0, b'FLV', 'Flash video')]
 
 
-def _file_head(path): # the first bytes of a file that can be read at all, and its size
+def _file_head(path):  # the first bytes of a file that can be read at all, and its size
     try:
         if path.is_dir(): raise AudioError(path, "is a folder, not a file")
         if path.exists() and not path.is_file(): raise AudioError(path, "is not a regular file")
@@ -76,7 +76,7 @@ def _file_head(path): # the first bytes of a file that can be read at all, and i
     return head, size
 
 
-def why_not_audio(path, head, error): # the cause, from the file's first bytes and the decoder's complaint
+def why_not_audio(path, head, error):  # the cause, from the file's first bytes and the decoder's complaint
     remedy = f"convert it first: ffmpeg -i {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.wav')))}"
     for at, magic, name in _FOREIGN:
         if head[at:at+len(magic)] == magic: return f"{name} has no decoder here; {remedy}"
@@ -89,28 +89,28 @@ def why_not_audio(path, head, error): # the cause, from the file's first bytes a
     return f"not audio that can be decoded ({said}; the file begins {head[:8]!r})"
 
 # %% ../../nbs/audio/00_sound_files.ipynb #14cdbba2
-_MP3_KBPS = {True: (0,32,40,48,56,64,80,96,112,128,160,192,224,256,320), False: (0,8,16,24,32,40,48,56,64,80,96,112,128,144,160)}
-_MP3_RATES = {3: (44100,48000,32000), 2: (22050,24000,16000), 0: (11025,12000,8000)} # by MPEG version bits
+_MP3_KBPS = {True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320), False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+_MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by MPEG version bits
 
 
-def _mp3_frame(data, p): # (frame bytes, samples per frame, bytes of side information) of the layer-3 header at p, or None
+def _mp3_frame(data, p):  # (frame bytes, samples per frame, bytes of side information) of the layer-3 header at p, or None
     h = int.from_bytes(data[p:p+4], 'big')
     version, bitrate, rate, mono = h>>19 & 3, h>>12 & 15, h>>10 & 3, h>>6 & 3 == 3
     if h>>21 != 0x7ff or version == 1 or h>>17 & 3 != 1 or bitrate in (0, 15) or rate == 3: return None
-    first = version == 3 # MPEG-1; MPEG-2 and 2.5 have half the samples in a frame
+    first = version == 3  # MPEG-1; MPEG-2 and 2.5 have half the samples in a frame
     samples = 1152 if first else 576
     size = samples//8*_MP3_KBPS[first][bitrate]*1000//_MP3_RATES[version][rate] + (h>>9 & 1)
     return size, samples, (17 if mono else 32) if first else (9 if mono else 17)
 
 
-def mp3_with_index(path, head, size): # an MP3 stream with a Xing frame in front if the file has none; else None
+def mp3_with_index(path, head, size):  # an MP3 stream with a Xing frame in front if the file has none; else None
     if not (head[:3] == b'ID3' or (head[0] == 0xff and len(head) > 1 and head[1]&0xe6 == 0xe2)) or size > 2**31: return None
     data = path.read_bytes()
     p = 10 + sum((b&127) << 21-7*i for i, b in enumerate(data[6:10])) if head[:3] == b'ID3' else 0
     start, count, junk = None, 0, 0
     while p+4 <= len(data) and junk < 2**16:
         frame = _mp3_frame(data, p)
-        if frame is None: # padding between tag and audio, or damage: look for the next possible header
+        if frame is None:  # padding between tag and audio, or damage: look for the next possible header
             q = data.find(b'\xff', p+1); q = len(data) if q < 0 else q
             junk += q-p; p = q; continue
         if start is None:
@@ -119,13 +119,13 @@ def mp3_with_index(path, head, size): # an MP3 stream with a Xing frame in front
             xing = bytearray(max(frame[0], side+12))
         if p+frame[0] <= len(data): count += 1
         p += frame[0]
-    if start is None or len(xing) != _mp3_frame(data, start)[0]: return None # no room for an index in so small a frame
+    if start is None or len(xing) != _mp3_frame(data, start)[0]: return None  # no room for an index in so small a frame
     xing[:4] = data[start:start+4]
-    xing[side:side+12] = b'Xing'+(1).to_bytes(4, 'big')+count.to_bytes(4, 'big') # flag 1: only the count is given
+    xing[side:side+12] = b'Xing'+(1).to_bytes(4, 'big')+count.to_bytes(4, 'big')  # flag 1: only the count is given
     return BytesIO(bytes(xing)+data[start:])
 
 # %% ../../nbs/audio/00_sound_files.ipynb #771bacbf
-def _check_not_cut(path, head, size): # AudioError if a WAV or Ogg file ends before its own structure does
+def _check_not_cut(path, head, size):  # AudioError if a WAV or Ogg file ends before its own structure does
     with open(path, 'rb') as f:
         if head[:4] == b'RIFF' and head[8:12] == b'WAVE':
             p = 12
@@ -140,12 +140,12 @@ def _check_not_cut(path, head, size): # AudioError if a WAV or Ogg file ends bef
         elif head[:4] == b'OggS':
             f.seek(max(0, size-2**17)); tail = f.read()
             p = tail.rfind(b'OggS'); page = tail[p:]
-            n = 27+page[26]+sum(page[27:27+page[26]]) if len(page) > 26 else 2**17 # header, segment table, segments
-            last = len(page) > 5 and page[5]&4 # the "end of stream" flag
+            n = 27+page[26]+sum(page[27:27+page[26]]) if len(page) > 26 else 2**17  # header, segment table, segments
+            last = len(page) > 5 and page[5]&4  # the "end of stream" flag
             if p < 0 or n > len(page) or (n < len(page) and not last): raise AudioError(path, "truncated: its last Ogg page is incomplete")
 
 # %% ../../nbs/audio/00_sound_files.ipynb #4d309ba9
-RATE_LIMITS = 1_000, 768_000 # Hz: below lies no audio, above no converter
+RATE_LIMITS = 1_000, 768_000  # Hz: below lies no audio, above no converter
 MAX_CHANNELS = 64
 MAX_SAMPLES = 2**31          # decoded samples of one read (8 GiB of float32)
 UNKNOWN_FRAMES = 2**62             # libsndfile reports 2**63-1 frames for a FLAC stream of unstated length
@@ -157,10 +157,10 @@ def check_rate(path, rate):
 
 
 class SequentialSoundFile(sf.SoundFile):
-    def seekable(self): return False # soundfile seeks after every read of a seekable file, which harms the next MP3 frames
+    def seekable(self): return False  # soundfile seeks after every read of a seekable file, which harms the next MP3 frames
 
 
-def open_sound(path): # a checked soundfile.SoundFile for reading
+def open_sound(path):  # a checked soundfile.SoundFile for reading
     head, size = _file_head(path)
     _check_not_cut(path, head, size)
     source = mp3_with_index(path, head, size) or (str(path) if os.name == 'nt' else os.fsencode(path))
@@ -176,7 +176,7 @@ def open_sound(path): # a checked soundfile.SoundFile for reading
 
 
 def probe_audio(
-    path:str|os.PathLike, # an audio file
+    path: str|os.PathLike,  # an audio file
 ) -> AudioInfo:
     "Rate, channels and length from the header; nothing is decoded (but a FLAC stream of unstated length). Raises `AudioError`."
     path = Path(path)
@@ -190,10 +190,10 @@ _INTEGERS = 'PCM_16', 'PCM_24', 'PCM_32', 'PCM_S8', 'PCM_U8'
 _MP3_PREROLL = 24*1152  # frames; at 8 kbit/s the reservoir reaches 20 MP3 frames back
 
 
-def read_blocks(path, f, count): # yields float32 [frames, channels], up to `count` frames in all
+def read_blocks(path, f, count):  # yields float32 [frames, channels], up to `count` frames in all
     while count > 0:
         shape = min(count, _BLOCK), f.channels
-        block = np.empty(shape, np.float32) if f.frames < UNKNOWN_FRAMES else np.full(shape, np.nan, np.float32) # NaN shows what was not written
+        block = np.empty(shape, np.float32) if f.frames < UNKNOWN_FRAMES else np.full(shape, np.nan, np.float32)  # NaN shows what was not written
         try: part = block[:f.buffer_read_into(block, 'float32')]
         except sf.SoundFileError as e:
             if f.frames < UNKNOWN_FRAMES or getattr(e, 'code', None) != 39:
@@ -203,17 +203,17 @@ def read_blocks(path, f, count): # yields float32 [frames, channels], up to `cou
         yield part; count -= len(part)
 
 
-def preroll_frames(path, f, begin): # frames to decode and drop before `begin` so that what follows is exact
+def preroll_frames(path, f, begin):  # frames to decode and drop before `begin` so that what follows is exact
     if f.format == 'MP3': return min(begin, _MP3_PREROLL)
     if f.subtype != 'VORBIS' or not begin: return 0
-    with open(path, 'rb') as raw: raw.seek(max(0, path.stat().st_size-2**17)); tail = raw.read() # two pages at least
+    with open(path, 'rb') as raw: raw.seek(max(0, path.stat().st_size-2**17)); tail = raw.read()  # two pages at least
     last = tail.rfind(b'OggS'); before = tail.rfind(b'OggS', 0, last)
     stamp, earlier = (int.from_bytes(tail[p+6:p+14], 'little', signed=True) for p in (last, before))
-    safe = f.frames-(stamp-earlier)-8192 if 0 <= before else 0 # 8192: the longest Vorbis block
+    safe = f.frames-(stamp-earlier)-8192 if 0 <= before else 0  # 8192: the longest Vorbis block
     return begin-max(0, min(begin, safe))
 
 
-def decode_frames(path, f, count, mono): # the next `count` frames, [T, C] or [T] (mean of the channels), checked
+def decode_frames(path, f, count, mono):  # the next `count` frames, [T, C] or [T] (mean of the channels), checked
     stated = f.frames < UNKNOWN_FRAMES
     limit = count if stated else min(count, MAX_SAMPLES//(1 if mono else f.channels)+1)
     parts = [b.mean(axis=1) if mono else b for b in read_blocks(path, f, limit)]
@@ -221,17 +221,17 @@ def decode_frames(path, f, count, mono): # the next `count` frames, [T, C] or [T
     if stated and len(x) < count: raise AudioError(path, f"truncated or damaged: {count} samples were promised, {len(x)} could be decoded")
     if not len(x): raise AudioError(path, "holds 0 samples")
     if x.size > MAX_SAMPLES: raise AudioError(path, f"more than {MAX_SAMPLES} samples; read a range with start and duration")
-    if f.subtype in _INTEGERS: return x # within full scale by their nature
-    lo, hi = float(x.min()), float(x.max()) # NaN comes through min and max, without a mask as large as the sound
+    if f.subtype in _INTEGERS: return x  # within full scale by their nature
+    lo, hi = float(x.min()), float(x.max())  # NaN comes through min and max, without a mask as large as the sound
     if not (math.isfinite(lo) and math.isfinite(hi)): raise AudioError(path, "has NaN or infinite samples")
     if max(-lo, hi) > 1e6: raise AudioError(path, f"absurd amplitude {max(-lo, hi):.3g} (full scale is 1)")
     return x
 
 # %% ../../nbs/audio/00_sound_files.ipynb #e8adee75
 def resample(
-    audio:np.ndarray, # [..., T], floating point
-    from_rate:int,    # Hz, of `audio`
-    to_rate:int,      # Hz, wanted
+    audio: np.ndarray,  # [..., T], floating point
+    from_rate: int,    # Hz, of `audio`
+    to_rate: int,      # Hz, wanted
 ) -> np.ndarray:      # [..., round(T*to_rate/from_rate)]
     "Bring `audio` from one sample rate to another along its last axis, with soxr's HQ filter."
     audio = np.asarray(audio)
@@ -244,13 +244,13 @@ def resample(
 
 # %% ../../nbs/audio/00_sound_files.ipynb #ed2285ef
 def read_audio(
-    path:str|os.PathLike,        # wav, flac, mp3, ogg, opus, aiff, ...: whatever libsndfile decodes, by content
+    path: str|os.PathLike,        # wav, flac, mp3, ogg, opus, aiff, ...: whatever libsndfile decodes, by content
     *,
-    sample_rate:int|None=None,   # Hz, wanted; None keeps the file's
-    mono:bool=False,             # mean of the channels?
-    start:float=0.0,             # s, where to begin
-    duration:float|None=None,    # s, how much; None is the rest. What lies past the end of the file is not there: the result is shorter
-    max_seconds:float=86_400.0,  # s, refuse to decode more than this
+    sample_rate: int|None = None,   # Hz, wanted; None keeps the file's
+    mono: bool = False,             # mean of the channels?
+    start: float = 0.0,             # s, where to begin
+    duration: float|None = None,    # s, how much; None is the rest. What lies past the end of the file is not there: the result is shorter
+    max_seconds: float = 86_400.0,  # s, refuse to decode more than this
 ) -> tuple[np.ndarray, int]:     # (float32 [C, T], or [T] if mono; its sample rate in Hz)
     "Read a file or a range of it, at any rate. Raises `AudioError` naming file and cause for whatever is not whole, finite sound."
     path = Path(path)
@@ -259,10 +259,10 @@ def read_audio(
     with open_sound(path) as f:
         rate, target = f.samplerate, int(sample_rate or f.samplerate)
         check_rate(path, target)
-        first = round(start*target) # on the grid of the result
+        first = round(start*target)  # on the grid of the result
         wanted = None if duration is None else max(1, round(duration*target))
         step, margin = rate//math.gcd(rate, target), 0 if rate == target else int(256*max(1, rate/target))
-        begin = max(0, (first*rate//target-margin)//step*step) # a multiple of step: both grids have a sample here
+        begin = max(0, (first*rate//target-margin)//step*step)  # a multiple of step: both grids have a sample here
         end = f.frames if wanted is None else min(f.frames, -(-(first+wanted)*rate//target)+margin)
         if f.frames <= first*rate/target: raise AudioError(path, f"the range begins at {start:g} s, the file lasts {f.frames/rate:g} s")
         if f.frames < UNKNOWN_FRAMES or wanted is not None:
@@ -281,11 +281,11 @@ def read_audio(
     return np.ascontiguousarray(x), target
 
 # %% ../../nbs/audio/00_sound_files.ipynb #e064f240
-_FORMATS = {'.wav': ('WAV','PCM_16'), '.flac': ('FLAC','PCM_16'), '.ogg': ('OGG','VORBIS'), '.opus': ('OGG','OPUS'),
-    '.mp3': ('MP3','MPEG_LAYER_III'), '.aiff': ('AIFF','PCM_16'), '.aif': ('AIFF','PCM_16'), '.caf': ('CAF','PCM_16'), '.w64': ('W64','PCM_16')}
+_FORMATS = {'.wav': ('WAV', 'PCM_16'), '.flac': ('FLAC', 'PCM_16'), '.ogg': ('OGG', 'VORBIS'), '.opus': ('OGG', 'OPUS'),
+    '.mp3': ('MP3', 'MPEG_LAYER_III'), '.aiff': ('AIFF', 'PCM_16'), '.aif': ('AIFF', 'PCM_16'), '.caf': ('CAF', 'PCM_16'), '.w64': ('W64', 'PCM_16')}
 
 
-def _checked_samples(path, audio, sample_rate): # [T, C], finite; audio may be an array or a tensor
+def _checked_samples(path, audio, sample_rate):  # [T, C], finite; audio may be an array or a tensor
     if isinstance(audio, torch.Tensor): audio = audio.detach().cpu().float().numpy()
     x = np.atleast_2d(np.asarray(audio))
     check_rate(path, sample_rate)
@@ -299,11 +299,11 @@ def _checked_samples(path, audio, sample_rate): # [T, C], finite; audio may be a
 
 
 def write_audio(
-    path:str|os.PathLike,   # the ending decides the format: .wav .flac .ogg .opus .mp3 .aiff .caf .w64
+    path: str|os.PathLike,   # the ending decides the format: .wav .flac .ogg .opus .mp3 .aiff .caf .w64
     audio,                  # [T] or [C, T], floating point (numpy or torch), full scale ±1
-    sample_rate:int,        # Hz
+    sample_rate: int,        # Hz
     *,
-    subtype:str|None=None,  # coding, e.g. "FLOAT" or "PCM_24" for wav; None: PCM_16 where there is a choice
+    subtype: str|None = None,  # coding, e.g. "FLOAT" or "PCM_24" for wav; None: PCM_16 where there is a choice
 ) -> Path:                  # the file written
     "Write `audio` so that the file is there complete or not at all. Raises `AudioError`; warns when samples are clipped."
     path = Path(path); kind, default = _FORMATS.get(path.suffix.lower(), (None, None))
@@ -329,9 +329,9 @@ EXTENSIONS = ('.wav', '.flac', '.mp3', '.ogg', '.opus')
 
 
 def find_audio_files(
-    folders:str|os.PathLike|Iterable,    # a folder or file, or several; a file is taken whatever its ending
-    extensions:str|Iterable[str]|None=None, # "wav", ".wav", "wav,flac" or a list, in any case; None: wav flac mp3 ogg opus
-    recursive:bool=False,                # also the folders inside (links to folders are not followed)
+    folders: str|os.PathLike|Iterable,    # a folder or file, or several; a file is taken whatever its ending
+    extensions: str|Iterable[str]|None = None,  # "wav", ".wav", "wav,flac" or a list, in any case; None: wav flac mp3 ogg opus
+    recursive: bool = False,                # also the folders inside (links to folders are not followed)
 ) -> list[Path]:                         # sorted, without doubles; empty if there are none
     "List audio files by name. Raises `AudioError` for a folder that is missing or cannot be listed."
     if isinstance(folders, (str, os.PathLike)): folders = [folders]
@@ -345,15 +345,15 @@ def find_audio_files(
         for here, inside, names in os.walk(folder, onerror=fail):
             inside[:] = [d for d in inside if recursive and not d.startswith('.')]
             found |= {Path(here)/n for n in names if not n.startswith('.') and Path(n).suffix.lower() in endings}
-    unique = {os.path.realpath(p): p for p in sorted(found, reverse=True)} # one file reached by two ways is one file
+    unique = {os.path.realpath(p): p for p in sorted(found, reverse=True)}  # one file reached by two ways is one file
     return sorted(unique.values())
 
 # %% ../../nbs/audio/00_sound_files.ipynb #b8d73c9f
 def stft(
     audio,                     # [..., T] numpy array or torch tensor
-    n_fft:int=1024,            # samples in a frame (and in the transform)
-    hop_length:int=256,        # samples from a frame to the next
-    win_length:int|None=None,  # samples of the Hann window; None: n_fft
+    n_fft: int = 1024,            # samples in a frame (and in the transform)
+    hop_length: int = 256,        # samples from a frame to the next
+    win_length: int|None = None,  # samples of the Hann window; None: n_fft
 ) -> torch.Tensor:             # complex [..., n_fft//2+1, T//hop_length+1]
     "Short-time Fourier transform with centred frames and a periodic Hann window."
     x = torch.as_tensor(audio)
@@ -363,7 +363,7 @@ def stft(
     return X.reshape(*x.shape[:-1], *X.shape[-2:])
 
 # %% ../../nbs/audio/00_sound_files.ipynb #c2e6e297
-def _mel_to_hz(mel): # Slaney's scale: 3 mel to 200 Hz up to 1 kHz (15 mel), then 27 mel to a factor of 6.4
+def _mel_to_hz(mel):  # Slaney's scale: 3 mel to 200 Hz up to 1 kHz (15 mel), then 27 mel to a factor of 6.4
     return np.where(mel < 15, mel*200/3, 1000*6.4**((np.maximum(mel, 15)-15)/27))
 
 
@@ -372,14 +372,14 @@ def _hz_to_mel(hz): return np.where(hz < 1000, hz*3/200, 15+27*np.log(np.maximum
 
 @lru_cache(maxsize=32)
 def mel_filterbank(
-    sample_rate:int,         # Hz
-    n_fft:int=1024,          # of the transform whose bins are gathered
-    n_mels:int=80,           # filters
-    f_min:float=0.0,         # Hz, lower edge of the first filter
-    f_max:float|None=None,   # Hz, upper edge of the last; None: sample_rate/2
+    sample_rate: int,         # Hz
+    n_fft: int = 1024,          # of the transform whose bins are gathered
+    n_mels: int = 80,           # filters
+    f_min: float = 0.0,         # Hz, lower edge of the first filter
+    f_max: float|None = None,   # Hz, upper edge of the last; None: sample_rate/2
 ) -> torch.Tensor:           # float32 [n_mels, n_fft//2+1]; shared, do not change it
     "Triangular filters, evenly spaced on Slaney's mel scale, each of area 1 (over Hz)."
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(f_min), _hz_to_mel(f_max or sample_rate/2), n_mels+2))[:, None] # Hz
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(f_min), _hz_to_mel(f_max or sample_rate/2), n_mels+2))[:, None]  # Hz
     hz = np.linspace(0, sample_rate/2, n_fft//2+1)
     low, mid, high = edges[:-2], edges[1:-1], edges[2:]
     triangles = np.maximum(0, np.minimum((hz-low)/(mid-low), (high-hz)/(high-mid)))
@@ -388,16 +388,16 @@ def mel_filterbank(
 
 def log_mel(
     audio,                     # [..., T] numpy array or torch tensor
-    sample_rate:int,           # Hz
+    sample_rate: int,           # Hz
     *,
-    n_mels:int=80,             # filters
-    n_fft:int=1024,            # samples in a frame
-    hop_length:int=256,        # samples from a frame to the next
-    win_length:int|None=None,  # samples of the window; None: n_fft
-    f_min:float=0.0,           # Hz
-    f_max:float|None=None,     # Hz; None: sample_rate/2
-    power:float=1.0,           # 1: magnitudes, 2: energies
-    floor:float=1e-5,          # smallest value under the logarithm
+    n_mels: int = 80,             # filters
+    n_fft: int = 1024,            # samples in a frame
+    hop_length: int = 256,        # samples from a frame to the next
+    win_length: int|None = None,  # samples of the window; None: n_fft
+    f_min: float = 0.0,           # Hz
+    f_max: float|None = None,     # Hz; None: sample_rate/2
+    power: float = 1.0,           # 1: magnitudes, 2: energies
+    floor: float = 1e-5,          # smallest value under the logarithm
 ) -> torch.Tensor:             # [..., n_mels, T//hop_length+1], natural logarithm
     "Logarithm of the mel-filtered spectrum."
     spectrum = stft(audio, n_fft, hop_length, win_length).abs()**power
@@ -405,7 +405,7 @@ def log_mel(
     return (filters@spectrum).clamp(min=floor).log()
 
 # %% ../../nbs/audio/00_sound_files.ipynb #9075ad81
-class _SmallPicture(FigureCanvasAgg): # 128 colours do for a drawing and make the file four times smaller
+class _SmallPicture(FigureCanvasAgg):  # 128 colours do for a drawing and make the file four times smaller
     def print_png(self, filename_or_obj, **ignored):
         self.draw()
         Image.fromarray(np.asarray(self.buffer_rgba())).convert('RGB').quantize(128, dither=0).save(filename_or_obj, 'png', optimize=True)
@@ -414,23 +414,23 @@ class _SmallPicture(FigureCanvasAgg): # 128 colours do for a drawing and make th
 class AudioFigure(Figure):
     "A matplotlib figure that shows itself in a notebook without pyplot's global state."
     def __init__(self, **kw): super().__init__(**kw); _SmallPicture(self)
-    def _repr_png_(self): # twice as fine as it is shown, for fine screens
+    def _repr_png_(self):  # twice as fine as it is shown, for fine screens
         out = BytesIO(); self.savefig(out, format='png', dpi=2*self.dpi)
         return out.getvalue(), {'width': round(self.get_figwidth()*self.dpi)}
 
 
 def show_audio(
     audio,              # [T], or [C, T] of which the mean is shown; numpy or torch
-    sample_rate:int,    # Hz
-    title:str="",       # over the picture
+    sample_rate: int,    # Hz
+    title: str = "",       # over the picture
 ) -> Figure:            # shown by a notebook when it is a cell's value; save with .savefig(file)
     "Draw the waveform and the spectrogram (dB below the loudest bin, 80 dB deep, in steps of 3 dB)."
     x = torch.as_tensor(audio).detach().cpu().float(); x = x.reshape(-1, x.shape[-1]).mean(0)
     seconds, step = len(x)/sample_rate, max(1, math.ceil(len(x)/1500))
     folded = torch.nn.functional.pad(x, (0, -len(x) % step), value=float(x[-1])).reshape(-1, step)
     time = np.arange(len(folded))*step/sample_rate
-    n_fft = 2**max(6, round(math.log2(sample_rate*.032))) # frames of about 32 ms
-    power = stft(x, n_fft, max(n_fft//4, len(x)//300)).abs()**2 # at most 300 columns and 128 rows: more the eye does not see
+    n_fft = 2**max(6, round(math.log2(sample_rate*.032)))  # frames of about 32 ms
+    power = stft(x, n_fft, max(n_fft//4, len(x)//300)).abs()**2  # at most 300 columns and 128 rows: more the eye does not see
     power = torch.nn.functional.adaptive_max_pool2d(power[None], (min(len(power), 128), power.shape[1]))[0]
     dB = 10*torch.log10(power.clamp(min=1e-12)/power.max().clamp(min=1e-12))
     figure = AudioFigure(figsize=(8, 3), dpi=72, layout='constrained')
@@ -443,7 +443,7 @@ def show_audio(
 
 def play(
     audio,              # [T] or [C, T] (stereo at most), full scale ±1; numpy or torch
-    sample_rate:int,    # Hz
+    sample_rate: int,    # Hz
 ) -> Audio:
     "A player for a notebook, at the level the samples have (beyond ±1 clipped)."
     x = torch.as_tensor(audio).detach().cpu().float().clamp(-1, 1).numpy()

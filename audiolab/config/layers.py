@@ -26,9 +26,9 @@ from audiolab.config.strict_yaml import (
 
 # %% ../../nbs/config/02_layers.ipynb #742b6eac
 def to_plain(
-    value:Any, # a configuration or any value in it: dataclass, list, tuple, set, dict, Path, Enum, number, text, None
-    path:tuple=(), # where it stands, for the error
-) -> Any: # nested dicts, lists, str, int, float, bool, None
+    value: Any,  # a configuration or any value in it: dataclass, list, tuple, set, dict, Path, Enum, number, text, None
+    path: tuple = (),  # where it stands, for the error
+) -> Any:  # nested dicts, lists, str, int, float, bool, None
     "Reduce a configuration to what a YAML or JSON file can hold. `ConfigError` names the key of a value that no file can hold."
     if value is None or isinstance(value, bool): return value
     if isinstance(value, Enum): return to_plain(value.value, path)
@@ -39,7 +39,7 @@ def to_plain(
     if isinstance(value, dict): return {str(to_plain(k, path)): to_plain(v, (*path, k)) for k, v in value.items()}
     if isinstance(value, (set, frozenset)): value = sorted(value, key=lambda v: (type(v).__name__, v))
     if isinstance(value, (list, tuple)): return [to_plain(v, (*path, i)) for i, v in enumerate(value)]
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"): return to_plain(value.item(), path) # a NumPy or torch scalar
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"): return to_plain(value.item(), path)  # a NumPy or torch scalar
     raise config_error("", f"a {type(value).__name__} cannot stand in a configuration", dotted_path(path))
 
 # %% ../../nbs/config/02_layers.ipynb #bd0e3eb2
@@ -165,9 +165,9 @@ def _unknown_key(cls, path):
 # %% ../../nbs/config/02_layers.ipynb #da40d058
 class _Layer(NamedTuple):
     "Some values and their origin."
-    label:str # "default", "preset", "override", "flag", or the file's name
-    content:dict # nested values
-    tree:PlainTree|None=None # positions, when it is a file
+    label: str  # "default", "preset", "override", "flag", or the file's name
+    content: dict  # nested values
+    tree: PlainTree|None=None  # positions, when it is a file
 
     def holds(self, path):
         node = self.content
@@ -177,10 +177,10 @@ class _Layer(NamedTuple):
             else: return False
         return True
 
-    def source(self, path): # what describe_config shows
+    def source(self, path):  # what describe_config shows
         return f"{self.label}:{self.tree.values[path][0]}" if self.tree else self.label
 
-    def where(self, path, of_key=False): # what an error shows
+    def where(self, path, of_key=False):  # what an error shows
         if self.tree:
             position = (self.tree.keys if of_key else self.tree.values).get(path) or self.tree.values.get(path, (1, 1))
             return f"{self.label}:{position[0]}:{position[1]}"
@@ -193,7 +193,7 @@ def _problems(error, cls, tree, layers):
     found = {}
     for e in error.errors(include_url=False):
         path, node, code = [], tree, e["type"]
-        for key in e["loc"][1:]: # names of union branches are not keys of the tree
+        for key in e["loc"][1:]:  # names of union branches are not keys of the tree
             if isinstance(node, (dict, list)) and (key in node if isinstance(node, dict) else isinstance(key, int) and key < len(node)):
                 path.append(key); node = node[key]
         path = tuple(path)
@@ -211,16 +211,16 @@ def _problems(error, cls, tree, layers):
         yield Problem(where, "" if where == f"--{path.replace('_', '-')}" else path, message)
 
 
-def _place(problem): return [int(n) for n in re.findall(r":(\d+)", problem.where)] # orders the problems of a file by line
+def _place(problem): return [int(n) for n in re.findall(r":(\d+)", problem.where)]  # orders the problems of a file by line
 
 # %% ../../nbs/config/02_layers.ipynb #5e329cd0
 @dataclasses.dataclass(frozen=True)
 class Resolved:
     "A checked configuration and where each of its values came from."
-    config:Any # instance of the configuration class
-    sources:dict[str, str] # dotted path -> "default", "preset", "file:line", "override" or "flag"
-    dry_run:bool = False # `--dry-run` was on the line: show the configuration and the plan, then stop
-    print_config:bool = False # `--print-config` was on the line: show the configuration, then stop
+    config: Any  # instance of the configuration class
+    sources: dict[str, str]  # dotted path -> "default", "preset", "file:line", "override" or "flag"
+    dry_run: bool = False  # `--dry-run` was on the line: show the configuration and the plan, then stop
+    print_config: bool = False  # `--print-config` was on the line: show the configuration, then stop
 
 
 @cache
@@ -232,7 +232,7 @@ def _checker(cls):
 
 def _check(cls, tree, layers):
     "An instance of `cls` from the merged tree. `ConfigError` lists all that is wrong."
-    try: return _checker(cls).model_validate_json(json.dumps({"root": tree}), strict=True).root # JSON mode: a list may become a tuple
+    try: return _checker(cls).model_validate_json(json.dumps({"root": tree}), strict=True).root  # JSON mode: a list may become a tuple
     except ValidationError as e: raise ConfigError(sorted(_problems(e, cls, tree, layers), key=_place)) from None
 
 # %% ../../nbs/config/02_layers.ipynb #7356f265
@@ -271,11 +271,11 @@ def _resolve(cls, layers, **switches):
 
 # %% ../../nbs/config/02_layers.ipynb #e7ec6f0c
 def load_config(
-    cls:type, # a dataclass; its fields may be dataclasses, ranges stand in `Annotated[int, Ge(1)]`
-    path:str|Path|None=None, # YAML or JSON file
-    overrides:dict|None=None, # values that beat the file: nested `{"optimizer": {"learning_rate": 1e-3}}` or dotted `{"optimizer.learning_rate": 1e-3}`
-    preset:Any=None, # values that beat the defaults: an instance of `cls`, a nested dict, or a function that returns one
-) -> Resolved: # the instance (`.config`) and the source of each value (`.sources`)
+    cls: type,  # a dataclass; its fields may be dataclasses, ranges stand in `Annotated[int, Ge(1)]`
+    path: str|Path|None = None,  # YAML or JSON file
+    overrides: dict|None = None,  # values that beat the file: nested `{"optimizer": {"learning_rate": 1e-3}}` or dotted `{"optimizer.learning_rate": 1e-3}`
+    preset: Any = None,  # values that beat the defaults: an instance of `cls`, a nested dict, or a function that returns one
+) -> Resolved:  # the instance (`.config`) and the source of each value (`.sources`)
     "Defaults, then preset, then file, then overrides, checked as one. `ConfigError` lists every problem with its place."
     nested = {}
     for key, value in (overrides or {}).items():
@@ -296,12 +296,12 @@ def _yaml_lines(config, path=(), depth=0):
 
 # %% ../../nbs/config/02_layers.ipynb #1d063da6
 def save_config(
-    config:Any, # instance of a configuration dataclass
-    path:str|Path, # `.json` is written as JSON, anything else as YAML
-) -> Path: # where it was written
+    config: Any,  # instance of a configuration dataclass
+    path: str|Path,  # `.json` is written as JSON, anything else as YAML
+) -> Path:  # where it was written
     "Write a configuration that `load_config` reads back as an equal object. The file appears whole or not at all."
     path = Path(path)
-    text = "".join(f"{line}\n" for line, _ in _yaml_lines(config)) or "{}\n" # checks the values for JSON too
+    text = "".join(f"{line}\n" for line, _ in _yaml_lines(config)) or "{}\n"  # checks the values for JSON too
     if path.suffix.lower() == ".json": text = json.dumps(to_plain(config), indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -313,8 +313,8 @@ def save_config(
 
 
 def describe_config(
-    resolved:Resolved, # from `load_config` or `config_cli`
-) -> str: # YAML with a comment behind each value; it loads back as the same configuration
+    resolved: Resolved,  # from `load_config` or `config_cli`
+) -> str:  # YAML with a comment behind each value; it loads back as the same configuration
     "Show a configuration with the source of each value."
     lines = list(_yaml_lines(resolved.config))
     width = min(48, max((len(text) for text, path in lines if path), default=0))
@@ -384,14 +384,14 @@ def _scan(args, name):
 
 # %% ../../nbs/config/02_layers.ipynb #e2182c67
 def config_cli(
-    cls:type, # configuration dataclass of a command
-    args:list[str], # the words after the command's name
+    cls: type,  # configuration dataclass of a command
+    args: list[str],  # the words after the command's name
     *,
-    prog:str="audiolab", # the command, as help shows it
-    description:str="", # what the command does
-    presets:dict[str, Any]|None=None, # name -> instance, dict or function that returns one, for `--preset NAME`
-    positional:bool=False, # whether required fields are given by place instead of as flags
-) -> Resolved: # with `.dry_run` and `.print_config` set from the line
+    prog: str = "audiolab",  # the command, as help shows it
+    description: str = "",  # what the command does
+    presets: dict[str, Any]|None = None,  # name -> instance, dict or function that returns one, for `--preset NAME`
+    positional: bool = False,  # whether required fields are given by place instead of as flags
+) -> Resolved:  # with `.dry_run` and `.print_config` set from the line
     "Flags > file > preset > default. `SystemExit` 0 after `--help`, 2 after a wrong flag; `ConfigError` for wrong values."
     import tyro
     args, own = list(args), set(_field_types(cls))
@@ -411,7 +411,7 @@ def config_cli(
     markers = (tyro.conf.AvoidSubcommands,) + ((tyro.conf.PositionalRequiredArgs,) if positional else ())
     about = "\n\n".join(filter(None, (description or cls.__doc__, describe_aliases(cls))))
     try: parsed = tyro.cli(line, args=args, prog=prog, description=about, default=line(start), config=markers)
-    except ValueError as e: raise config_error("", str(e)) from e # from the __post_init__ of the configuration
+    except ValueError as e: raise config_error("", str(e)) from e  # from the __post_init__ of the configuration
     given = _given(args, start, parsed.settings)
     if given: layers.append(_Layer("flag", given))
     return _resolve(cls, layers, **{n: getattr(parsed, n) for n in ("dry_run", "print_config") if n not in own})

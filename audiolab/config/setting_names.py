@@ -42,14 +42,14 @@ def _recipe(cls, name, value):
 
 # %% ../../nbs/config/01_setting_names.ipynb #2f0a87c9
 def own_names(
-    cls:type, # configuration class, with or without `aliases`
-    content:dict, # values of a layer
-    tree=None, # the file they come from, `PlainTree`
-) -> dict: # values under the names of the class
+    cls: type,  # configuration class, with or without `aliases`
+    content: dict,  # values of a layer
+    tree=None,  # the file they come from, `PlainTree`
+) -> dict:  # values under the names of the class
     "The content of a layer with the names of the class itself; a file's positions move along."
     aliases = getattr(cls, "aliases", {})
     content = json.loads(json.dumps(content)) if aliases else content
-    for name in sorted(aliases, key=lambda name: callable(aliases[name])): # words for many keys come last, and fill what is left
+    for name in sorted(aliases, key=lambda name: callable(aliases[name])):  # words for many keys come last, and fill what is left
         path = tuple(name.split("."))
         node = content
         for key in path: node = node.get(key) if isinstance(node, dict) else None
@@ -65,9 +65,9 @@ def own_names(
 
 # %% ../../nbs/config/01_setting_names.ipynb #abcc0554
 def flags_of_own_names(
-    cls:type, # configuration class, with or without `aliases`
-    args:list[str], # words of a command line
-) -> tuple[list[str], dict, dict]: # the words with flags renamed, the values that words of other meanings stand for, and their recipes
+    cls: type,  # configuration class, with or without `aliases`
+    args: list[str],  # words of a command line
+) -> tuple[list[str], dict, dict]:  # the words with flags renamed, the values that words of other meanings stand for, and their recipes
     "Command-line words with flags under their own names, and the tree that words with other meanings stand for."
     aliases, words, tree, recipe, i = getattr(cls, "aliases", {}), [], {}, {}, 0
     while i < len(args):
@@ -81,15 +81,15 @@ def flags_of_own_names(
             if not equals: value, i = args[i], i+1
             try: found = _alias(cls, name, value)
             except ValueError as e: raise config_error(f"--{name}", str(e)) from e
-            for path, item in found: _at(tree, path, item, over=True) # of two flags the later one counts
+            for path, item in found: _at(tree, path, item, over=True)  # of two flags the later one counts
             for path, item in _recipe(cls, name, value): _at(recipe, path, item, over=True)
         else: words.append(args[i-1])
     return words, tree, recipe
 
 
 def describe_aliases(
-    cls:type, # configuration class, with or without `aliases`
-) -> str: # one line for each name that can be a flag; empty without any
+    cls: type,  # configuration class, with or without `aliases`
+) -> str:  # one line for each name that can be a flag; empty without any
     "Short forms, for `--help`."
     aliases = {name: target for name, target in getattr(cls, "aliases", {}).items() if "." not in name}
     meaning = lambda target: "|".join(getattr(target, "words", ("WORD",))) if callable(target) else f"is --{(target if isinstance(target, str) else target[0]).replace('_', '-')}"

@@ -24,9 +24,9 @@ from ruamel.yaml.events import (AliasEvent, DocumentStartEvent, MappingEndEvent,
 # %% ../../nbs/config/00_strict_yaml.ipynb #ee0b8208
 class Problem(NamedTuple):
     "One thing wrong with a configuration."
-    where:str # `file:line:column`, or the flag; empty when there is no such place
-    path:str # dotted path of the key; empty for the whole file
-    message:str # what was expected, what was found, what to write instead
+    where: str  # `file:line:column`, or the flag; empty when there is no such place
+    path: str  # dotted path of the key; empty for the whole file
+    message: str  # what was expected, what was found, what to write instead
 
     def __str__(self): return ": ".join(o if len(o) <= 400 or o is self.where else o[:399] + "…" for o in self if o)
 
@@ -35,7 +35,7 @@ class ConfigError(ValueError):
     "A configuration that cannot be used. `problems` lists every `Problem` found."
     def __init__(
         self,
-        problems:Iterable[Problem], # at least one; the message shows the first 20
+        problems: Iterable[Problem],  # at least one; the message shows the first 20
     ):
         self.problems = list(problems)
         lines = [str(p) for p in self.problems[:20]]
@@ -44,25 +44,25 @@ class ConfigError(ValueError):
 
 
 def config_error(
-    where:str, # `file:line:column` or a flag, may be empty
-    message:str, # what was expected
-    path:str="", # dotted path of the key
-) -> ConfigError: # to be raised
+    where: str,  # `file:line:column` or a flag, may be empty
+    message: str,  # what was expected
+    path: str = "",  # dotted path of the key
+) -> ConfigError:  # to be raised
     "The error for a single problem."
     return ConfigError([Problem(where, path, message)])
 
 
 def dotted_path(
-    path:tuple, # keys (str) and list positions (int), outermost first
-) -> str: # `('layers', 2, 'width')` -> `layers[2].width`
+    path: tuple,  # keys (str) and list positions (int), outermost first
+) -> str:  # `('layers', 2, 'width')` -> `layers[2].width`
     "Write a path the way people do."
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
 
 
 def did_you_mean(
-    word:Any, # what was written
-    candidates:Iterable, # what could have been meant
-) -> str: # ". Did you mean 'x'?", or nothing when nothing is close
+    word: Any,  # what was written
+    candidates: Iterable,  # what could have been meant
+) -> str:  # ". Did you mean 'x'?", or nothing when nothing is close
     "A suggestion to put behind an error message."
     close = difflib.get_close_matches(str(word), [str(c) for c in candidates], 1, 0.6)
     return f". Did you mean {close[0]!r}?" if close else ""
@@ -76,8 +76,8 @@ _NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
 
 
 def read_scalar(
-    text:str, # an unquoted scalar of YAML or JSON
-) -> None|bool|int|float|str: # what it stands for
+    text: str,  # an unquoted scalar of YAML or JSON
+) -> None|bool|int|float|str:  # what it stands for
     "Resolve an unquoted scalar by the core schema of YAML 1.2; `ValueError` for NaN, infinity and numbers too long to be meant."
     if text in _WORDS: return _WORDS[text]
     if _NOT_FINITE.fullmatch(text): raise ValueError(f"{text} is not allowed: a configuration holds finite numbers only")
@@ -112,7 +112,7 @@ def _yaml_events(text) -> Iterator[tuple[str, Any, tuple[int, int]]]:
         elif isinstance(event, SequenceStartEvent): yield "open-list", None, position
         elif isinstance(event, (MappingEndEvent, SequenceEndEvent)): yield "close", None, position
         elif isinstance(event, ScalarEvent):
-            try: value = read_scalar(event.value) if event.implicit[0] else event.value # quoted texts are texts
+            try: value = read_scalar(event.value) if event.implicit[0] else event.value  # quoted texts are texts
             except ValueError as e: raise _Refused(str(e), position) from None
             yield "scalar", value, position
 
@@ -144,9 +144,9 @@ _MAX_BYTES, MAX_DEPTH, _MAX_VALUES = 256*1024, 32, 10_000
 
 class PlainTree(NamedTuple):
     "The plain content of a file and where each piece of it stands, both counted from 1."
-    content:dict # nested dicts, lists and scalars
-    values:dict # path, a tuple of keys and list positions -> (line, column) of the value
-    keys:dict # path -> (line, column) of the key
+    content: dict  # nested dicts, lists and scalars
+    values: dict  # path, a tuple of keys and list positions -> (line, column) of the value
+    keys: dict  # path -> (line, column) of the key
 
 
 def _check_text(value, position):
@@ -162,7 +162,7 @@ def _build_tree(events) -> PlainTree:
         if kind == "close": stack.pop(); continue
         holder, path, key = stack[-1] if stack else (root, (), pending)
         _check_text(value, at)
-        if isinstance(holder, dict) and key is pending: # this scalar is a key
+        if isinstance(holder, dict) and key is pending:  # this scalar is a key
             if kind != "scalar": raise _Refused("a key must be a word, not a list or a mapping", at)
             key = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             if key in holder: raise _Refused(f"the key {key!r} stands twice; first on line {tree.keys[*path, key][0]}", at)
@@ -182,8 +182,8 @@ def _build_tree(events) -> PlainTree:
 
 # %% ../../nbs/config/00_strict_yaml.ipynb #698d684e
 def read_config_file(
-    path:str|Path, # a `.json` file is JSON, anything else YAML; at most 256 KiB
-) -> PlainTree: # its content with the position of every key and value
+    path: str|Path,  # a `.json` file is JSON, anything else YAML; at most 256 KiB
+) -> PlainTree:  # its content with the position of every key and value
     "Read a configuration file without interpreting tags, aliases or objects. `ConfigError` for whatever cannot be read."
     path = Path(path)
     try:
@@ -198,10 +198,10 @@ def read_config_file(
     except MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         at, message = _position(mark) if mark else (1, 1), f"not valid YAML: {e.problem or e.context}"
-    except YAMLError as e: # a character that YAML does not allow
+    except YAMLError as e:  # a character that YAML does not allow
         offset = getattr(e, "position", None) or 0
         at, message = (text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)), f"not valid YAML: {getattr(e, 'reason', e)}"
-    except Exception as e: # the parser itself gave up on hostile input
+    except Exception as e:  # the parser itself gave up on hostile input
         at, message = (1, 1), f"not valid YAML ({type(e).__name__}: {e})"
     raise config_error(f"{path}:{at[0]}:{at[1]}", message)
 
@@ -219,9 +219,9 @@ def _quoted(text):
 
 
 def write_value(
-    value:Any, # dict, list, str, int, float, bool or None
-    path:tuple=(), # where it stands, for the error
-) -> str: # one line that reads back as an equal value
+    value: Any,  # dict, list, str, int, float, bool or None
+    path: tuple = (),  # where it stands, for the error
+) -> str:  # one line that reads back as an equal value
     "Write a plain value as YAML. `ConfigError` for NaN, infinity and texts that are not valid Unicode."
     if isinstance(value, dict): return "{" + ", ".join(f"{_quoted(k)}: {write_value(v, (*path, k))}" for k, v in value.items()) + "}"
     if isinstance(value, list): return "[" + ", ".join(write_value(v, (*path, i)) for i, v in enumerate(value)) + "]"

@@ -75,7 +75,7 @@ class ClipSource(ABC):
         "Some of the clips."
         return Subset(self, indices)
 
-    def _range(self, index, start, frames): # (clip, frames) of a range that lies inside the clip
+    def _range(self, index, start, frames):  # (clip, frames) of a range that lies inside the clip
         clip = self.clip(index)
         frames = clip.frames - start if frames is None else frames
         if start < 0 or frames < 1 or start + frames > clip.frames:
@@ -100,12 +100,12 @@ class _Handles:
         self.count, self.memory, self.process, self.open, self.lock = count, memory, 0, OrderedDict(), threading.Lock()
 
     @staticmethod
-    def size(f): return f.name.getbuffer().nbytes if isinstance(f.name, BytesIO) else 0 # an MP3 without an index is held in memory
+    def size(f): return f.name.getbuffer().nbytes if isinstance(f.name, BytesIO) else 0  # an MP3 without an index is held in memory
 
-    def take(self, path: str): # (stamp, open file)
+    def take(self, path: str):  # (stamp, open file)
         if self.process != os.getpid(): self.process, self.open, self.lock = os.getpid(), OrderedDict(), threading.Lock()  # another's may be taken
         try: about = os.stat(path)
-        except (OSError, ValueError): return None, open_sound(Path(path)) # says what is wrong with it
+        except (OSError, ValueError): return None, open_sound(Path(path))  # says what is wrong with it
         stamp = about.st_ino, about.st_size, about.st_mtime_ns
         with self.lock: kept, f = self.open.pop(path, (None, None))
         return stamp, f if kept == stamp else open_sound(Path(path))
@@ -127,18 +127,18 @@ def _read_range(clip: Clip, start: int, frames: int) -> np.ndarray:
         raise DataError(f"{path}: changed since it was listed: {f.samplerate} Hz, {f.channels} channels, {f.frames} samples instead of "
                         f"{clip.sample_rate}, {clip.channels}, {clip.offset + clip.frames}; scan it again")
     try:
-        preroll = max(preroll_frames(Path(path), f, begin), min(begin, 8192 if f.subtype == "VORBIS" else 0)) # what a used decoder leaves in the overlap
+        preroll = max(preroll_frames(Path(path), f, begin), min(begin, 8192 if f.subtype == "VORBIS" else 0))  # what a used decoder leaves in the overlap
         f.seek(begin - preroll)
         x = decode_frames(path, f, frames + preroll, mono=False)[preroll:]
     except (soundfile.SoundFileError, RuntimeError) as cause:
         raise AudioError(path, f"damaged or truncated: cannot read from sample {begin} ({cause})") from None
     if len(x) != frames: raise AudioError(path, f"truncated or damaged: {frames} samples from {begin} on were promised, {len(x)} are there")
-    history = f.subtype == "OPUS" or (f.format == "MP3" and stamp[1] < 2**20) # would change the last bits, and opening costs little
-    f.close() if history else _handles.give(clip.path, stamp, f) # only a handle that did its work is used again
+    history = f.subtype == "OPUS" or (f.format == "MP3" and stamp[1] < 2**20)  # would change the last bits, and opening costs little
+    f.close() if history else _handles.give(clip.path, stamp, f)  # only a handle that did its work is used again
     return np.ascontiguousarray(x.T)
 
 # %% ../../nbs/data/00_clips.ipynb #d4c361ea
-def file_digest(path) -> str: # of the file's bytes
+def file_digest(path) -> str:  # of the file's bytes
     digest, buffer = xxhash.xxh3_128(), bytearray(1 << 20)
     with open(path, "rb") as f:
         while n := f.readinto(buffer): digest.update(memoryview(buffer)[:n])
@@ -191,8 +191,8 @@ def _examine_safely(path: str) -> dict:
     except Exception as cause: return {"error": f"{type(cause).__name__}: {cause}"}
 
 # %% ../../nbs/data/00_clips.ipynb #21b9ed62
-def _serve(function, pipe, other) -> None: # what a worker does until its pipe closes
-    other.close() # the parent's end, of which a fork makes a copy
+def _serve(function, pipe, other) -> None:  # what a worker does until its pipe closes
+    other.close()  # the parent's end, of which a fork makes a copy
     try:
         while True: pipe.send(function(pipe.recv()))
     except (EOFError, OSError, KeyboardInterrupt): pass
@@ -201,7 +201,7 @@ def _start_worker(function):
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
     worker = context.Process(target=_serve, args=(function, there, here), daemon=True)
-    worker.start(); there.close() # the worker holds the only other end now: its death closes the pipe
+    worker.start(); there.close()  # the worker holds the only other end now: its death closes the pipe
     return worker, here
 
 def _stop_worker(worker, pipe) -> int | None:
@@ -215,10 +215,10 @@ def work_all(function, tasks: Sequence, workers: int, timeout: float = math.inf)
     try:
         while True:
             while taken in done: yield done.pop(taken); taken += 1
-            while idle and len(done) < 32*workers and (given := next(waiting, None)): # few results wait for a slow one before them
+            while idle and len(done) < 32*workers and (given := next(waiting, None)):  # few results wait for a slow one before them
                 worker, pipe = idle.pop(); busy[pipe] = worker, given[0], time.monotonic()
                 try: pipe.send(given[1])
-                except OSError: pass # it died while idle; shows below
+                except OSError: pass  # it died while idle; shows below
             if not busy: return
             ready = wait(list(busy), timeout=1.0)
             for pipe, (worker, number, since) in [*busy.items()]:
@@ -292,7 +292,7 @@ def pair_files(
     else: pairs = [(source, target / f"{source.stem}{ending}" if target.is_dir() or not target.suffix else target)]
     if not pairs: raise DataError(f"{source}: no {extensions or 'audio'} in this folder")
     if twice := next((to for to, n in Counter(to for _, to in pairs).items() if n > 1), None): raise DataError(f"two files would be written to {twice}: rename one")
-    which = lambda path: (path.stat().st_dev, path.stat().st_ino) if path.exists() else path # a file may have several names
+    which = lambda path: (path.stat().st_dev, path.stat().st_ino) if path.exists() else path  # a file may have several names
     sources = {which(path) for path, _ in pairs}
     if same := next((to for _, to in pairs if which(to) in sources), None): raise DataError(f"{same} would be overwritten by a copy: choose another target")
     return pairs

@@ -32,9 +32,9 @@ from .streams import Stream
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/data/05_hub_tables.ipynb #e962a765
-_MAX_CELL = 1 << 30 # bytes of one sound in an archive
+_MAX_CELL = 1 << 30  # bytes of one sound in an archive
 
-def _content(cell, name: str): # bytes, or a Path, of a cell {"bytes", "path"}
+def _content(cell, name: str):  # bytes, or a Path, of a cell {"bytes", "path"}
     if isinstance(cell, (bytes, bytearray)): return bytes(cell)
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
     if data is not None: return data
@@ -44,13 +44,13 @@ def _content(cell, name: str): # bytes, or a Path, of a cell {"bytes", "path"}
     if not path.startswith(("hf://", "zip://", "tar://", "gzip://")): raise AudioError(name, f"the sound lies at {path}, which is not fetched; download it first")
     if "://" in (archive := path.rpartition("::")[2]) and not archive.startswith("hf://") and "::" in path: raise AudioError(name, f"the archive lies at {archive[:200]}, which is not fetched; download it first")
     try:
-        import fsspec # comes with datasets
+        import fsspec  # comes with datasets
         with fsspec.open(path, "rb") as file: content = file.read(_MAX_CELL + 1)
-    except Exception as cause: raise AudioError(name, f"{path[:200]} cannot be opened: {type(cause).__name__}: {str(cause)[:200]}") from None # a dozen kinds
+    except Exception as cause: raise AudioError(name, f"{path[:200]} cannot be opened: {type(cause).__name__}: {str(cause)[:200]}") from None  # a dozen kinds
     if len(content) > _MAX_CELL: raise AudioError(name, f"{path[:200]} holds more than {_MAX_CELL:,} bytes")
     return content
 
-def _open_content(content, name: str) -> soundfile.SoundFile: # checked like a file
+def _open_content(content, name: str) -> soundfile.SoundFile:  # checked like a file
     if isinstance(content, Path): return open_sound(content)
     if not content: raise AudioError(name, "empty (0 bytes)")
     source = mp3_with_index(SimpleNamespace(read_bytes=lambda: content), content[:64], len(content)) or BytesIO(content)
@@ -63,34 +63,34 @@ def _open_content(content, name: str) -> soundfile.SoundFile: # checked like a f
     except AudioError: f.close(); raise
     return f
 
-def _read_content(content, name: str, start: int, frames: int) -> np.ndarray: # float32 [C, frames]
+def _read_content(content, name: str, start: int, frames: int) -> np.ndarray:  # float32 [C, frames]
     with _open_content(content, name) as f:
-        preroll = start if f.subtype == "VORBIS" else preroll_frames(Path(name), f, start) # exact places in Vorbis need the stream's start
+        preroll = start if f.subtype == "VORBIS" else preroll_frames(Path(name), f, start)  # exact places in Vorbis need the stream's start
         try: f.seek(start - preroll)
         except (soundfile.SoundFileError, RuntimeError) as cause: raise AudioError(name, f"damaged or truncated: cannot seek ({cause})") from None
         x = decode_frames(name, f, frames + preroll, False)[preroll:]
     if len(x) != frames: raise AudioError(name, f"truncated or damaged: {frames} samples were promised, {len(x)} are there")
     return np.ascontiguousarray(x.T)
 
-def _probe_content(content, name: str) -> tuple[int, int, int]: # (rate in Hz, channels, frames)
+def _probe_content(content, name: str) -> tuple[int, int, int]:  # (rate in Hz, channels, frames)
     with _open_content(content, name) as f:
         frames = f.frames if f.frames < UNKNOWN_FRAMES else sum(map(len, read_blocks(name, f, UNKNOWN_FRAMES)))
         return f.samplerate, f.channels, frames
 
 # %% ../../nbs/data/05_hub_tables.ipynb #f3ac414c
 def _datasets():
-    try: import datasets # takes more than a second
+    try: import datasets  # takes more than a second
     except ImportError as cause: raise DataError("Hugging Face data sets need the package datasets: pip install 'audiolab[hf]'") from cause
     if int(datasets.__version__.split(".")[0]) < 4: raise DataError(f"datasets {datasets.__version__} may run programs of a data set; install 4 or newer")
     return datasets
 
-def _sound_column(dataset, column: str | None): # (data set whose sound is not decoded, name of its column, names of the columns of text and numbers)
+def _sound_column(dataset, column: str | None):  # (data set whose sound is not decoded, name of its column, names of the columns of text and numbers)
     datasets, features = _datasets(), dict(dataset.features or {})
-    if not features: return dataset, column or "audio", None # a stream that does not tell; rows will
+    if not features: return dataset, column or "audio", None  # a stream that does not tell; rows will
     sounds = [name for name, feature in features.items() if isinstance(feature, datasets.Audio)]
     found = column or (sounds[0] if sounds else "audio")
     feature = features.get(found)
-    bare = getattr(feature, "dtype", "") in ("binary", "large_binary") # bytes, without a word on what they are
+    bare = getattr(feature, "dtype", "") in ("binary", "large_binary")  # bytes, without a word on what they are
     holds = found in sounds or bare or isinstance(feature, dict) and "bytes" in feature
     if not holds: raise DataError(f"there is no audio in the column {found!r}; the columns are {sorted(features)}, give column=")
     for name in sounds: dataset = dataset.cast_column(name, datasets.Audio(decode=False))
@@ -98,9 +98,9 @@ def _sound_column(dataset, column: str | None): # (data set whose sound is not d
     return dataset, found, plain
 
 # %% ../../nbs/data/05_hub_tables.ipynb #8c92a574
-GROUP_COLUMNS = "speaker_id", "client_id", "speaker" # columns whose value a split keeps together
+GROUP_COLUMNS = "speaker_id", "client_id", "speaker"  # columns whose value a split keeps together
 
-def _clip(row: dict, column: str, name: str, group: str | None, about: tuple) -> Clip: # of a row with its sound's (rate, channels, frames)
+def _clip(row: dict, column: str, name: str, group: str | None, about: tuple) -> Clip:  # of a row with its sound's (rate, channels, frames)
     fields = {key: value for key, value in row.items() if key != column}
     group = group or next((key for key in GROUP_COLUMNS if fields.get(key) is not None), None)
     return Clip(str(fields.get("id", name)), None, *about, source=str(fields.get(group, name)), fields=fields)
@@ -118,7 +118,7 @@ class HubClips(ClipSource):
 
     def __len__(self): return len(self.sounds)
 
-    def _cell(self, index): # (content, name)
+    def _cell(self, index):  # (content, name)
         cell = self.sounds[int(index)][self.column]
         path = cell.get("path") if isinstance(cell, dict) else None
         name = f"{self.label}[{index}]" + (f" ({path[:200]})" if path else "")
@@ -145,10 +145,10 @@ class HubClips(ClipSource):
         return left, {f"{self.label}[{index}]": cause for index, cause in causes.items()}
 
 # %% ../../nbs/data/05_hub_tables.ipynb #37cb42c1
-class ShardReader: # reader of one part
+class ShardReader:  # reader of one part
     def __init__(self, dataset, order, part, parts, state):
         self.dataset, self.total = dataset, len(order)
-        dealt = self.total >= parts # else every part-th row of all shards
+        dealt = self.total >= parts  # else every part-th row of all shards
         self.order, self.part, self.parts = (order[part::parts], 0, 1) if dealt else (order, part, parts)
         self.at, self.row, self.seen = (state["shard"], state["row"], state["seen"]) if state else (0, 0, 0)
         self.rows, self.resume = None, state["reader"] if state else None
@@ -172,7 +172,7 @@ class ShardReader: # reader of one part
         return {"shard": self.at, "row": self.row, "seen": self.seen, "reader": reader}
 
 # %% ../../nbs/data/05_hub_tables.ipynb #413da5d8
-class _OneClip(ClipSource): # the sound of one row
+class _OneClip(ClipSource):  # the sound of one row
     def __init__(self, clip, content, name): self.only, self.content, self.name = clip, content, name
     def __len__(self): return 1
     def clip(self, index): return self.only
@@ -215,16 +215,16 @@ class HubStream(Stream):
         return data.item(0, epoch) | {"index": row[1], "shard": row[0]}
 
 # %% ../../nbs/data/05_hub_tables.ipynb #ea5200f3
-def _pick(parts, split: str | None, spec): # one of several splits, by name
+def _pick(parts, split: str | None, spec):  # one of several splits, by name
     if split is None and len(parts) == 1: return parts[next(iter(parts))]
     if split not in parts: raise DataError(f"{spec}: has the splits {sorted(map(str, parts))}; give one of them as split=")
     return parts[split]
 
-def _parquet_files(path: Path, split: str | None) -> list[str]: # of one split; train-00000-of-00004.parquet belongs to "train"
+def _parquet_files(path: Path, split: str | None) -> list[str]:  # of one split; train-00000-of-00004.parquet belongs to "train"
     if path.is_file(): return [str(path)]
     parts = {}
     for file in sorted(path.rglob("*.parquet")): parts.setdefault(re.sub(r"-\d+(-of-\d+)?(-\w+)?$", "", file.stem), []).append(str(file))
-    if all(re.fullmatch(r"\d+", name) for name in parts): parts = {"train": sum(parts.values(), [])} # 0000.parquet, 0001.parquet, ...
+    if all(re.fullmatch(r"\d+", name) for name in parts): parts = {"train": sum(parts.values(), [])}  # 0000.parquet, 0001.parquet, ...
     return _pick(parts, split, path)
 
 def open_hub_table(name: str, config: str | None, split: str | None, streaming: bool):
@@ -234,7 +234,7 @@ def open_hub_table(name: str, config: str | None, split: str | None, streaming: 
         names = datasets.get_dataset_split_names(name, config)
         return datasets.load_dataset(name, config, split=_pick({n: n for n in names}, split, name), streaming=streaming)
     except DataError: raise
-    except Exception as cause: # of a dozen kinds, from the network, the Hub and the formats
+    except Exception as cause:  # of a dozen kinds, from the network, the Hub and the formats
         if "script" in str(cause): raise DataError(f"hf:{name} consists of a program (a loading script), which is not run. Look for a version of it in "
                                                    "Parquet on the Hub, or download the sound itself and open its folder") from cause
         raise DataError(f"hf:{name}: {type(cause).__name__}: {cause}") from cause
@@ -247,7 +247,7 @@ def _saved(path: Path, split: str | None, streaming: bool):
     return dataset.to_iterable_dataset(num_shards=max(1, min(64, len(dataset)//16))) if streaming else dataset
 
 # %% ../../nbs/data/05_hub_tables.ipynb #91448c35
-def open_table(spec, path: Path, split, config, streaming): # a data set of the library datasets, or None if `spec` is something else
+def open_table(spec, path: Path, split, config, streaming):  # a data set of the library datasets, or None if `spec` is something else
     if str(spec).startswith("hf:"): return open_hub_table(str(spec)[3:], config, split, streaming)
     if not path.exists(): raise DataError(f"{path}: there is no such file or folder; a data set on the Hub is given as 'hf:owner/name'")
     if any((path/name).is_file() for name in ("state.json", "dataset_dict.json", "dataset_info.json")): return _saved(path, split, streaming)

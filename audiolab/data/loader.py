@@ -72,14 +72,14 @@ class _Plan:
         self.order, self.size = order, size
         self.count = order.items // size if drop_last else -(-order.items // size)
     def __len__(self): return self.count
-    def __getitem__(self, number): # items of a global batch
+    def __getitem__(self, number):  # items of a global batch
         return self.order[np.arange(number*self.size, min((number + 1)*self.size, self.order.items))]
 
-def _share(indices: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]: # (items, which of them are repeated) of one rank
+def _share(indices: np.ndarray, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:  # (items, which of them are repeated) of one rank
     full = -(-len(indices) // world) * world
     return np.resize(indices, full)[rank::world], (np.arange(full) >= len(indices))[rank::world]
 
-def _light(array: np.ndarray): # long lists of indices go to the workers in shared memory: pipes full in both directions would stop both sides
+def _light(array: np.ndarray):  # long lists of indices go to the workers in shared memory: pipes full in both directions would stop both sides
     return array if array.nbytes <= 2**12 else torch.from_numpy(np.ascontiguousarray(array))
 
 # %% ../../nbs/data/02_loader.ipynb #23faec74
@@ -105,7 +105,7 @@ class _Bands:
             left = (left + len(band)) % self.sizes[-1]
         self.count, self.largest = sum(self.counts) + (left > 0 and not drop_last), max(self.sizes)
 
-    def plan(self, seed: int, epoch: int, shuffle: bool) -> list[np.ndarray]: # items of each global batch
+    def plan(self, seed: int, epoch: int, shuffle: bool) -> list[np.ndarray]:  # items of each global batch
         rng, batches, left = keyed_rng(seed, epoch), [], np.empty(0, np.int64)
         for band, size, count in zip(self.bands, self.sizes, self.counts):
             pool = np.concatenate([left, rng.permutation(band) if shuffle else band])
@@ -114,7 +114,7 @@ class _Bands:
         return mixed + [left]*(self.count > len(mixed))
 
 # %% ../../nbs/data/02_loader.ipynb #120793ec
-def _stack(key: str, values: list) -> torch.Tensor: # [B, ...], zeros behind what is shorter
+def _stack(key: str, values: list) -> torch.Tensor:  # [B, ...], zeros behind what is shorter
     arrays = [value.numpy() if isinstance(value, torch.Tensor) else value for value in values]
     if key == "audio": arrays = [array.astype(np.float32, copy=False) for array in arrays]
     shapes = {array.shape for array in arrays}
@@ -125,7 +125,7 @@ def _stack(key: str, values: list) -> torch.Tensor: # [B, ...], zeros behind wha
     for row, array in zip(out, arrays): row[tuple(map(slice, array.shape))] = array
     return torch.from_numpy(out)
 
-def _join(key: str, values: list): # a tensor where that makes sense, else the list
+def _join(key: str, values: list):  # a tensor where that makes sense, else the list
     first = values[0]
     if isinstance(first, torch.Tensor) or isinstance(first, np.ndarray) and first.dtype.kind in "biufc": return _stack(key, values)
     for kinds, dtype in (((bool, np.bool_), torch.bool), ((int, np.integer), torch.int64), ((float, np.floating), torch.float32)):
@@ -150,7 +150,7 @@ def collate(
 UNREADABLE = AudioError, DataError, OSError
 _ATTEMPTS = 10  # items to try for one place in a batch
 
-def exception_text(cause: BaseException) -> str: # what an exception says, even one that cannot say it
+def exception_text(cause: BaseException) -> str:  # what an exception says, even one that cannot say it
     try: return str(cause) or type(cause).__name__
     except Exception: return type(cause).__name__
 
@@ -188,7 +188,7 @@ class BatchReader:
 _MARK = 32  # int64 in which a worker notes what is in its hands: an index, or the length and the bytes of a name
 _LARGE = 2**16  # bytes; smaller tensors are cheaper to copy through the pipe than to share
 
-def _pack(batch): # (batch, keys of small tensors that travel as arrays)
+def _pack(batch):  # (batch, keys of small tensors that travel as arrays)
     if type(batch) is not dict: return batch, ()
     small = [key for key, value in batch.items() if type(value) is torch.Tensor and value.nbytes < _LARGE and value.dtype != torch.bfloat16]
     return batch | {key: batch[key].detach().numpy() for key in small}, small
@@ -209,7 +209,7 @@ def _work(fetch: Callable, jobs, answers, mark: torch.Tensor, turn: torch.Tensor
                 if os.getppid() != parent: return
             if (job := jobs.recv()) is None: return
         except (EOFError, OSError): return
-        answer = None, "" # of an epoch that nobody waits for any more
+        answer = None, ""  # of an epoch that nobody waits for any more
         if job[0] == turn.item():
             try: batch, *rest = fetch(job[1], mark); answer = (_pack(batch), *rest), ""
             except Exception as cause: answer = None, exception_text(cause) if isinstance(cause, DataError) else traceback.format_exc()
@@ -217,9 +217,9 @@ def _work(fetch: Callable, jobs, answers, mark: torch.Tensor, turn: torch.Tensor
         except (BrokenPipeError, ConnectionError): return
         except Exception as cause:
             answers.send((None, f"a batch cannot be sent from a worker: {exception_text(cause)}; let collate return tensors, numbers and text"))
-        mark[0] = -1 # nothing in its hands
+        mark[0] = -1  # nothing in its hands
 
-def _stop(processes: list, pipes: list) -> None: # ends workers, politely at first
+def _stop(processes: list, pipes: list) -> None:  # ends workers, politely at first
     for jobs, _ in pipes:
         try: jobs.send(None)
         except OSError: pass
@@ -235,20 +235,20 @@ class _Workers:
         self.name, self.depth, self.timeout, self.owed = name, depth, timeout, [0]*count
         self.marks, self.turn = torch.full((count, _MARK), -1).share_memory_(), torch.zeros(1, dtype=torch.int64).share_memory_()
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        get_temp_dir() # made here, multiprocessing's folder for sockets is removed at our end; a worker that is killed would leave its own
+        get_temp_dir()  # made here, multiprocessing's folder for sockets is removed at our end; a worker that is killed would leave its own
         self.processes, self.pipes = [], []
         for number in range(count):
             (theirs, jobs), (answers, their_answers) = context.Pipe(duplex=False), context.Pipe(duplex=False)
             self.processes.append(context.Process(target=_work, daemon=True, name=f"audiolab loader {number}",
                                                   args=(fetch, theirs, their_answers, self.marks[number], self.turn, os.getpid())))
             self.processes[-1].start(); self.pipes.append((jobs, answers))
-            theirs.close(); their_answers.close() # the worker holds the only other ends
-        self.close = Finalize(self, _stop, (self.processes, self.pipes), exitpriority=100) # also when the interpreter ends
+            theirs.close(); their_answers.close()  # the worker holds the only other ends
+        self.close = Finalize(self, _stop, (self.processes, self.pipes), exitpriority=100)  # also when the interpreter ends
 
-    def run(self, jobs: Iterator) -> Iterator: # answers, in the order of the jobs
+    def run(self, jobs: Iterator) -> Iterator:  # answers, in the order of the jobs
         self.turn += 1
         for worker, owed in enumerate(self.owed):
-            for _ in range(owed): self._answer(worker) # of an iteration that was left
+            for _ in range(owed): self._answer(worker)  # of an iteration that was left
         workers, waiting = len(self.pipes), deque()
         for number, job in enumerate(islice(jobs, workers*self.depth)): waiting.append(self._ask(number % workers, job))
         while waiting:
@@ -267,7 +267,7 @@ class _Workers:
         answers, process = self.pipes[worker][1], self.processes[worker]
         try:
             if not wait([answers, process.sentinel], self.timeout): raise self._lost(worker, f"did not answer for {self.timeout:g} s (timeout)")
-            answer = answers.recv() # EOFError when it died
+            answer = answers.recv()  # EOFError when it died
         except (EOFError, OSError): raise self._lost(worker) from None
         self.owed[worker] -= 1
         return answer
@@ -312,7 +312,7 @@ class LoaderBase:
         self._fetch, self._name, self.num_workers, self.prefetch, self.timeout = fetch, name, num_workers, prefetch, timeout
         self._pool, self._turn, self._account, self._sound, self._pin = None, 0, _Account(max_unreadable), [0, 0], torch.cuda.is_available()
 
-    def _answers(self, jobs: Iterator) -> Iterator: # (batch, *rest), unreadable items accounted for
+    def _answers(self, jobs: Iterator) -> Iterator:  # (batch, *rest), unreadable items accounted for
         self._turn += 1; turn, mark = self._turn, np.zeros(_MARK, np.int64)
         if self.num_workers and self._pool is None: self._pool = _Workers(self._fetch, self._name, self.num_workers, self.prefetch, self.timeout)
         try:

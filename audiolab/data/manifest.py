@@ -55,7 +55,7 @@ def _inside(folder: Path, name: str, allow_outside: bool) -> Path:
             raise ValueError(f"the path {name!r} leads out of the manifest's folder; allow_outside=True permits it")
     return path
 
-def _number(row: dict, key: str, kind: type, default=None): # a number of a row, or the default
+def _number(row: dict, key: str, kind: type, default=None):  # a number of a row, or the default
     value = row.pop(key, None)
     if value is None: return default
     sound = type(value) is int or (kind is float and type(value) is float)
@@ -80,7 +80,7 @@ def _row_clip(row: dict, folder: Path, allow_outside: bool) -> Clip:
         offset = round(start * rate) if offset is None and start is not None else offset or 0
         left = about.frames - offset
         if frames is None: frames = left if duration is None else round(duration * rate)
-        if left < frames <= left + rate // 20: frames = left # durations are rounded by those who write them
+        if left < frames <= left + rate // 20: frames = left  # durations are rounded by those who write them
         if not 0 < frames <= left: raise ValueError(f"{frames} samples from sample {offset} on, but {path} has {about.frames}")
     elif start is not None and offset is None: offset = round(start * rate)
     check_rate(path, rate)
@@ -97,7 +97,7 @@ def _json_row(line: str) -> dict:
     if type(row) is not dict: raise ValueError("is not a JSON object")
     return row
 
-def _table_row(line: str, folder: Path) -> dict: # of `id|text|text`
+def _table_row(line: str, folder: Path) -> dict:  # of `id|text|text`
     name, *texts = next(csv.reader([line], delimiter="|", quoting=csv.QUOTE_NONE))
     name = name.strip()
     endings = [""] if Path(name).suffix.lower() in EXTENSIONS else EXTENSIONS
@@ -154,8 +154,8 @@ def write_durably(path: Path, chunks: Iterable[bytes]) -> Path:
         raise DataError(f"{path}: not written: {getattr(cause, 'strerror', None) or cause}; an older file is untouched") from cause
     return path
 
-def _sync_folder(folder: Path) -> None: # makes a rename in it survive a power cut
-    if os.name == "nt": return # a directory cannot be opened there
+def _sync_folder(folder: Path) -> None:  # makes a rename in it survive a power cut
+    if os.name == "nt": return  # a directory cannot be opened there
     fd = os.open(folder, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -215,7 +215,7 @@ def _read_at(source: ClipSource, index: int, rate: int, first: int, count: int, 
     clip = source.clip(index)
     own, last = clip.sample_rate, -(-(first + count)*clip.sample_rate // rate)
     step, margin = own // math.gcd(own, rate), 0 if own == rate else int(256*max(1, own/rate))
-    begin = max(0, (first*own//rate - margin)//step*step) # a multiple of step: both grids have a sample here
+    begin = max(0, (first*own//rate - margin)//step*step)  # a multiple of step: both grids have a sample here
     end = min(clip.frames, last + margin)
     x = source.read(index, begin, end - begin)
     if mono: x = x.mean(axis=0) if len(x) > 1 else x[0]
@@ -269,7 +269,7 @@ class WholeClips(_Clips):
 # %% ../../nbs/data/01_manifest.ipynb #c90eb82c
 class _Pieces(_Clips):
     "Numbers the pieces of all clips: `ends` counts those up to and with each clip."
-    def _place(self, index): # (clip number, number of the piece in it)
+    def _place(self, index):  # (clip number, number of the piece in it)
         if not 0 <= index < len(self): raise IndexError(f"item {index} of {len(self)}")
         clip = int(np.searchsorted(self.ends, index, side="right"))
         return clip, index - (int(self.ends[clip - 1]) if clip else 0)
@@ -307,7 +307,7 @@ class Segments(_Pieces):
         self.floor = None if min_rms_db is None or placement != "random" else 10**(min_rms_db/20)
         frames = np.array([target_frames(source.clip(i), sample_rate) for i in range(len(source))], np.int64)
         fit = {"grid": -(-frames // self.samples), "center": 1, "random": np.maximum(1, frames // self.samples) if per_clip is None else per_clip}
-        self.ends = np.cumsum(np.broadcast_to(fit[placement], frames.shape)) # items up to and with each clip
+        self.ends = np.cumsum(np.broadcast_to(fit[placement], frames.shape))  # items up to and with each clip
 
     def item(self,
         index: int,  # 0 to len-1
@@ -335,12 +335,12 @@ class Segments(_Pieces):
 @dataclass
 class ScanConfig:
     "Decode every audio file in folders once, and list the readable ones in a manifest."
-    folders: tuple[str, ...] # folders or files
-    manifest: str | None = None # .jsonl file to write; manifest.jsonl in the first folder if not given
-    extensions: tuple[str, ...] = EXTENSIONS # endings of audio files
-    recursive: bool = True # look into folders inside the folders
-    workers: int | None = None # processes; one for each core, at most 8, if not given
-    group: str = "file" # what a split keeps together: each file, or all files of a folder
+    folders: tuple[str, ...]  # folders or files
+    manifest: str | None = None  # .jsonl file to write; manifest.jsonl in the first folder if not given
+    extensions: tuple[str, ...] = EXTENSIONS  # endings of audio files
+    recursive: bool = True  # look into folders inside the folders
+    workers: int | None = None  # processes; one for each core, at most 8, if not given
+    group: str = "file"  # what a split keeps together: each file, or all files of a folder
 
     def plan(self) -> str: "What a run would do."; return f"decode the audio files in {', '.join(self.folders)} and write {self.target()}"
     def target(self) -> Path: "The manifest."; return Path(self.manifest or Path(self.folders[0] if self.folders else ".")/"manifest.jsonl")

@@ -31,7 +31,7 @@ from .manifest import _sync_folder
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/data/03_packed.ipynb #64d972b4
-def _canonical(tree) -> bytes: # the one way of writing a JSON tree
+def _canonical(tree) -> bytes:  # the one way of writing a JSON tree
     try: return json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()
     except (TypeError, ValueError, RecursionError) as cause: raise DataError(f"settings and notes must be plain JSON: {cause}") from cause
 
@@ -39,7 +39,7 @@ def _digest(tree) -> str: return xxhash.xxh3_128_hexdigest(_canonical(tree))
 
 def _made_by(settings: dict | None, inputs: dict | None) -> dict:
     "The part of an index that says what made the store."
-    settings = json.loads(_canonical(settings or {})) # a tuple becomes a list, as in the file
+    settings = json.loads(_canonical(settings or {}))  # a tuple becomes a list, as in the file
     made = {"settings": settings, "inputs": {"count": len(inputs or {}), "digest": _digest(inputs or {})}}
     return made | {"fingerprint": _digest(made)}
 
@@ -49,15 +49,15 @@ def _differences(have: dict, want: dict) -> list[str]:
     return [f"{key} is {shown(have, key)} instead of {shown(want, key)}" for key in keys if key not in have or key not in want or have[key] != want[key]]
 
 # %% ../../nbs/data/03_packed.ipynb #d4ce7471
-_MAX_JSON = 16 << 20 # bytes of an index, or of what is noted of one item
+_MAX_JSON = 16 << 20  # bytes of an index, or of what is noted of one item
 
-def _regular(path: Path) -> int: # size of a plain file
+def _regular(path: Path) -> int:  # size of a plain file
     try: about = path.lstat()
     except (OSError, ValueError) as cause: raise DataError(f"{path}: {getattr(cause, 'strerror', None) or cause}; build the store (again)") from None
     if not S_ISREG(about.st_mode): raise DataError(f"{path}: not a regular file")
     return about.st_size
 
-def _load_json(path: Path) -> dict: # of bounded size
+def _load_json(path: Path) -> dict:  # of bounded size
     if _regular(path) > _MAX_JSON: raise DataError(f"{path}: more than {_MAX_JSON:,} bytes")
     try: tree = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as cause: raise DataError(f"{path}: damaged: {str(cause)[:80]}; build the store again") from None
@@ -66,9 +66,9 @@ def _load_json(path: Path) -> dict: # of bounded size
 
 # %% ../../nbs/data/03_packed.ipynb #e61db8e2
 _FIELD, _DTYPES = re.compile(r"[a-z][a-z0-9_]{0,63}"), ("int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "float32", "float64")
-_SAVE_BYTES = 64 << 20 # between two notes
+_SAVE_BYTES = 64 << 20  # between two notes
 
-def _field(name: str, about) -> tuple[str, tuple]: # (dtype, shape of a row), checked
+def _field(name: str, about) -> tuple[str, tuple]:  # (dtype, shape of a row), checked
     try: dtype, shape = about
     except (TypeError, ValueError): raise DataError(f"field {name!r}: give (dtype, shape of one row)") from None
     if type(name) is not str or not _FIELD.fullmatch(name): raise DataError(f"field {name!r:.80}: a name has small letters, digits and _ only")
@@ -79,13 +79,13 @@ def _field(name: str, about) -> tuple[str, tuple]: # (dtype, shape of a row), ch
 
 def _row_bytes(dtype: str, shape: tuple) -> int: return np.dtype(dtype).itemsize*prod(shape)
 
-def _lock(folder: Path): # an open file; held by one builder at a time, let go when its process ends
+def _lock(folder: Path):  # an open file; held by one builder at a time, let go when its process ends
     try: folder.mkdir(parents=True, exist_ok=True); file = open(folder/".lock", "a+b")
     except OSError as cause: raise DataError(f"{folder}: cannot be made: {cause.strerror}") from cause
     try:
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError: pass # Windows
+    except ImportError: pass  # Windows
     except OSError: file.close(); raise DataError(f"{folder}: another process is building this store; wait for it") from None
     return file
 
@@ -95,7 +95,7 @@ class _Parts:
     def _path(self, name): return self.folder/name
     def _layout(self): return {name: [dtype, list(shape)] for name, (dtype, shape) in self.fields.items()}
 
-    def _note(self): # what an interrupted build of the same kind left: count and rows, or None
+    def _note(self):  # what an interrupted build of the same kind left: count and rows, or None
         try:
             note = _load_json(self._path("building.json"))
             same = note["made"] == self.made and note["layout"] == self._layout()
@@ -114,8 +114,8 @@ class _Parts:
                 file = self.files[name, kind] = open(self._path(f"{name}.{kind}.part"), "r+b" if note else "w+b")
                 file.truncate(size)
                 digest = self.digests[name, kind] = xxhash.xxh3_128()
-                while block := file.read(1 << 20): digest.update(block) # what is there already
-                if kind == "offsets" and not note: self._append(name, kind, bytes(8)) # the first item begins at row 0
+                while block := file.read(1 << 20): digest.update(block)  # what is there already
+                if kind == "offsets" and not note: self._append(name, kind, bytes(8))  # the first item begins at row 0
 
     def _append(self, name, kind, raw):
         self.files[name, kind].write(raw); self.digests[name, kind].update(raw)
@@ -126,7 +126,7 @@ class _Parts:
         if not self.count: return None
         (offsets, data), place = (self.files["info", kind] for kind in ("offsets", "bin")), 8*(self.count - 1)
         offsets.seek(place); begin, end = np.frombuffer(offsets.read(16), "<i8").tolist()
-        data.seek(begin); raw = data.read(end - begin) # both are at their ends again
+        data.seek(begin); raw = data.read(end - begin)  # both are at their ends again
         return json.loads(raw)["fields"]
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class PackedWriter(_Appender):
         try:
             if self._path("index.json").exists():
                 if not overwrite: raise DataError(f"{folder}: holds a whole store; overwrite=True replaces it")
-                self._path("index.json").unlink(); _sync_folder(self.folder) # from now on there is no store here
+                self._path("index.json").unlink(); _sync_folder(self.folder)  # from now on there is no store here
             self._start(self._note() if resume else None)
         except BaseException: self.lock.close(); raise
 
@@ -215,7 +215,7 @@ class PackedWriter(_Appender):
         self.close()
 
 # %% ../../nbs/data/03_packed.ipynb #39921a07
-def _map(path: Path, size: int) -> np.ndarray: # uint8 [size], read only
+def _map(path: Path, size: int) -> np.ndarray:  # uint8 [size], read only
     if (there := _regular(path)) != size: raise DataError(f"{path}: has {there:,} bytes instead of {size:,}; build the store again")
     if not size: return np.empty(0, np.uint8)
     with open(path, "rb") as file: return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
@@ -251,10 +251,10 @@ class _Mapped:
             raw = _map(self.folder/f"{name}.bin", rows*_row_bytes(entry["dtype"], shape))
             self.data[name] = raw.view(dtype).reshape(rows, *shape)
             self.offsets[name] = offsets = _map(self.folder/f"{name}.offsets", 8*(count + 1)).view("<i8")
-            rising = all((np.diff(offsets[i:i + 2**20 + 1]) >= 0).all() for i in range(0, count, 2**20)) # a piece at a time
+            rising = all((np.diff(offsets[i:i + 2**20 + 1]) >= 0).all() for i in range(0, count, 2**20))  # a piece at a time
             if offsets[0] or offsets[-1] != rows or not rising: raise DataError(f"{self.folder}/{name}.offsets: damaged: items overlap or are out of order")
 
-    def __getstate__(self): return self.folder, self.index, self.settings, self.fingerprint, self.fields # a worker maps the files itself
+    def __getstate__(self): return self.folder, self.index, self.settings, self.fingerprint, self.fields  # a worker maps the files itself
     def __setstate__(self, state): self.folder, self.index, self.settings, self.fingerprint, self.fields = state; self._open()
     def __len__(self): return self.index["count"]
 
@@ -331,7 +331,7 @@ class PackedStore(_Gathering):
         columns = ", ".join(f"{name} {dtype} {['rows', *shape]}".replace("'", "") for name, (dtype, shape) in self.fields.items())
         return f"PackedStore({str(self.folder)!r}: {len(self)} items of {columns})"
 
-    def _changed(self, inputs): # which inputs are not those of the store
+    def _changed(self, inputs):  # which inputs are not those of the store
         have = {info["id"]: info["fields"].get("input") for info in map(self.info, range(len(self)))}
         other = [key for key in inputs if have.get(key) != inputs[key]] + [key for key in have if key not in inputs]
         return f"{self.index['inputs']['count']} inputs instead of {len(inputs)}, and other ones: {', '.join(map(str, other[:3])) or 'some'}"
@@ -344,20 +344,20 @@ class PackedStore(_Gathering):
         epoch: int = 0,  # makes no difference
     ) -> dict:  # every field (int16 "audio" as float32 in ±1), "length" (rows of the first field), "index", "id", "fields"
         "One item, copied."
-        values = {name: (rows := self.rows(index, name)).astype(rows.dtype.newbyteorder("=")) for name in self.fields} # a copy
+        values = {name: (rows := self.rows(index, name)).astype(rows.dtype.newbyteorder("=")) for name in self.fields}  # a copy
         if self.fields.get("audio") == ("int16", ()): values["audio"] = values["audio"]*np.float32(2**-15)
         return {**values, "length": self.length(index), "index": index, **self.info(index)}
 
 # %% ../../nbs/data/03_packed.ipynb #272ae82f
 def _int16_audio(item): return {"audio": np.clip(np.rint(item["audio"]*32768), -32768, 32767).astype(np.int16)}
 
-def _make_one(dataset, make: Callable, index: int): # (name, notes, values) of an item; text if it is unreadable; a dict if the function fails
+def _make_one(dataset, make: Callable, index: int):  # (name, notes, values) of an item; text if it is unreadable; a dict if the function fails
     try: item = dataset.item(index, 0)
     except (AudioError, DataError) as cause: return str(cause)
     notes = dict(item.get("fields") or {}) | ({"start": item["start"]} if item.get("start") else {})
     try: return item["id"], notes, make(item)
     except (AudioError, DataError) as cause: return str(cause)
-    except Exception as cause: return {"error": f"{type(cause).__name__}: {cause}"} # text crosses processes safely
+    except Exception as cause: return {"error": f"{type(cause).__name__}: {cause}"}  # text crosses processes safely
 
 # %% ../../nbs/data/03_packed.ipynb #4c45dc8a
 def pack(

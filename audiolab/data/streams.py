@@ -35,7 +35,7 @@ class Stream(ABC):
     @abstractmethod
     def name(self, row) -> str: "How messages call it."
 
-class _Examples: # reader of one part
+class _Examples:  # reader of one part
     def __init__(self, examples, part, parts, state):
         self.place = state or 0
         self.rows = islice(enumerate(examples), part + self.place*parts, None, parts)
@@ -66,13 +66,13 @@ class StreamLane:
 
     def __next__(self):
         if self.rows is None: self._read(self.place["place"])
-        while self.place["place"] == len(self.order): # also when resumed at a block's end
+        while self.place["place"] == len(self.order):  # also when resumed at a block's end
             if len(self.order) < self.size: raise StopIteration
             self.place = {"source": self.reader.state(), "block": self.place["block"] + 1, "place": 0}
             self._read(0)
         at = self.place["place"]
         self.place = self.place | {"place": at + 1}
-        row, self.rows[self.order[at]] = self.rows[self.order[at]], None # given out, not held
+        row, self.rows[self.order[at]] = self.rows[self.order[at]], None  # given out, not held
         return row
 
     def _read(self, done):
@@ -117,7 +117,7 @@ class _Streamed(LoaderBase):
     "How a stream becomes batches, and where we are in it."
     length = None  # unknown
 
-    def _make(self): # what depends on the lanes; a lane must always meet the same worker
+    def _make(self):  # what depends on the lanes; a lane must always meet the same worker
         self.close()
         if self.num_workers: self.num_workers = max(n for n in range(1, self.num_workers + 1) if self.lanes % n == 0)
         block = max(1, self.shuffle_buffer//self.lanes)

@@ -24,7 +24,7 @@ from ..audio import mel_filterbank, resample
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/measure/00_distances.ipynb #bdfba9d9
-def _shaped(reference, candidate): # ValueError unless both are [T] or both [B, T], of one shape, and not empty
+def _shaped(reference, candidate):  # ValueError unless both are [T] or both [B, T], of one shape, and not empty
     for name, shape in (("reference", reference.shape), ("candidate", candidate.shape)):
         if len(shape) not in (1, 2): raise ValueError(f"{name} has shape {tuple(shape)}; distances take mono [T] or [B, T]: average the channels first")
         if 0 in shape: raise ValueError(f"{name} has shape {tuple(shape)}, 0 samples; distances need at least one")
@@ -35,7 +35,7 @@ def _shaped(reference, candidate): # ValueError unless both are [T] or both [B, 
                      "differ, or use long_term_spectral_distance for sounds that do not correspond in time")
 
 
-def _finite(audio, name): # ValueError with the place of the first NaN or infinity of [B, T]
+def _finite(audio, name):  # ValueError with the place of the first NaN or infinity of [B, T]
     good = torch.isfinite(audio)
     if bool(good.all()): return
     item, at = (int(i) for i in (~good).nonzero()[0])
@@ -43,7 +43,7 @@ def _finite(audio, name): # ValueError with the place of the first NaN or infini
     raise ValueError(f"{name} holds {float(audio[item, at])} at sample {at}{row}; a filter blew up or the file is damaged")
 
 # %% ../../nbs/measure/00_distances.ipynb #6eadc806
-def _checked(reference, candidate, lengths): # both [B, T] of one floating type, lengths as a list or None, and the form of the answer
+def _checked(reference, candidate, lengths):  # both [B, T] of one floating type, lengths as a list or None, and the form of the answer
     tensors = [x for x in (reference, candidate) if isinstance(x, torch.Tensor)]
     if len({x.device for x in tensors}) > 1: raise ValueError(f"reference is on {reference.device}, candidate on {candidate.device}: move one")
     device = tensors[0].device if tensors else None
@@ -59,19 +59,19 @@ def _checked(reference, candidate, lengths): # both [B, T] of one floating type,
         lengths = [int(n) for n in np.atleast_1d(lengths.detach().cpu() if isinstance(lengths, torch.Tensor) else lengths)]
         if len(lengths) != len(sounds[0]) or not all(1 <= n <= sounds[0].shape[1] for n in lengths):
             raise ValueError(f"lengths is {lengths}; it needs one number from 1 to {sounds[0].shape[1]} for each of {len(sounds[0])} sounds")
-    def form(values): # [B] to what the caller is to get
+    def form(values):  # [B] to what the caller is to get
         values = values[0] if single else values
         return values if tensors else float(values) if single else values.detach().numpy()
     return *sounds, lengths, form
 
 
-def _together(measure, reference, candidate, lengths): # measure([B, T], [B, T]) -> [B], with gradients; padded sounds one at a time, so that they are exact
+def _together(measure, reference, candidate, lengths):  # measure([B, T], [B, T]) -> [B], with gradients; padded sounds one at a time, so that they are exact
     a, b, lengths, form = _checked(reference, candidate, lengths)
     if lengths is None: return form(measure(a, b))
     return form(torch.cat([measure(a[i:i + 1, :n], b[i:i + 1, :n]) for i, n in enumerate(lengths)]))
 
 
-def _each(measure, reference, candidate, lengths): # measure(float64 [T], float64 [T]) -> float, in NumPy
+def _each(measure, reference, candidate, lengths):  # measure(float64 [T], float64 [T]) -> float, in NumPy
     a, b, lengths, form = _checked(reference, candidate, lengths)
     values = []
     for i, (x, y) in enumerate(zip(a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy())):
@@ -84,11 +84,11 @@ def _each(measure, reference, candidate, lengths): # measure(float64 [T], float6
 
 # %% ../../nbs/measure/00_distances.ipynb #736b504e
 def scale_invariant_sdr(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape
-    lengths=None, # samples that count in each row, [B]; None: all
-    remove_mean:bool=True, # take the mean of both out first, as the definition supposes
-): # dB, -100 to 100, higher is nearer; differentiable for tensors
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape
+    lengths=None,  # samples that count in each row, [B]; None: all
+    remove_mean: bool = True,  # take the mean of both out first, as the definition supposes
+):  # dB, -100 to 100, higher is nearer; differentiable for tensors
     "Scale-invariant signal-to-distortion ratio (Le Roux et al. 2019), at any sample rate; raises `ValueError` for a silent reference."
     def ratio(s, c):
         raw = (s * s).sum(1)
@@ -107,12 +107,12 @@ def scale_invariant_sdr(
     return _together(ratio, reference, candidate, lengths)
 
 # %% ../../nbs/measure/00_distances.ipynb #8268efac
-def _framed(x, size): # [B, T] -> views [B, T // hop + 1, size]; a sound too short to be mirrored is first continued with zeros
+def _framed(x, size):  # [B, T] -> views [B, T // hop + 1, size]; a sound too short to be mirrored is first continued with zeros
     x = pad(x, (0, max(0, size // 2 + 1 - x.shape[1])))
     return pad(x, (size // 2, size // 2), mode="reflect").unfold(1, size, size // 4)
 
 
-class _Magnitude(torch.autograd.Function): # frames [B, F, size] -> magnitudes of their windowed spectrum [B, F, size / 2 + 1]
+class _Magnitude(torch.autograd.Function):  # frames [B, F, size] -> magnitudes of their windowed spectrum [B, F, size / 2 + 1]
     @staticmethod
     def forward(ctx, frames, window):
         spectrum = torch.fft.rfft(frames * window)
@@ -126,11 +126,11 @@ class _Magnitude(torch.autograd.Function): # frames [B, F, size] -> magnitudes o
     def backward(ctx, slope):
         spectrum, magnitude, window = ctx.saved_tensors
         weight = slope / magnitude
-        weight[..., 1:-1] *= .5 # the inverse transform counts these bins twice
+        weight[..., 1:-1] *= .5  # the inverse transform counts these bins twice
         return torch.fft.irfft(spectrum * weight, n=len(window), norm="forward") * window, None
 
 
-def _scale_distance(weights, a, b, window, filters): # frames of both sounds and one window of a MultiScaleSTFT -> [B]
+def _scale_distance(weights, a, b, window, filters):  # frames of both sounds and one window of a MultiScaleSTFT -> [B]
     training = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     block = a.shape[1] if training else max(1, 2 ** 19 // (len(a) * len(window)))
     total, count = 0.0, 0
@@ -146,19 +146,19 @@ def _scale_distance(weights, a, b, window, filters): # frames of both sounds and
 class MultiScaleSTFT:
     "Sum over windows of log-magnitude and magnitude L1 distances (Kumar et al. 2023, after Engel et al. 2020); call it with two tensors."
     def __init__(self,
-        windows=(2048, 512), # lengths of the Hann windows, samples, multiples of 4; frames lie a quarter apart
-        floor:float=1e-5, # smallest magnitude under the logarithm
-        log_weight:float=1.0, # of the logarithms' difference
-        magnitude_weight:float=1.0, # of the magnitudes' difference
-        power:float=2.0, # exponent of the magnitude under the logarithm
+        windows=(2048, 512),  # lengths of the Hann windows, samples, multiples of 4; frames lie a quarter apart
+        floor: float = 1e-5,  # smallest magnitude under the logarithm
+        log_weight: float = 1.0,  # of the logarithms' difference
+        magnitude_weight: float = 1.0,  # of the magnitudes' difference
+        power: float = 2.0,  # exponent of the magnitude under the logarithm
     ):
         if not windows or any(w < 4 or w % 4 for w in windows): raise ValueError(f"windows is {windows}; each must be a positive multiple of 4 samples")
         self.windows, self.floor, self.power = tuple(windows), floor, power
         self.log_weight, self.magnitude_weight, self._tables = log_weight, magnitude_weight, {}
 
-    def _filters(self, number): return None # bins -> bands of one window [bins, bands]; None leaves the bins
+    def _filters(self, number): return None  # bins -> bands of one window [bins, bands]; None leaves the bins
 
-    def _prepared(self, like): # [(window, filters)], made once for each device and precision
+    def _prepared(self, like):  # [(window, filters)], made once for each device and precision
         key = like.device, like.dtype
         if key not in self._tables:
             self._tables[key] = [(torch.hann_window(w, dtype=torch.float64).to(like), f if (f := self._filters(i)) is None else f.to(like))
@@ -166,9 +166,9 @@ class MultiScaleSTFT:
         return self._tables[key]
 
     def __call__(self,
-        reference:torch.Tensor, # [T] or [B, T]
-        candidate:torch.Tensor, # of the same shape
-    ) -> torch.Tensor: # scalar or [B]; 0 for equal spectra
+        reference: torch.Tensor,  # [T] or [B, T]
+        candidate: torch.Tensor,  # of the same shape
+    ) -> torch.Tensor:  # scalar or [B]; 0 for equal spectra
         "One distance for each sound, differentiable. Raises `ValueError` for shapes that differ; the values are not checked."
         _shaped(reference, candidate)
         kind = torch.promote_types(torch.promote_types(reference.dtype, candidate.dtype), torch.float32)
@@ -182,31 +182,31 @@ _stft_distance = lru_cache(16)(lambda windows: MultiScaleSTFT(windows))
 
 
 def multi_scale_stft_distance(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape
-    windows=(2048, 512), # lengths of the Hann windows, samples whatever the sample rate: compare values of one rate only
-    lengths=None, # samples that count in each row, [B]; None: all
-): # 0 for equal spectra; differentiable for tensors
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape
+    windows=(2048, 512),  # lengths of the Hann windows, samples whatever the sample rate: compare values of one rate only
+    lengths=None,  # samples that count in each row, [B]; None: all
+):  # 0 for equal spectra; differentiable for tensors
     "The STFT distance of the Descript Audio Codec (Kumar et al. 2023): `MultiScaleSTFT` with checks; raises `ValueError`."
     return _together(_stft_distance(tuple(windows)), reference, candidate, lengths)
 
 # %% ../../nbs/measure/00_distances.ipynb #7e840c04
-MEL_WINDOWS = 32, 64, 128, 256, 512, 1024, 2048 # samples
-MEL_BANDS = 5, 10, 20, 40, 80, 160, 320 # for each window
+MEL_WINDOWS = 32, 64, 128, 256, 512, 1024, 2048  # samples
+MEL_BANDS = 5, 10, 20, 40, 80, 160, 320  # for each window
 
 
 class MultiScaleMel(MultiScaleSTFT):
     "Sum over windows of the L1 distance of log10 mel magnitudes (Kumar et al. 2023); call it with two tensors."
     def __init__(self,
-        sample_rate:int, # Hz
-        windows=MEL_WINDOWS, # lengths of the Hann windows, samples, multiples of 4; frames lie a quarter apart
-        bands=MEL_BANDS, # number of mel triangles for each window
-        f_min:float=0.0, # Hz, lower edge of the lowest triangle
-        f_max:float|None=None, # Hz, upper edge of the highest; None: half the sample rate
-        floor:float=1e-5, # smallest mel magnitude under the logarithm
-        log_weight:float=1.0, # of the logarithms' difference
-        magnitude_weight:float=0.0, # of the magnitudes' difference
-        power:float=1.0, # exponent of the magnitude under the logarithm
+        sample_rate: int,  # Hz
+        windows=MEL_WINDOWS,  # lengths of the Hann windows, samples, multiples of 4; frames lie a quarter apart
+        bands=MEL_BANDS,  # number of mel triangles for each window
+        f_min: float = 0.0,  # Hz, lower edge of the lowest triangle
+        f_max: float|None = None,  # Hz, upper edge of the highest; None: half the sample rate
+        floor: float = 1e-5,  # smallest mel magnitude under the logarithm
+        log_weight: float = 1.0,  # of the logarithms' difference
+        magnitude_weight: float = 0.0,  # of the magnitudes' difference
+        power: float = 1.0,  # exponent of the magnitude under the logarithm
     ):
         super().__init__(windows, floor, log_weight, magnitude_weight, power)
         if sample_rate <= 0: raise ValueError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
@@ -221,22 +221,22 @@ _mel_distance = lru_cache(16)(lambda *settings: MultiScaleMel(*settings))
 
 
 def mel_distance(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape
-    sample_rate:int, # Hz, of both
-    lengths=None, # samples that count in each row, [B]; None: all
-    windows=MEL_WINDOWS, # lengths of the Hann windows, samples
-    bands=MEL_BANDS, # number of mel triangles for each window
-): # 0 for equal spectra; differentiable for tensors
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape
+    sample_rate: int,  # Hz, of both
+    lengths=None,  # samples that count in each row, [B]; None: all
+    windows=MEL_WINDOWS,  # lengths of the Hann windows, samples
+    bands=MEL_BANDS,  # number of mel triangles for each window
+):  # 0 for equal spectra; differentiable for tensors
     "The mel distance of the Descript Audio Codec (Kumar et al. 2023): `MultiScaleMel` with checks; raises `ValueError`."
     return _together(_mel_distance(sample_rate, tuple(windows), tuple(bands)), reference, candidate, lengths)
 
 # %% ../../nbs/measure/00_distances.ipynb #02c3cfbf
 def cut_frames(
-    audio, # [T]
-    size:int, # samples a frame
-    step:int, # samples between frame starts
-    block:int=512, # frames yielded at a time
+    audio,  # [T]
+    size: int,  # samples a frame
+    step: int,  # samples between frame starts
+    block: int = 512,  # frames yielded at a time
 ):
     "Yields the whole frames of `audio` as views `[n, size]`; a sound shorter than one frame is padded with zeros to one."
     audio = np.pad(audio, (0, max(0, size - len(audio))))
@@ -245,19 +245,19 @@ def cut_frames(
 
 
 def fft_size(
-    sample_rate:int, # Hz
-    seconds:float, # wished frame length, s
-) -> int: # samples, a power of two
+    sample_rate: int,  # Hz
+    seconds: float,  # wished frame length, s
+) -> int:  # samples, a power of two
     "The power of two nearest to `seconds`: 1024 for 64 ms at 16 kHz."
     if sample_rate <= 0: raise ValueError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
     return max(16, 2 ** round(np.log2(sample_rate * seconds)))
 
 # %% ../../nbs/measure/00_distances.ipynb #5376a038
 def _mel_bands(
-    sample_rate:int, # Hz
-    size:int, # FFT size, samples
-    bands:int=40, # number of triangles
-) -> np.ndarray: # [bands, size // 2 + 1], each row sums to 1
+    sample_rate: int,  # Hz
+    size: int,  # FFT size, samples
+    bands: int = 40,  # number of triangles
+) -> np.ndarray:  # [bands, size // 2 + 1], each row sums to 1
     "Overlapping triangles of equal width on the mel scale from 0 Hz to half the sample rate (O'Shaughnessy 1987)."
     mel = np.linspace(0, 2595 * np.log10(1 + sample_rate / 1400), bands + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
@@ -270,10 +270,10 @@ def _mel_bands(
 
 
 def _mel_levels(
-    reference, # float64 [T]
-    candidate, # float64 [T]
-    sample_rate:int, # Hz
-) -> tuple[np.ndarray, np.ndarray]: # two arrays in dB, [frames, 40]
+    reference,  # float64 [T]
+    candidate,  # float64 [T]
+    sample_rate: int,  # Hz
+) -> tuple[np.ndarray, np.ndarray]:  # two arrays in dB, [frames, 40]
     "Mel-band levels of both sounds every 16 ms, floored 80 dB below the reference's loudest band, without frames silent in both."
     size = fft_size(sample_rate, .064)
     bands, window = _mel_bands(sample_rate, size).T, get_window("hann", size)
@@ -285,11 +285,11 @@ def _mel_levels(
 
 
 def log_spectral_distance(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape, aligned with it
-    sample_rate:int, # Hz, of both
-    lengths=None, # samples that count in each row, [B]; None: all
-): # dB; 0 for equal sounds, and for two silent ones
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape, aligned with it
+    sample_rate: int,  # Hz, of both
+    lengths=None,  # samples that count in each row, [B]; None: all
+):  # dB; 0 for equal sounds, and for two silent ones
     "Mean over frames of the RMS difference in dB of mel-smoothed spectra (Gray and Markel 1976); raises `ValueError` if lengths differ."
     def distance(x, y):
         a, b = _mel_levels(x, y, sample_rate)
@@ -298,12 +298,12 @@ def log_spectral_distance(
 
 # %% ../../nbs/measure/00_distances.ipynb #806522dc
 def mel_cepstral_distortion(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape, aligned with it
-    sample_rate:int, # Hz, of both
-    order:int=13, # number of cepstral coefficients compared, 1 to 39
-    lengths=None, # samples that count in each row, [B]; None: all
-): # dB; 0 for equal envelopes at any level
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape, aligned with it
+    sample_rate: int,  # Hz, of both
+    order: int = 13,  # number of cepstral coefficients compared, 1 to 39
+    lengths=None,  # samples that count in each row, [B]; None: all
+):  # dB; 0 for equal envelopes at any level
     "Mean mel-cepstral distortion over frames (Kubichek 1993); about 1 dB is hard to hear, above 8 dB another sound. Raises `ValueError`."
     if not 1 <= order <= 39: raise ValueError(f"order is {order}; 40 mel bands have cepstral coefficients 1 to 39")
     def distortion(x, y):
@@ -315,11 +315,11 @@ def mel_cepstral_distortion(
 
 # %% ../../nbs/measure/00_distances.ipynb #68403d34
 def multi_resolution_stft_distance(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape, aligned with it
-    resolutions=((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), # (FFT size, hop, window) in samples whatever the sample rate
-    lengths=None, # samples that count in each row, [B]; None: all
-): # 0 for equal magnitudes
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape, aligned with it
+    resolutions=((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)),  # (FFT size, hop, window) in samples whatever the sample rate
+    lengths=None,  # samples that count in each row, [B]; None: all
+):  # 0 for equal magnitudes
     "Spectral convergence plus log-magnitude distance, averaged over resolutions (Yamamoto et al. 2020); raises `ValueError` if lengths differ."
     def distance(x, y):
         x, y, total = x.astype(np.float32), y.astype(np.float32), 0.0
@@ -334,23 +334,23 @@ def multi_resolution_stft_distance(
     return _each(distance, reference, candidate, lengths)
 
 # %% ../../nbs/measure/00_distances.ipynb #21b2b29e
-def _package(name, extra): # a module that is not always installed
+def _package(name, extra):  # a module that is not always installed
     try: return importlib.import_module(name)
     except ImportError as e: raise ImportError(f"this measure needs the package {name} ({e}): pip install 'audiolab[{extra}]'") from None
 
 
-def _heard(x, y, name): # ValueError for silence, on which models of listeners give nan or nonsense
+def _heard(x, y, name):  # ValueError for silence, on which models of listeners give nan or nonsense
     for sound, which in ((x, "reference"), (y, "candidate")):
         if np.ptp(sound) == 0: raise ValueError(f"the {which} is silent (or constant): {name} is not defined; leave it out")
 
 
 def pesq(
-    reference, # speech, [T] or [B, T], array or tensor
-    candidate, # of the same shape
-    sample_rate:int, # Hz, of both; resampled with soxr to 16 kHz (wide) or 8 kHz (narrow)
-    lengths=None, # samples that count in each row, [B]; None: all
-    band:str="wide", # "wide" (P.862.2, 50 to 7000 Hz) or "narrow" (P.862.1, telephone)
-): # mean opinion score, about 1 to 4.64, higher is better
+    reference,  # speech, [T] or [B, T], array or tensor
+    candidate,  # of the same shape
+    sample_rate: int,  # Hz, of both; resampled with soxr to 16 kHz (wide) or 8 kHz (narrow)
+    lengths=None,  # samples that count in each row, [B]; None: all
+    band: str = "wide",  # "wide" (P.862.2, 50 to 7000 Hz) or "narrow" (P.862.1, telephone)
+):  # mean opinion score, about 1 to 4.64, higher is better
     "Perceptual evaluation of speech quality (ITU-T P.862), by the package `pesq`; raises `ValueError` for silence, less than 0.25 s or more than 20 s."
     if band not in ("wide", "narrow"): raise ValueError(f"band is {band!r}; there are wide and narrow")
     target = 16000 if band == "wide" else 8000
@@ -368,12 +368,12 @@ def pesq(
 
 # %% ../../nbs/measure/00_distances.ipynb #ccb7de5e
 def stoi(
-    reference, # speech, [T] or [B, T], array or tensor
-    candidate, # of the same shape
-    sample_rate:int, # Hz, of both
-    lengths=None, # samples that count in each row, [B]; None: all
-    extended:bool=False, # the extended form?
-): # about 0 to 1, higher is better understood
+    reference,  # speech, [T] or [B, T], array or tensor
+    candidate,  # of the same shape
+    sample_rate: int,  # Hz, of both
+    lengths=None,  # samples that count in each row, [B]; None: all
+    extended: bool = False,  # the extended form?
+):  # about 0 to 1, higher is better understood
     "Short-time objective intelligibility (Taal et al. 2011), by the package `pystoi`; raises `ValueError` for silence or less than 0.4 s of speech."
     if sample_rate <= 0: raise ValueError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
     package = _package("pystoi", "metrics")
@@ -381,11 +381,11 @@ def stoi(
         _heard(x, y, "STOI")
         # fewer samples than 30 frames of 25.6 ms would end in a number that means nothing
         if len(x) < .4 * sample_rate: raise ValueError(f"{len(x) / sample_rate:.2f} s of sound; STOI needs 0.4 s of speech at least")
-        state = np.random.get_state() # the package adds rounding noise from the global generator
+        state = np.random.get_state()  # the package adds rounding noise from the global generator
         np.random.seed(0)
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Not enough STFT frames") # an error below
+                warnings.filterwarnings("ignore", message="Not enough STFT frames")  # an error below
                 value = float(package.stoi(x, y, sample_rate, extended=extended))
         finally: np.random.set_state(state)
         if value == 1e-5: raise ValueError("less than 0.4 s of the reference are within 40 dB of its loudest moment; STOI needs longer speech")
@@ -403,12 +403,12 @@ def _visqol_model(mode):
 
 
 def visqol(
-    reference, # [T] or [B, T], array or tensor
-    candidate, # of the same shape
-    sample_rate:int, # Hz, of both; resampled with soxr to 16 kHz (speech) or 48 kHz (audio)
-    lengths=None, # samples that count in each row, [B]; None: all
-    mode:str="audio", # "speech", or "audio" for music and everything else
-): # mean opinion score, 1 to about 4.7, higher is better
+    reference,  # [T] or [B, T], array or tensor
+    candidate,  # of the same shape
+    sample_rate: int,  # Hz, of both; resampled with soxr to 16 kHz (speech) or 48 kHz (audio)
+    lengths=None,  # samples that count in each row, [B]; None: all
+    mode: str = "audio",  # "speech", or "audio" for music and everything else
+):  # mean opinion score, 1 to about 4.7, higher is better
     "Virtual speech quality objective listener (Chinen et al. 2020), by the package `visqol-python`; raises `ValueError` for silence or less than 1 s."
     if mode not in ("speech", "audio"): raise ValueError(f"mode is {mode!r}; there are speech and audio")
     if sample_rate <= 0: raise ValueError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
@@ -426,11 +426,11 @@ _LISTENERS = {"pesq": ("PESQ", pesq), "stoi": ("STOI", stoi), "visqol": ("ViSQOL
 
 
 def measure_distances(
-    reference, # [T], array or tensor
-    candidate, # [T], aligned with it
-    sample_rate:int, # Hz, of both
-    listeners=("pesq", "stoi"), # models of listeners to ask: "pesq", "stoi", "visqol"
-) -> dict[str, float|None]: # name (with unit) -> value
+    reference,  # [T], array or tensor
+    candidate,  # [T], aligned with it
+    sample_rate: int,  # Hz, of both
+    listeners=("pesq", "stoi"),  # models of listeners to ask: "pesq", "stoi", "visqol"
+) -> dict[str, float|None]:  # name (with unit) -> value
     "Every distance of one pair of sounds. Raises `ValueError` for a batch, for lengths that differ, or values that are not finite."
     if np.ndim(reference) != 1: raise ValueError(f"reference has shape {tuple(np.shape(reference))}; a row is of one mono pair [T]: call it for each")
     if unknown := set(listeners) - set(_LISTENERS): raise ValueError(f"listeners {sorted(unknown)}: there are {', '.join(_LISTENERS)}")

@@ -23,13 +23,13 @@ from audiolab.measure.distances import (
 )
 
 # %% ../../nbs/measure/01_generated_sound.ipynb #4e9ba3bc
-def _array(audio): # any sequence of samples or a tensor on any device -> NumPy
+def _array(audio):  # any sequence of samples or a tensor on any device -> NumPy
     return np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio, dtype=np.float64)
 
 
 def _mono(
-    audio, # any sequence of samples, [T]
-) -> np.ndarray: # float64, [T]
+    audio,  # any sequence of samples, [T]
+) -> np.ndarray:  # float64, [T]
     "`audio` as float64 `[T]`; raises `ValueError` for another shape, no samples, or values that are not finite."
     audio = _array(audio)
     if audio.ndim != 1: raise ValueError(f"audio has shape {audio.shape}; measures take mono [T]: average the channels first")
@@ -40,7 +40,7 @@ def _mono(
     return audio
 
 
-def _batched(measure): # a measure of [T] that also takes [B, T], giving an array [B]
+def _batched(measure):  # a measure of [T] that also takes [B, T], giving an array [B]
     @wraps(measure)
     def rows(audio, *settings, **named):
         if np.ndim(audio) != 2: return measure(audio, *settings, **named)
@@ -53,11 +53,11 @@ def _batched(measure): # a measure of [T] that also takes [B, T], giving an arra
 
 # %% ../../nbs/measure/01_generated_sound.ipynb #a8440311
 def long_term_spectrum(
-    audio, # mono sound, [T]
-    sample_rate:int, # Hz
-    bands_per_octave:int=6, # width of the smoothing; 6 is a sixth of an octave
-    floor:float=-80.0, # dB below the loudest band where the curve is cut off
-) -> tuple[np.ndarray, np.ndarray]: # band centres in Hz [B], levels in dB (full scale squared per Hz) [B]
+    audio,  # mono sound, [T]
+    sample_rate: int,  # Hz
+    bands_per_octave: int = 6,  # width of the smoothing; 6 is a sixth of an octave
+    floor: float = -80.0,  # dB below the loudest band where the curve is cut off
+) -> tuple[np.ndarray, np.ndarray]:  # band centres in Hz [B], levels in dB (full scale squared per Hz) [B]
     """Mean power density in bands of equal width in octaves, from 50 Hz to 0.45 of the sample rate (at most 20 kHz).
     Welch (1967), Hann frames of about 256 ms, half overlapped."""
     audio, size = _mono(audio), fft_size(sample_rate, .256)
@@ -77,10 +77,10 @@ def long_term_spectrum(
 
 
 def long_term_spectral_distance(
-    reference, # mono sound, [T]
-    candidate, # mono sound of any length, [U]
-    sample_rate:int, # Hz, of both
-) -> float: # dB; 0 for the same colour at any level
+    reference,  # mono sound, [T]
+    candidate,  # mono sound of any length, [U]
+    sample_rate: int,  # Hz, of both
+) -> float:  # dB; 0 for the same colour at any level
     "Root mean square difference of two long-term spectra in dB, after the mean difference (a change of volume) is taken out."
     difference = long_term_spectrum(reference, sample_rate)[1] - long_term_spectrum(candidate, sample_rate)[1]
     return float(difference.std())
@@ -88,10 +88,10 @@ def long_term_spectral_distance(
 # %% ../../nbs/measure/01_generated_sound.ipynb #d6abab43
 @_batched
 def modulation_index(
-    audio, # mono sound, [T], or [B, T] for an array [B] of values
-    sample_rate:int, # Hz
-    frequency:float=62.5, # rate looked for, Hz: sample_rate / hop of the generator
-) -> float: # 0 (none) to 8 (all power in one eighth of the period)
+    audio,  # mono sound, [T], or [B, T] for an array [B] of values
+    sample_rate: int,  # Hz
+    frequency: float = 62.5,  # rate looked for, Hz: sample_rate / hop of the generator
+) -> float:  # 0 (none) to 8 (all power in one eighth of the period)
     """Peak-to-peak of the period-folded power over its mean; above 1 is a plain buzz.
     Chance alone gives about 0.03 for 10 s of steady noise at 62.5 Hz and falls as 1/sqrt(duration)."""
     audio, phases = _mono(audio), 8
@@ -109,9 +109,9 @@ def modulation_index(
 # %% ../../nbs/measure/01_generated_sound.ipynb #9766c0c6
 @_batched
 def loudness_spread(
-    audio, # mono sound, [T], or [B, T] for an array [B] of values
-    sample_rate:int, # Hz
-) -> float: # dB
+    audio,  # mono sound, [T], or [B, T] for an array [B] of values
+    sample_rate: int,  # Hz
+) -> float:  # dB
     "Standard deviation of the RMS level of 64 ms frames every 16 ms, without those 60 dB or more below the loudest; 0 for silence."
     size = fft_size(sample_rate, .064)
     power = np.concatenate([(frames ** 2).mean(1) for frames in cut_frames(_mono(audio), size, max(1, size // 4))])
@@ -121,11 +121,11 @@ def loudness_spread(
 # %% ../../nbs/measure/01_generated_sound.ipynb #f05f3c6c
 @_batched
 def harmonicity(
-    audio, # mono sound, [T], or [B, T] for an array [B] of values
-    sample_rate:int, # Hz
-    lowest:float=60.0, # lowest pitch looked for, Hz
-    highest:float=1000.0, # highest pitch looked for, Hz
-) -> float: # 0 to 1
+    audio,  # mono sound, [T], or [B, T] for an array [B] of values
+    sample_rate: int,  # Hz
+    lowest: float = 60.0,  # lowest pitch looked for, Hz
+    highest: float = 1000.0,  # highest pitch looked for, Hz
+) -> float:  # 0 to 1
     "Mean height of the normalised autocorrelation peak over the frames within 40 dB of the loudest (Boersma 1993); 0 for silence."
     if not 0 < lowest < highest <= sample_rate / 2:
         raise ValueError(f"pitch range {lowest} to {highest} Hz must rise and end below {sample_rate / 2:g} Hz")
@@ -148,9 +148,9 @@ def harmonicity(
 
 # %% ../../nbs/measure/01_generated_sound.ipynb #f333b3c6
 def occupancy_entropy(
-    path, # state indices [T], or posterior probabilities [T, K]
-    n_states:int, # K
-) -> float: # nats, 0 to ln K
+    path,  # state indices [T], or posterior probabilities [T, K]
+    n_states: int,  # K
+) -> float:  # nats, 0 to ln K
     "Entropy of the share of time spent in each state; raises `ValueError` for indices or columns that do not fit `n_states`."
     path = np.asarray(path)
     if path.size == 0: raise ValueError("the path has 0 frames; entropy needs at least one")
@@ -165,18 +165,18 @@ def occupancy_entropy(
 
 
 def states_used(
-    path, # state indices, [T]
-    at_least:int=1, # frames a state must be visited to count
-) -> int: # number of distinct states
+    path,  # state indices, [T]
+    at_least: int = 1,  # frames a state must be visited to count
+) -> int:  # number of distinct states
     "How many different states a path visits."
     return int((np.bincount(np.asarray(path, dtype=np.int64)) >= at_least).sum())
 
 # %% ../../nbs/measure/01_generated_sound.ipynb #d93f91a2
 def nearest_runs(
-    candidate_features, # [T, D]
-    training_features, # [U, D], or a list of such arrays, one a sound
-    run:int=8, # frames a run
-) -> tuple[np.ndarray, np.ndarray]: # distances [R]; (sound, first frame) of the nearest training run, int [R, 2]
+    candidate_features,  # [T, D]
+    training_features,  # [U, D], or a list of such arrays, one a sound
+    run: int = 8,  # frames a run
+) -> tuple[np.ndarray, np.ndarray]:  # distances [R]; (sound, first frame) of the nearest training run, int [R, 2]
     """For every non-overlapping run of the candidate its nearest run of the training set.
 
     Takes about 100 MB of memory beyond float64 copies of the features; raises `ValueError` for arrays that do not fit."""
@@ -206,17 +206,17 @@ def nearest_runs(
 
 
 def novelty(
-    candidate_features, # [T, D]
-    training_features, # [U, D], or a list of such arrays, one a sound
-    run:int=8, # frames a run
-) -> float: # standard deviations a feature; 0 for an exact copy
+    candidate_features,  # [T, D]
+    training_features,  # [U, D], or a list of such arrays, one a sound
+    run: int = 8,  # frames a run
+) -> float:  # standard deviations a feature; 0 for an exact copy
     "Mean distance of the candidate's runs of frames to the nearest run of the training set (see `nearest_runs`)."
     return float(nearest_runs(candidate_features, training_features, run)[0].mean())
 
 # %% ../../nbs/measure/01_generated_sound.ipynb #e2607dec
 def pole_radius(
-    lpc, # coefficients a_1 ... a_p of A(z) = 1 + sum a_k z^-k, [..., p]
-) -> np.ndarray: # largest root modulus of each filter, [...]; below 1 is stable, infinite where coefficients are not finite
+    lpc,  # coefficients a_1 ... a_p of A(z) = 1 + sum a_k z^-k, [..., p]
+) -> np.ndarray:  # largest root modulus of each filter, [...]; below 1 is stable, infinite where coefficients are not finite
     "The largest root modulus of A(z) for a batch of filters, as eigenvalues of companion matrices; raises `ValueError` for order 0."
     lpc = np.asarray(lpc, dtype=np.float64)
     if lpc.ndim < 1 or lpc.shape[-1] < 1: raise ValueError(f"lpc has shape {lpc.shape}; it needs at least one coefficient a_1 on its last axis")
@@ -233,12 +233,12 @@ def pole_radius(
 
 # %% ../../nbs/measure/01_generated_sound.ipynb #a6861b31
 def measure(
-    audio, # mono sound, [T], at least one period of `hop_rate` long
-    reference=None, # training sound to compare with, mono [U], or None
-    sample_rate:int=16000, # Hz, of both
-    hop_rate:float=62.5, # Hz: sample_rate / hop of the generator
-    aligned:bool=False, # does the reference correspond to the sound moment by moment? Then the distances to it are measured too
-) -> dict[str, float]: # name (with unit) -> value
+    audio,  # mono sound, [T], at least one period of `hop_rate` long
+    reference=None,  # training sound to compare with, mono [U], or None
+    sample_rate: int = 16000,  # Hz, of both
+    hop_rate: float = 62.5,  # Hz: sample_rate / hop of the generator
+    aligned: bool = False,  # does the reference correspond to the sound moment by moment? Then the distances to it are measured too
+) -> dict[str, float]:  # name (with unit) -> value
     """The unaligned measures of one sound, without the spectral distance when there is no reference; the distances of
     `measure_distances` after them on demand. Raises `ValueError`."""
     audio = _mono(audio)
@@ -261,9 +261,9 @@ class Table(str):
 
 
 def compare_table(
-    rows:dict[str, dict], # row name -> (column name -> value); numbers, text or None
-    digits:int=3, # significant digits
-) -> Table: # Markdown, one line a row
+    rows: dict[str, dict],  # row name -> (column name -> value); numbers, text or None
+    digits: int = 3,  # significant digits
+) -> Table:  # Markdown, one line a row
     "A table of measures, one row a sound; columns in order of first appearance, a dash where a row has no value."
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     show = lambda v: ("–" if v is None else str(int(v)) if isinstance(v, (bool, int, np.integer))
@@ -282,9 +282,9 @@ class _Figure(Figure):
 
 
 def plot_long_term_spectra(
-    sounds:dict, # name -> mono sound [T]
-    sample_rate:int, # Hz, of all
-) -> Figure: # one curve a sound
+    sounds: dict,  # name -> mono sound [T]
+    sample_rate: int,  # Hz, of all
+) -> Figure:  # one curve a sound
     "Long-term spectra of several sounds, each shifted to a mean of 0 dB so that colours and not volumes are compared."
     figure = _Figure(figsize=(8, 3), dpi=56, layout="constrained")
     axes = figure.subplots()
@@ -298,11 +298,11 @@ def plot_long_term_spectra(
 
 
 def spectrogram_grid(
-    sounds:dict, # name -> mono sound [T]
-    sample_rate:int, # Hz, of all
-    dynamic_range:float=80.0, # dB from the loudest point of each sound to black
-    columns:int=4, # pictures in a row
-) -> Figure: # one picture a sound, at most 250 columns of pixels each
+    sounds: dict,  # name -> mono sound [T]
+    sample_rate: int,  # Hz, of all
+    dynamic_range: float = 80.0,  # dB from the loudest point of each sound to black
+    columns: int = 4,  # pictures in a row
+) -> Figure:  # one picture a sound, at most 250 columns of pixels each
     "Spectrograms (64 ms Hann frames) of several sounds side by side; raises `ValueError` when there is none."
     if not sounds: raise ValueError("sounds is empty; pass at least one name -> audio")
     columns = min(columns, len(sounds))

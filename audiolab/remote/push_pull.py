@@ -380,36 +380,36 @@ class Pusher(_Closing):
 @dataclass
 class PushConfig:
     "What to send, and where to."
-    run_or_file:Path # run folder or file
-    url:str # s3://bucket/prefix, hf://owner/name/folder, file:///folder or a folder
-    endpoint:str = "" # http(s)://host of a service other than the usual one; empty: AWS_ENDPOINT_URL or HF_ENDPOINT
-    checksums:str = "" # "when_required" for S3 servers that refuse the checksums of boto3; empty: boto3's own setting
-    sidecar:bool = False # also write FILE.sha256, for sha256sum -c
-    quiet:float = 120.0 # give up after this many seconds in which nothing went through
+    run_or_file: Path  # run folder or file
+    url: str  # s3://bucket/prefix, hf://owner/name/folder, file:///folder or a folder
+    endpoint: str = ""  # http(s)://host of a service other than the usual one; empty: AWS_ENDPOINT_URL or HF_ENDPOINT
+    checksums: str = ""  # "when_required" for S3 servers that refuse the checksums of boto3; empty: boto3's own setting
+    sidecar: bool = False  # also write FILE.sha256, for sha256sum -c
+    quiet: float = 120.0  # give up after this many seconds in which nothing went through
 
 @dataclass
 class PullConfig:
     "What to fetch, and where to."
-    url:str # run or file: s3://bucket/prefix, hf://owner/name/folder, file:///folder or a folder
-    folder:str = "" # where to; empty: the last name of the address, here
-    endpoint:str = "" # http(s)://host of a service other than the usual one; empty: AWS_ENDPOINT_URL or HF_ENDPOINT
-    checksums:str = "" # "when_required" for S3 servers that refuse the checksums of boto3; empty: boto3's own setting
-    quiet:float = 120.0 # give up after this many seconds in which nothing went through
+    url: str  # run or file: s3://bucket/prefix, hf://owner/name/folder, file:///folder or a folder
+    folder: str = ""  # where to; empty: the last name of the address, here
+    endpoint: str = ""  # http(s)://host of a service other than the usual one; empty: AWS_ENDPOINT_URL or HF_ENDPOINT
+    checksums: str = ""  # "when_required" for S3 servers that refuse the checksums of boto3; empty: boto3's own setting
+    quiet: float = 120.0  # give up after this many seconds in which nothing went through
 
 def _options(config) -> dict: return {key: value for key in ("endpoint", "checksums") if (value := getattr(config, key))}
 
 # %% ../../nbs/remote/02_push_pull.ipynb #879166a6
 def push_command(
-    config:PushConfig, # what and where to
-) -> int: # 0
+    config: PushConfig,  # what and where to
+) -> int:  # 0
     "Push a run or a file and print what is there now. `StorageError` when it cannot be."
     sent = push(config.run_or_file, config.url, sidecar=config.sidecar, quiet=config.quiet, **_options(config))
     print(f"{config.url}: {len(sent)} file{'s' * (len(sent) > 1)}, {sum(info.size for info in sent.values()):,} bytes, verified")
     return 0
 
 def pull_command(
-    config:PullConfig, # what and where to
-) -> int: # 0
+    config: PullConfig,  # what and where to
+) -> int:  # 0
     "Pull a run or a file and print where it is. `StorageError` when it cannot be."
     path = pull(config.url, config.folder or None, quiet=config.quiet, **_options(config))
     print(f"{path}: verified")

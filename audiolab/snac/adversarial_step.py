@@ -20,7 +20,7 @@ from audiolab.snac.losses import (
 )
 
 # %% ../../nbs/snac/10_adversarial_step.ipynb #461b2016
-def _has_bfloat16(device:torch.device) -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
     "Whether bfloat16 is fast here, not just possible."
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu": return False
@@ -28,8 +28,8 @@ def _has_bfloat16(device:torch.device) -> bool:
 
 
 def make_discriminators(
-    config:DiscriminatorConfig, # width, periods, windows
-) -> nn.ModuleDict: # "mpd" and "msd"
+    config: DiscriminatorConfig,  # width, periods, windows
+) -> nn.ModuleDict:  # "mpd" and "msd"
     "The critics of a run."
     scale = lambda channels: max(1, round(channels*config.width))
     mpd = MultiPeriodDiscriminator(config.periods, tuple(map(scale, (32, 128, 512, 1024, 1024))), legacy=config.legacy)
@@ -40,16 +40,16 @@ def make_discriminators(
 class _Judging:
     "Weights, precision and distances."
     def __init__(self,
-        discriminators:nn.ModuleDict, # of `make_discriminators`
-        losses:LossConfig|None=None, # weights
-        sample_rate:int=24000, # Hz
-        precision:str="float32", # of the critics: "float32", "bfloat16", or "auto" for what the hardware does well
+        discriminators: nn.ModuleDict,  # of `make_discriminators`
+        losses: LossConfig|None = None,  # weights
+        sample_rate: int = 24000,  # Hz
+        precision: str = "float32",  # of the critics: "float32", "bfloat16", or "auto" for what the hardware does well
     ):
         self.discriminators, self.losses, self.sample_rate, self.precision = discriminators, losses or LossConfig(), sample_rate, precision
         self.gradient, self.values = None, {}
         self.balancer = Balancer({name: weight for name, weight in self.weights(0).items() if weight}) if self.losses.balance else None
 
-    def weights(self, step:int) -> dict[str, float]:
+    def weights(self, step: int) -> dict[str, float]:
         "Of the losses, at a step."
         w = self.losses
         rising = 5. if step < 500 else 15.
@@ -59,7 +59,7 @@ class _Judging:
         half = self.precision == "bfloat16" or self.precision == "auto" and _has_bfloat16(device)
         return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
-    def _distances(self, real, sound, weights): # {name: 0-d loss}
+    def _distances(self, real, sound, weights):  # {name: 0-d loss}
         if self.losses.legacy: return {"mel": mel_spectrogram_loss(real, sound, self.sample_rate), "stft": stft_loss(real, sound, phase_weight=.1)}
         found = {"mel": multi_scale_mel_loss(real, sound, self.sample_rate)}
         if weights["stft"]: found["stft"] = stft_loss(real, sound)
@@ -69,13 +69,13 @@ class _Judging:
 class Comparison(_Judging):
     "What critics and distances say about a decoded sound, and the gradients of both parties."
     def compare(self,
-        real:torch.Tensor, # [B, 1, T]
-        fake:torch.Tensor, # [B, 1, T], from the decoder
-        step:int=0, # decides weights that change
+        real: torch.Tensor,  # [B, 1, T]
+        fake: torch.Tensor,  # [B, 1, T], from the decoder
+        step: int = 0,  # decides weights that change
         *,
-        codec:bool=True, # whether the codec learns, too
-        critics:bool=True, # whether critics are asked
-    ) -> Iterator[torch.Tensor]: # 0-d losses of the critics, each to be sent backward before the next is asked for
+        codec: bool = True,  # whether the codec learns, too
+        critics: bool = True,  # whether critics are asked
+    ) -> Iterator[torch.Tensor]:  # 0-d losses of the critics, each to be sent backward before the next is asked for
         "Collect `gradient` [B, 1, T] and `values`; exhaust it before using them."
         sound, weights, parts = fake.detach().requires_grad_(), self.weights(step), {}
         self.values = dict.fromkeys(("gen_adv_loss", "fm_loss", "loss_d") if critics else (), 0.)
@@ -84,12 +84,12 @@ class Comparison(_Judging):
         if not codec: self.gradient = None; return
         distances = self._distances(real, sound, weights)
         self.values |= {f"{name}_loss": loss.detach() for name, loss in distances.items()}
-        scale = lambda name: 1. if self.balancer else weights[name] # a balancer brings its own weights
+        scale = lambda name: 1. if self.balancer else weights[name]  # a balancer brings its own weights
         parts |= {name: scale(name)*torch.autograd.grad(loss, sound)[0] for name, loss in distances.items() if weights[name]}
         # a balanced gradient is one for each clip: as a mean it does not depend on how many there are, here or in other processes
         self.gradient = (self.balancer(parts)/len(sound) if self.balancer else sum(parts.values())) if parts else torch.zeros_like(sound)
 
-    def _ask(self, multi, real, sound, weights, parts, codec): # every critic of one kind
+    def _ask(self, multi, real, sound, weights, parts, codec):  # every critic of one kind
         with torch.no_grad(): shown = multi.prepare(real)
         prepared, found = multi.prepare(sound), {}
         heard = prepared.detach().requires_grad_()
@@ -100,7 +100,7 @@ class Comparison(_Judging):
             for name, value in (("gen_adv_loss", adversarial), ("fm_loss", matching), ("loss_d", loss)): self.values[name] = self.values[name]+value.detach()
             if codec:
                 wanted = {name: value for name, value in (("adversarial", adversarial), ("feature_matching", matching)) if weights[name]}
-                if not self.balancer and wanted: wanted = {"adversarial": sum(weights[name]*value for name, value in wanted.items())} # one walk for both
+                if not self.balancer and wanted: wanted = {"adversarial": sum(weights[name]*value for name, value in wanted.items())}  # one walk for both
                 for name, value in wanted.items(): found[name] = found.get(name, 0.)+torch.autograd.grad(value, heard, retain_graph=True)[0]
             del maps_real, maps_fake, said_real, said_fake, adversarial, matching, value
             yield loss
@@ -110,11 +110,11 @@ class Comparison(_Judging):
 
 # %% ../../nbs/snac/10_adversarial_step.ipynb #fe0f059b
 def codec_loss(
-    coded, # `Coded` of a pass with details
-    gradient:torch.Tensor, # [B, 1, T]: of all losses at its sound
-    losses:LossConfig, # weights of the quantiser's losses
-    trained:bool=True, # whether codebooks learn by a loss
-) -> tuple[torch.Tensor, dict]: # 0-d; and the quantiser's losses, summed over levels
+    coded,  # `Coded` of a pass with details
+    gradient: torch.Tensor,  # [B, 1, T]: of all losses at its sound
+    losses: LossConfig,  # weights of the quantiser's losses
+    trained: bool = True,  # whether codebooks learn by a loss
+) -> tuple[torch.Tensor, dict]:  # 0-d; and the quantiser's losses, summed over levels
     "A loss with the gradient of all of them."
     commitment, codebook = (sum(getattr(level, name) for level in coded.levels) for name in ("commitment", "codebook"))
     loss = (coded.audio*gradient).sum()

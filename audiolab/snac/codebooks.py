@@ -16,24 +16,24 @@ from .quantizer import LevelDetails, ResidualVectorQuantize
 
 # %% ../../nbs/snac/05_codebooks.ipynb #ca2e25d7
 def codebook_use(
-    counts:torch.Tensor, # [K]: how often each entry was chosen; may be a decayed count
-    least:float=0.5, # count from which an entry is in use
-) -> tuple[torch.Tensor, torch.Tensor]: # 0-d: share of entries in use (0..1), perplexity (1..K)
+    counts: torch.Tensor,  # [K]: how often each entry was chosen; may be a decayed count
+    least: float = 0.5,  # count from which an entry is in use
+) -> tuple[torch.Tensor, torch.Tensor]:  # 0-d: share of entries in use (0..1), perplexity (1..K)
     "Usage and perplexity."
     share = counts/counts.sum().clamp(min=1e-12)
     return (counts >= least).float().mean(), torch.exp(-(share*share.clamp(min=1e-12).log()).sum())
 
 # %% ../../nbs/snac/05_codebooks.ipynb #cb708c36
-_NEVER = 1e9 # age of an entry that was never filled from data
+_NEVER = 1e9  # age of an entry that was never filled from data
 
 class _Level:
     "What is known of one codebook."
     def __init__(self, quantizer, initialise):
         weight = quantizer.codebook.weight
         k = len(weight)
-        self.counts = torch.zeros(k, device=weight.device) # of choices, decayed
-        self.age = torch.full((k,), _NEVER if initialise else 0., device=weight.device) # clock since the last choice; for ever: never filled
-        self.sizes, self.sums = torch.ones(k, device=weight.device), weight.detach().clone() # moving averages
+        self.counts = torch.zeros(k, device=weight.device)  # of choices, decayed
+        self.age = torch.full((k,), _NEVER if initialise else 0., device=weight.device)  # clock since the last choice; for ever: never filled
+        self.sizes, self.sums = torch.ones(k, device=weight.device), weight.detach().clone()  # moving averages
 
     def state(self): return {"counts": self.counts, "age": self.age, "sizes": self.sizes, "sums": self.sums}
 
@@ -46,7 +46,7 @@ class _Level:
 # %% ../../nbs/snac/05_codebooks.ipynb #3ad36c8f
 class _Moves:
     "How entries are moved and replaced."
-    def _of_all(self, clips): # the rows of all processes, in the order in which one process would have them: clip r, r+world, ... of a batch are those of rank r
+    def _of_all(self, clips):  # the rows of all processes, in the order in which one process would have them: clip r, r+world, ... of a batch are those of rank r
         if self.place.world == 1: return clips
         parts = [torch.empty_like(clips, memory_format=torch.contiguous_format) for _ in range(self.place.world)]
         torch.distributed.all_gather(parts, clips.contiguous())
@@ -56,7 +56,7 @@ class _Moves:
         sums = torch.zeros_like(level.sums).index_add_(0, codes, latents)
         level.sizes.lerp_(chosen, 1-self.decay)
         level.sums.lerp_(sums, 1-self.decay)
-        used = (chosen > 0)[:, None] # the others keep their place
+        used = (chosen > 0)[:, None]  # the others keep their place
         q.codebook.weight.copy_(torch.where(used, level.sums/level.sizes[:, None].clamp(min=1e-5), q.codebook.weight))
 
     def _restart(self, level, q, latents, good, rng, average, optimizer):
@@ -65,7 +65,7 @@ class _Moves:
         pick = torch.from_numpy(rng.permutation(len(latents))[:some]).to(latents.device)
         dead, new = (level.age[oldest] >= (self.restart_after or _NEVER/2)) & good[pick], latents[pick]
         for entries in (q.codebook.weight, average) if average is not None else (q.codebook.weight,): entries[oldest] = torch.where(dead[:, None], new, entries[oldest])
-        for memory in optimizer.state.get(q.codebook.weight, {}).values() if optimizer else (): # of gradients, which led elsewhere
+        for memory in optimizer.state.get(q.codebook.weight, {}).values() if optimizer else ():  # of gradients, which led elsewhere
             if torch.is_tensor(memory) and memory.shape == q.codebook.weight.shape: memory[oldest] = torch.where(dead[:, None], 0., memory[oldest])
         level.age[oldest] = torch.where(dead, 0., level.age[oldest])
         level.sizes[oldest] = torch.where(dead, 1., level.sizes[oldest])
@@ -75,38 +75,38 @@ class _Moves:
 class CodebookTrainer(_Moves):
     "Counts the use of codebooks, fills, moves and restarts their entries."
     def __init__(self,
-        quantizer:ResidualVectorQuantize, # whose codebooks train
-        mode:str="gradient", # "gradient": a loss moves the entries; "ema": moving averages do, here; "none": nothing is changed, only counted
-        decay:float=0.99, # ema: share of the old average at each step
-        restart_after:float=10.0, # uses, were all used alike, without which an entry starts anew; 0 for never
-        initialise:bool=True, # whether the first entries are taken from data
-        seed:int=0, # decides which latents become entries
-        place:Distributed|None=None, # our place among the processes of a run
+        quantizer: ResidualVectorQuantize,  # whose codebooks train
+        mode: str = "gradient",  # "gradient": a loss moves the entries; "ema": moving averages do, here; "none": nothing is changed, only counted
+        decay: float = 0.99,  # ema: share of the old average at each step
+        restart_after: float = 10.0,  # uses, were all used alike, without which an entry starts anew; 0 for never
+        initialise: bool = True,  # whether the first entries are taken from data
+        seed: int = 0,  # decides which latents become entries
+        place: Distributed|None = None,  # our place among the processes of a run
     ):
         if mode not in ("gradient", "ema", "none"): raise ValueError(f"codebooks learn by 'gradient' or 'ema' or not at all ('none'), not {mode!r}")
         self.quantizer, self.mode, self.decay, self.restart_after, self.seed, self.place = quantizer, mode, decay, restart_after, seed, place or Distributed()
-        self.window = restart_after or 10. # of the counts, in uses
+        self.window = restart_after or 10.  # of the counts, in uses
         self.levels = [_Level(q, initialise and mode != "none") for q in quantizer.quantizers]
         if mode == "ema":
             for q in quantizer.quantizers: q.codebook.weight.requires_grad_(False)
 
     @torch.no_grad()
     def update(self,
-        details:list[LevelDetails], # of the step's forward pass
-        step:int, # its number
-        average=None, # `WeightAverage` of the codec's weights, in which new entries shall not be mixed with what stood there
-        optimizer:torch.optim.Optimizer|None=None, # of the codec's weights, which shall not push new entries on where the old ones went
-    ) -> dict[str, torch.Tensor]: # usage/0, perplexity/0, ... : 0-d
+        details: list[LevelDetails],  # of the step's forward pass
+        step: int,  # its number
+        average=None,  # `WeightAverage` of the codec's weights, in which new entries shall not be mixed with what stood there
+        optimizer: torch.optim.Optimizer|None = None,  # of the codec's weights, which shall not push new entries on where the old ones went
+    ) -> dict[str, torch.Tensor]:  # usage/0, perplexity/0, ... : 0-d
         "Take in what was chosen in a step."
         found = {}
         for i, (level, q, detail) in enumerate(zip(self.levels, self.quantizer.quantizers, details)):
             latents, codes = self._of_all(detail.latents.transpose(1, 2)).reshape(-1, q.codebook_dim), self._of_all(detail.codes).reshape(-1)
-            good = latents.isfinite().all(1, keepdim=True) # a batch that went wrong leaves no trace
+            good = latents.isfinite().all(1, keepdim=True)  # a batch that went wrong leaves no trace
             latents = torch.where(good, latents, 0.)
             chosen = torch.zeros_like(level.counts).index_add_(0, codes, good[:, 0].to(level.counts.dtype))
             clock = len(codes)/q.codebook_size
             level.counts.mul_(math.exp(-clock/self.window)).add_(chosen)
-            level.age.add_(clock).mul_((chosen == 0) | (level.age > _NEVER/2)) # an entry that chance has made is not yet one
+            level.age.add_(clock).mul_((chosen == 0) | (level.age > _NEVER/2))  # an entry that chance has made is not yet one
             if self.mode == "ema": self._move(level, q, latents, codes, chosen)
             if self.mode != "none": self._restart(level, q, latents, good[:, 0], keyed_rng(self.seed, step, i), average and average.of(q.codebook.weight), optimizer)
             found[f"usage/{i}"], found[f"perplexity/{i}"] = codebook_use(level.counts)
@@ -114,7 +114,7 @@ class CodebookTrainer(_Moves):
 
     def state_dict(self) -> dict: "What a resumed run needs."; return {str(i): level.state() for i, level in enumerate(self.levels)}
 
-    def load_state_dict(self, state:dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         "Take it back. ValueError if it is of other codebooks."
         if state.keys() != self.state_dict().keys(): raise ValueError(f"statistics of {len(state)} codebooks do not fit {len(self.levels)}")
         for i, level in enumerate(self.levels): level.take(state[str(i)])

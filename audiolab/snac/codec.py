@@ -26,7 +26,7 @@ from .generator import SNAC
 from .pretrained import from_pretrained
 
 # %% ../../nbs/snac/11_codec.ipynb #438f94fe
-def _fingerprint(model): # "" for a model without weight normalisation, whose weights are only derived from those
+def _fingerprint(model):  # "" for a model without weight normalisation, whose weights are only derived from those
     if not model.normed: return ""
     parts = []
     for part in (model.quantizer, model.decoder):
@@ -37,14 +37,14 @@ def _fingerprint(model): # "" for a model without weight normalisation, whose we
     return "-".join(parts)
 
 
-def _check_maker(codes, mine): # SnacError if codes are of another codec
+def _check_maker(codes, mine):  # SnacError if codes are of another codec
     theirs = codes.fingerprint
     if theirs and mine and theirs.partition("-")[0] != mine.partition("-")[0]:
         raise SnacError(f"these codes were made by another model (quantiser {theirs.partition('-')[0]}, here {mine.partition('-')[0]}): "
                         "decode with the one that made them, or clear their fingerprint if you know better")
 
 # %% ../../nbs/snac/11_codec.ipynb #27780c8a
-def _sound(audio, sample_rate, wanted): # float32 [T] at the rate that is wanted
+def _sound(audio, sample_rate, wanted):  # float32 [T] at the rate that is wanted
     try:
         if not isinstance(audio, torch.Tensor): audio = np.ascontiguousarray(audio)
         x = torch.as_tensor(audio if isinstance(audio, torch.Tensor) or audio.flags.writeable else audio.copy()).detach().cpu()
@@ -62,7 +62,7 @@ def _sound(audio, sample_rate, wanted): # float32 [T] at the rate that is wanted
     return x
 
 
-def _buckets(sizes, limit): # lists of indices of similar size, whose padded sum stays below the limit
+def _buckets(sizes, limit):  # lists of indices of similar size, whose padded sum stays below the limit
     bucket = []
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
         if bucket and ((len(bucket)+1)*sizes[i] > limit or sizes[i] > 1.25*sizes[bucket[0]]): yield bucket; bucket = []
@@ -73,9 +73,9 @@ def _buckets(sizes, limit): # lists of indices of similar size, whose padded sum
 class _Opened:
     "A model ready for use, and its sizes."
     def __init__(self,
-        model:SNAC, # trained; not changed
-        device:str="cpu", # torch device
-        piece_seconds:float=10.0, # s that the network is given at once; more takes more memory
+        model: SNAC,  # trained; not changed
+        device: str = "cpu",  # torch device
+        piece_seconds: float = 10.0,  # s that the network is given at once; more takes more memory
     ):
         self.fingerprint = _fingerprint(model)
         self.model = (model.fold_weight_norm() if model.normed else model).to(device).eval().requires_grad_(False)
@@ -85,31 +85,31 @@ class _Opened:
 
     @classmethod
     def load(cls,
-        path_or_repo:str, # folder, checkpoint, run folder or id on the Hugging Face hub, as `from_pretrained` takes it
-        device:str="cpu", # torch device
+        path_or_repo: str,  # folder, checkpoint, run folder or id on the Hugging Face hub, as `from_pretrained` takes it
+        device: str = "cpu",  # torch device
     ):
         "A codec of a trained model. Raises what `from_pretrained` raises."
         return cls(from_pretrained(path_or_repo), device)
 
-    def _whole_frames(self, seconds): # latent frames, a multiple of what pieces must be a multiple of
+    def _whole_frames(self, seconds):  # latent frames, a multiple of what pieces must be a multiple of
         step = self.model.frame_multiple
         return max(1, round(seconds*self.sample_rate/self.hop/step))*step
 
     def _codes(self, levels, length): return Codes(levels, length, fingerprint=self.fingerprint, **self.layout)
-    def _frames(self, samples): return -(-samples//self.model.pad_multiple)*self.model.frame_multiple # that the encoder makes of so many samples
+    def _frames(self, samples): return -(-samples//self.model.pad_multiple)*self.model.frame_multiple  # that the encoder makes of so many samples
 
 # %% ../../nbs/snac/11_codec.ipynb #018a3e5f
 class _Encoding(_Opened):
     "The half of a codec that makes codes."
     @torch.inference_mode()
-    def _run_encoder(self, sounds): # the levels of each of some sounds [T]
+    def _run_encoder(self, sounds):  # the levels of each of some sounds [T]
         batch = torch.zeros(len(sounds), 1, max(map(len, sounds)))
         for row, x in zip(batch, sounds): row[0, :len(x)] = x
         lengths = torch.tensor([len(x) for x in sounds]) if len({self._frames(len(x)) for x in sounds}) > 1 else None
         levels = [level.cpu() for level in self.model.encode(batch.to(self.device), lengths if lengths is None else lengths.to(self.device))]
         return [[level[i, :self._frames(len(x))//s] for level, s in zip(levels, self.model.vq_strides)] for i, x in enumerate(sounds)]
 
-    def _encode_pieces(self, x): # levels of a long sound
+    def _encode_pieces(self, x):  # levels of a long sound
         frames, around, parts = self._frames(len(x)), self.model.encoder_context_frames, []
         for begin in range(0, frames, self._piece):
             end, first = min(begin+self._piece, frames), max(0, begin-around)
@@ -118,16 +118,16 @@ class _Encoding(_Opened):
         return [torch.cat(levels) for levels in zip(*parts)]
 
     def encode(self,
-        audio, # [T], [1, T] or [1, 1, T] floating point, full scale at 1; numpy or torch
-        sample_rate:int|None=None, # Hz; None: the codec's own. Another one is resampled
+        audio,  # [T], [1, T] or [1, 1, T] floating point, full scale at 1; numpy or torch
+        sample_rate: int|None = None,  # Hz; None: the codec's own. Another one is resampled
     ) -> Codes:
         "Codes of a sound of any length, in bounded memory. Raises `SnacError`."
         return self.encode_batch([audio], sample_rate)[0]
 
     def encode_batch(self,
-        clips:Iterable, # of sounds as `encode` takes them, of different lengths; also a tensor [B, 1, T]
-        sample_rate:int|None=None, # Hz, of all of them
-    ) -> list[Codes]: # in the same order; each as if encoded alone
+        clips: Iterable,  # of sounds as `encode` takes them, of different lengths; also a tensor [B, 1, T]
+        sample_rate: int|None = None,  # Hz, of all of them
+    ) -> list[Codes]:  # in the same order; each as if encoded alone
         "Codes of many sounds. Raises `SnacError` that says which one cannot be used."
         sounds, clips = [], list(clips)
         for i, clip in enumerate(clips):
@@ -140,8 +140,8 @@ class _Encoding(_Opened):
         return [self._codes(found[i], len(x)) for i, x in enumerate(sounds)]
 
     def unflatten(self,
-        tokens, # whole numbers [N], of a language model
-        **options, # length, offset, interleave, with_offsets, as `unflatten` takes them
+        tokens,  # whole numbers [N], of a language model
+        **options,  # length, offset, interleave, with_offsets, as `unflatten` takes them
     ) -> Codes:
         "Codes of a list of tokens, in the layout of this codec. Raises `SnacError`."
         return unflatten(tokens, fingerprint=self.fingerprint, **self.layout, **options)
@@ -150,17 +150,17 @@ class _Encoding(_Opened):
 class StreamDecoder:
     "Turns codes into sound while they arrive; what comes out is, joined, the sound of the whole."
     def __init__(self,
-        codec, # whose codes they are
-        chunk_seconds:float=0.0, # s of sound to wait for before decoding; larger chunks cost less work, because each needs its context anew
-        seed:int=0, # of the noise
-        noise:float=1.0, # its strength; 0 for none
-        length:int|None=None, # samples of the whole, if that is known
+        codec,  # whose codes they are
+        chunk_seconds: float = 0.0,  # s of sound to wait for before decoding; larger chunks cost less work, because each needs its context anew
+        seed: int = 0,  # of the noise
+        noise: float = 1.0,  # its strength; 0 for none
+        length: int|None = None,  # samples of the whole, if that is known
     ):
         self.codec, self.seed, self.noise = codec, int(seed), float(noise)
         self.context, self.step, self.chunk = codec.model.context_frames, codec.model.frame_multiple, codec._whole_frames(chunk_seconds)
         self.codes = [torch.empty(0, dtype=torch.int64) for _ in codec.model.vq_strides]
-        self.first = self.done = self.have = 0 # latent frames: of the first code that is kept, given out as sound, pushed in
-        self.end, self.closed = length, False # samples in all, once that is known; whether nothing may follow
+        self.first = self.done = self.have = 0  # latent frames: of the first code that is kept, given out as sound, pushed in
+        self.end, self.closed = length, False  # samples in all, once that is known; whether nothing may follow
 
     @property
     def latency(self) -> float:
@@ -168,8 +168,8 @@ class StreamDecoder:
         return (self.context+self.chunk)*self.codec.hop/self.codec.sample_rate
 
     def push(self,
-        codes, # `Codes` or levels of any number of coarse codes
-    ) -> torch.Tensor: # float32 [T], what is certain now; often empty
+        codes,  # `Codes` or levels of any number of coarse codes
+    ) -> torch.Tensor:  # float32 [T], what is certain now; often empty
         "Take codes, give sound. Raises `SnacError` for codes of another codec, or after the end."
         codes = self.codec._own(codes)
         if self.closed and codes.length: raise SnacError("codes after the end: the piece before them was shorter than its codes, so it was the last")
@@ -180,13 +180,13 @@ class StreamDecoder:
         return self._decode(ready if ready >= self.done+self.chunk else self.done)
 
     def finish(self,
-        length:int|None=None, # samples of the whole; None: what the codes said
-    ) -> torch.Tensor: # float32 [T], the rest
+        length: int|None = None,  # samples of the whole; None: what the codes said
+    ) -> torch.Tensor:  # float32 [T], the rest
         "The sound that waited for codes after it."
         self.end, self.closed = next(n for n in (length, self.end, self.have*self.codec.hop) if n is not None), True
         return self._decode(self.have, last=True)
 
-    def _decode(self, until, last=False): # sound up to a latent frame
+    def _decode(self, until, last=False):  # sound up to a latent frame
         hop, parts = self.codec.hop, [torch.empty(0)]
         while self.done < until:
             to, begin = min(self.done+max(self.chunk, self.codec._piece), until), max(0, self.done-self.context)
@@ -203,14 +203,14 @@ class StreamDecoder:
 # %% ../../nbs/snac/11_codec.ipynb #ead9f880
 class _Decoding(_Encoding):
     "The half of a codec that makes sound, piece by piece."
-    def _own(self, codes, length=None): # Codes that this codec can decode
+    def _own(self, codes, length=None):  # Codes that this codec can decode
         if not isinstance(codes, Codes): return Codes(codes, length, **self.layout)
         if codes.layout != self.layout: raise SnacError(f"codes of the layout {codes.layout} are not for this model: {self.layout}")
         _check_maker(codes, self.fingerprint)
         return codes if length is None else Codes(codes.codes, length, fingerprint=codes.fingerprint, **self.layout)
 
     @torch.inference_mode()
-    def _run_decoder(self, many, seed, noise, first_frame=0): # sounds float32 [T] of the levels of some pieces
+    def _run_decoder(self, many, seed, noise, first_frame=0):  # sounds float32 [T] of the levels of some pieces
         strides, step = self.model.vq_strides, self.model.frame_multiple
         frames = [len(levels[0])*strides[0] for levels in many]
         most = -(-max(frames)//step)*step
@@ -222,14 +222,14 @@ class _Decoding(_Encoding):
         return [x[0, :n*self.hop].float().cpu() for x, n in zip(audio, frames)]
 
     def decode_stream(self,
-        codes, # `Codes`, or an iterable of `Codes` or levels, each going on where the one before ended
-        chunk_seconds:float=1.0, # s of sound in a piece, about
-        seed:int=0, # of the noise
-        noise:float=1.0, # its strength; 0 for none
-    ) -> Iterator[torch.Tensor]: # float32 [T], as soon as each is certain
+        codes,  # `Codes`, or an iterable of `Codes` or levels, each going on where the one before ended
+        chunk_seconds: float = 1.0,  # s of sound in a piece, about
+        seed: int = 0,  # of the noise
+        noise: float = 1.0,  # its strength; 0 for none
+    ) -> Iterator[torch.Tensor]:  # float32 [T], as soon as each is certain
         "Sound piece by piece; joined, that of `decode` with the same seed."
         stream, strides = StreamDecoder(self, chunk_seconds, seed, noise), self.model.vq_strides
-        if isinstance(codes, Codes): # all of them, because the end of the sound depends on codes of the padding behind it
+        if isinstance(codes, Codes):  # all of them, because the end of the sound depends on codes of the padding behind it
             stream.end, levels = codes.length, self._own(codes).codes
             codes = ([c[i//s:(i+stream.chunk)//s] for c, s in zip(levels, strides)] for i in range(0, codes.frames, stream.chunk))
         for piece in codes:
@@ -240,19 +240,19 @@ class _Decoding(_Encoding):
 class Codec(_Decoding):
     "A trained model, ready to encode and decode: `Codec(model)` or `Codec.load(name)`."
     def decode(self,
-        codes, # `Codes`, or levels [F/stride] or [1, F/stride], coarse first
-        length:int|None=None, # samples wanted; None: as many as were encoded
-        seed:int|None=None, # of the noise; None: another one each time
-        noise:float=1.0, # its strength; 0 for none
-    ) -> torch.Tensor: # float32 [T]
+        codes,  # `Codes`, or levels [F/stride] or [1, F/stride], coarse first
+        length: int|None = None,  # samples wanted; None: as many as were encoded
+        seed: int|None = None,  # of the noise; None: another one each time
+        noise: float = 1.0,  # its strength; 0 for none
+    ) -> torch.Tensor:  # float32 [T]
         "Sound of codes of any length, in bounded memory. Raises `SnacError`, also for codes of another model."
         return self.decode_batch([self._own(codes, length)], seed, noise)[0]
 
     def decode_batch(self,
-        many:Iterable, # of `Codes` or levels, of different lengths
-        seed:int|None=None, # of the noise; each gets what it has alone
-        noise:float=1.0, # its strength; 0 for none
-    ) -> list[torch.Tensor]: # float32 [T] of each, in the same order
+        many: Iterable,  # of `Codes` or levels, of different lengths
+        seed: int|None = None,  # of the noise; each gets what it has alone
+        noise: float = 1.0,  # its strength; 0 for none
+    ) -> list[torch.Tensor]:  # float32 [T] of each, in the same order
         "Sounds of many codes. Raises `SnacError`."
         many, seed = [self._own(codes) for codes in many], int(torch.randint(2**31, ())) if seed is None else seed
         made, sizes = {}, [codes.frames for codes in many]
@@ -262,21 +262,21 @@ class Codec(_Decoding):
         return [made[i][:codes.length] for i, codes in enumerate(many)]
 
     def reconstruct(self,
-        audio, # as `encode` takes it
-        sample_rate:int|None=None, # Hz; None: the codec's own
-        seed:int|None=0, # of the noise
-        noise:float=1.0, # its strength
-    ) -> torch.Tensor: # float32 [T], as long as the input and at its rate
+        audio,  # as `encode` takes it
+        sample_rate: int|None = None,  # Hz; None: the codec's own
+        seed: int|None = 0,  # of the noise
+        noise: float = 1.0,  # its strength
+    ) -> torch.Tensor:  # float32 [T], as long as the input and at its rate
         "What is left of a sound after encoding and decoding."
         made, samples = self.decode(self.encode(audio, sample_rate), seed=seed, noise=noise), np.shape(audio)[-1]
         made = torch.from_numpy(np.ascontiguousarray(resample(made.numpy(), self.sample_rate, int(sample_rate or self.sample_rate))))
         return torch.nn.functional.pad(made, (0, max(0, samples-len(made))))[:samples]
 
     def compare(self,
-        audio, # as `encode` takes it
-        sample_rate:int|None=None, # Hz; None: the codec's own
-        seconds:float=20.0, # s of it, from the beginning
-        **options, # seed, noise
+        audio,  # as `encode` takes it
+        sample_rate: int|None = None,  # Hz; None: the codec's own
+        seconds: float = 20.0,  # s of it, from the beginning
+        **options,  # seed, noise
     ) -> HTML:
         "A player that switches between a sound and its reconstruction while it plays, and the spectrograms of both."
         rate = int(sample_rate or self.sample_rate)
@@ -320,12 +320,12 @@ def _as_link(data, kind): return f"data:{kind};base64,{b64encode(data).decode()}
 
 
 def compare_by_ear(
-    a, # [T], floating point, full scale at 1; numpy or torch
-    b, # [T], the other sound
-    sample_rate:int, # Hz, of both
-    names:tuple=("original", "decoded"), # what they are
-    seconds:float=20.0, # s of both at most, because the notebook keeps them
-) -> HTML: # shown by a notebook; `.data` is the text
+    a,  # [T], floating point, full scale at 1; numpy or torch
+    b,  # [T], the other sound
+    sample_rate: int,  # Hz, of both
+    names: tuple = ("original", "decoded"),  # what they are
+    seconds: float = 20.0,  # s of both at most, because the notebook keeps them
+) -> HTML:  # shown by a notebook; `.data` is the text
     "A player that switches between two sounds at the same place, above their spectrograms."
     samples = min(np.shape(a)[-1], np.shape(b)[-1], max(1, int(seconds*sample_rate)))
     both = [torch.as_tensor(x).detach().cpu().float().reshape(-1)[:samples].clamp(-1, 1).numpy() for x in (a, b)]

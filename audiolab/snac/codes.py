@@ -22,29 +22,29 @@ from .config import SnacError
 # %% ../../nbs/snac/09_codes.ipynb #b8e4863f
 @lru_cache
 def token_order(
-    vq_strides:tuple, # latent frames to a code, coarse first, such as (4, 2, 1)
-    interleave:bool=True, # depth first, each code before those that refine it; else level by level
-) -> tuple: # (level, place) of each token in a frame; place counts the codes of this level in this frame
+    vq_strides: tuple,  # latent frames to a code, coarse first, such as (4, 2, 1)
+    interleave: bool = True,  # depth first, each code before those that refine it; else level by level
+) -> tuple:  # (level, place) of each token in a frame; place counts the codes of this level in this frame
     "The order of the codes that belong to one coarse code. Raises `SnacError`."
     strides = tuple(vq_strides)
     if not 1 <= len(strides) <= 16 or any(type(s) is not int or not 1 <= s <= 4096 or strides[0] % s for s in strides):
         raise SnacError(f"vq_strides {strides} cannot be: at most 16 whole numbers, coarse first, each dividing the first")
     places = [(level, place) for level, stride in enumerate(strides) for place in range(strides[0]//stride)]
     if not interleave: return tuple(places)
-    return tuple(sorted(places, key=lambda at: (at[1]*strides[at[0]], at[0]))) # by the moment at which they begin, coarse before fine
+    return tuple(sorted(places, key=lambda at: (at[1]*strides[at[0]], at[0])))  # by the moment at which they begin, coarse before fine
 
 # %% ../../nbs/snac/09_codes.ipynb #af5e5d05
-def _levels(codes, strides, size): # int64 tensors, one a level, checked
+def _levels(codes, strides, size):  # int64 tensors, one a level, checked
     if isinstance(codes, (str, bytes)) or not isinstance(codes, (Sequence, np.ndarray, torch.Tensor)) or len(codes) != len(strides):
         raise SnacError(f"codes must be {len(strides)} levels of numbers, coarse first, as the strides {strides} say")
     found = []
     for i, level in enumerate(codes):
-        try: level = torch.as_tensor(np.array(level) if isinstance(level, np.ndarray) else level).detach().cpu() # a copy, so that it may be read-only
+        try: level = torch.as_tensor(np.array(level) if isinstance(level, np.ndarray) else level).detach().cpu()  # a copy, so that it may be read-only
         except (TypeError, ValueError, RuntimeError, OverflowError) as cause: raise SnacError(f"level {i} is no list of whole numbers: {cause}") from None
         if level.ndim == 2 and level.shape[0] == 1: level = level[0]
         if level.ndim != 1 or level.dtype.is_floating_point or level.dtype.is_complex or level.dtype == torch.bool:
             raise SnacError(f"level {i}: {level.dtype} of shape {tuple(level.shape)}; give whole numbers of shape [F] or [1, F], one sound at a time")
-        level = level.to(torch.int64, copy=True) # nobody else's to change
+        level = level.to(torch.int64, copy=True)  # nobody else's to change
         bad = ((level < 0) | (level >= size)).nonzero()
         if len(bad): raise SnacError(f"level {i}: code {int(level[bad[0]])} at {int(bad[0])} is outside 0..{size-1}")
         if len(level)*strides[i] != len(found[0] if found else level)*strides[0]:
@@ -71,13 +71,13 @@ class _Measured:
 @dataclass(frozen=True, eq=False)
 class Codes(_Measured):
     "Codes of one sound. Raises `SnacError` if they contradict each other."
-    codes: tuple # int64 [F/stride] for each level, coarse first; do not change them
-    length: int|None = None # samples of the sound, padding follows; None: all that the codes span
-    sample_rate: int = 24000 # Hz
-    codebook_size: int = 4096 # entries of each level
-    vq_strides: tuple = (4, 2, 1) # latent frames to a code of each level
-    hop: int = 512 # samples to a latent frame
-    fingerprint: str = "" # of the model that made them, as `Codec.fingerprint`; empty: unknown
+    codes: tuple  # int64 [F/stride] for each level, coarse first; do not change them
+    length: int|None = None  # samples of the sound, padding follows; None: all that the codes span
+    sample_rate: int = 24000  # Hz
+    codebook_size: int = 4096  # entries of each level
+    vq_strides: tuple = (4, 2, 1)  # latent frames to a code of each level
+    hop: int = 512  # samples to a latent frame
+    fingerprint: str = ""  # of the model that made them, as `Codec.fingerprint`; empty: unknown
 
     def __post_init__(self):
         for name, top in dict(sample_rate=768_000, codebook_size=2**24, hop=2**20).items():
@@ -87,7 +87,7 @@ class Codes(_Measured):
         object.__setattr__(self, "codes", _levels(self.codes, self.vq_strides, self.codebook_size))
         if not self.frames: raise SnacError("there are no codes")
         if self.length is None: object.__setattr__(self, "length", self.frames*self.hop)
-        if type(self.length) is not int or not 0 <= self.length <= self.frames*self.hop: # 0: padding only
+        if type(self.length) is not int or not 0 <= self.length <= self.frames*self.hop:  # 0: padding only
             raise SnacError(f"length {self.length!r} is not a number of samples from 0 to the {self.frames*self.hop} that {self.frames} frames span")
 
     def __eq__(self, other):
@@ -97,8 +97,8 @@ class Codes(_Measured):
     def __repr__(self): return f"Codes({self.seconds:.2f} s, {' + '.join(str(len(c)) for c in self.codes)} codes, {self.bits/8:,.0f} bytes, {self.bit_rate:.0f} bit/s)"
 
     def cut(self,
-        first:int, # coarse code to begin with
-        last:int|None=None, # coarse code to end before; None: the end
+        first: int,  # coarse code to begin with
+        last: int|None = None,  # coarse code to end before; None: the end
     ) -> "Codes":
         "A stretch of whole coarse codes."
         first, last, _ = slice(first, last).indices(len(self))
@@ -107,10 +107,10 @@ class Codes(_Measured):
         return Codes(levels, max(0, length), fingerprint=self.fingerprint, **self.layout)
 
     def flatten(self,
-        offset:int=0, # added to every token, such as the first audio token of a vocabulary
-        interleave:bool=True, # depth first, as `token_order`; else level by level in each frame
-        with_offsets:bool=True, # add place in the frame times `codebook_size`, so that each place has tokens of its own
-    ) -> torch.Tensor: # int64 [coarse codes * tokens to a frame]
+        offset: int = 0,  # added to every token, such as the first audio token of a vocabulary
+        interleave: bool = True,  # depth first, as `token_order`; else level by level in each frame
+        with_offsets: bool = True,  # add place in the frame times `codebook_size`, so that each place has tokens of its own
+    ) -> torch.Tensor:  # int64 [coarse codes * tokens to a frame]
         "One list of tokens."
         order, step = token_order(self.vq_strides, interleave), self.vq_strides[0]
         columns = [self.codes[level].view(-1, step//self.vq_strides[level])[:, place] for level, place in order]
@@ -118,17 +118,17 @@ class Codes(_Measured):
 
 # %% ../../nbs/snac/09_codes.ipynb #37fc3027
 def unflatten(
-    tokens, # whole numbers [N], as `Codes.flatten` makes them; list, array or tensor
+    tokens,  # whole numbers [N], as `Codes.flatten` makes them; list, array or tensor
     *,
-    length:int|None=None, # samples of the sound; None: all that the tokens span
-    sample_rate:int=24000, # Hz
-    codebook_size:int=4096, # entries of each level
-    vq_strides:tuple=(4, 2, 1), # latent frames to a code
-    hop:int=512, # samples to a latent frame
-    offset:int=0, # as in `flatten`
-    interleave:bool=True, # as in `flatten`
-    with_offsets:bool=True, # as in `flatten`
-    fingerprint:str="", # of the model, if known
+    length: int|None = None,  # samples of the sound; None: all that the tokens span
+    sample_rate: int = 24000,  # Hz
+    codebook_size: int = 4096,  # entries of each level
+    vq_strides: tuple = (4, 2, 1),  # latent frames to a code
+    hop: int = 512,  # samples to a latent frame
+    offset: int = 0,  # as in `flatten`
+    interleave: bool = True,  # as in `flatten`
+    with_offsets: bool = True,  # as in `flatten`
+    fingerprint: str = "",  # of the model, if known
 ) -> Codes:
     "Codes of a list of tokens. Raises `SnacError` that names the first token which cannot be one."
     strides = tuple(vq_strides)
@@ -149,14 +149,14 @@ def unflatten(
     return Codes(levels, length, sample_rate, codebook_size, strides, hop, fingerprint)
 
 # %% ../../nbs/snac/09_codes.ipynb #5b4211fb
-_SUFFIX, _MAX_BYTES, _VERSION = ".snac", 2**28, "1" # 256 MiB: more than two weeks of sound
+_SUFFIX, _MAX_BYTES, _VERSION = ".snac", 2**28, "1"  # 256 MiB: more than two weeks of sound
 _FIELDS = "sample_rate", "length", "codebook_size", "hop"
 
 
 def save_codes(
-    path:str|Path, # file to write or replace, ending in .snac
-    codes:Codes, # what to keep
-) -> Path: # the file
+    path: str|Path,  # file to write or replace, ending in .snac
+    codes: Codes,  # what to keep
+) -> Path:  # the file
     "Write codes to a file that is there whole or not at all. Raises `SnacError`."
     path = Path(path)
     if path.suffix != _SUFFIX: raise SnacError(f"{path}: a file of codes ends in {_SUFFIX}")
@@ -168,7 +168,7 @@ def save_codes(
 
 
 def load_codes(
-    path:str|Path, # file that `save_codes` wrote, or that claims to be one
+    path: str|Path,  # file that `save_codes` wrote, or that claims to be one
 ) -> Codes:
     "Read codes from a file that need not be trusted. Raises `SnacError` naming the file."
     path = Path(path)

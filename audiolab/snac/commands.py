@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 # %% ../../nbs/snac/16_commands.ipynb #300e57dc
 class _Conversion:
     "What both commands have in common: `source`, `target`, and how files are paired."
-    def jobs(self) -> list[tuple[Path, Path]]: # what to read, what to write
+    def jobs(self) -> list[tuple[Path, Path]]:  # what to read, what to write
         "Pair files. Raises `SnacError` if nothing is found or something would be overwritten."
         try: pairs = pair_files(self.source, self.target, self.ending, self.extensions)
         except DataError as error: raise SnacError(str(error)) from None
@@ -44,9 +44,9 @@ class _Conversion:
 
 
 def _convert(
-    config:_Conversion, # what to read and write
-    one:Callable, # (path, target) -> seconds of sound
-) -> int: # exit code: 2 if a file could not be converted
+    config: _Conversion,  # what to read and write
+    one: Callable,  # (path, target) -> seconds of sound
+) -> int:  # exit code: 2 if a file could not be converted
     pairs, bad, seconds, kept = config.jobs(), 0, 0., 0
     for path, to in tqdm(pairs, config.verb, disable=None, leave=False, unit="file"):
         if config.skip_existing and to.exists(): kept += 1; continue
@@ -64,19 +64,19 @@ def _convert(
 @dataclass
 class EncodeConfig(_Conversion):
     "Turn audio into codes."
-    source: str # audio file, or folder of them (with the folders inside)
-    target: str # .snac file to write, or folder if the source is one
-    model: str = "hubertsiuzdak/snac_24khz" # folder, checkpoint or run folder of a codec, or its name on the Hugging Face hub
-    device: str = "auto" # torch device; auto: a GPU if there is one
-    skip_existing: bool = False # leave files that exist as they are, to go on after an interruption
+    source: str  # audio file, or folder of them (with the folders inside)
+    target: str  # .snac file to write, or folder if the source is one
+    model: str = "hubertsiuzdak/snac_24khz"  # folder, checkpoint or run folder of a codec, or its name on the Hugging Face hub
+    device: str = "auto"  # torch device; auto: a GPU if there is one
+    skip_existing: bool = False  # leave files that exist as they are, to go on after an interruption
     verb, ending, extensions, writable = "encode", ".snac", None, (".snac",)
 
 
 def encode_command(
-    config:EncodeConfig, # what to encode with which model
-) -> int: # exit code: 2 if a file could not be read
+    config: EncodeConfig,  # what to encode with which model
+) -> int:  # exit code: 2 if a file could not be read
     "Encode files; those that cannot be read are named and left out."
-    config.jobs() # before the model is loaded or fetched
+    config.jobs()  # before the model is loaded or fetched
     codec = Codec.load(config.model, choose_device(config.device))
 
     def one(path, to):
@@ -90,21 +90,21 @@ def encode_command(
 @dataclass
 class DecodeConfig(_Conversion):
     "Turn codes into audio."
-    source: str # .snac file, or folder of them (with the folders inside)
-    target: str # .wav (or .flac) file to write, or folder if the source is one
-    model: str = "hubertsiuzdak/snac_24khz" # the codec that made them: folder, checkpoint or run folder, or its name on the Hugging Face hub
-    device: str = "auto" # torch device; auto: a GPU if there is one
-    seed: int = 0 # of the decoder's noise
-    noise: Annotated[float, annotated_types.Interval(ge=0, le=10)] = 1.0 # its strength; 0 for none
-    skip_existing: bool = False # leave files that exist as they are, to go on after an interruption
+    source: str  # .snac file, or folder of them (with the folders inside)
+    target: str  # .wav (or .flac) file to write, or folder if the source is one
+    model: str = "hubertsiuzdak/snac_24khz"  # the codec that made them: folder, checkpoint or run folder, or its name on the Hugging Face hub
+    device: str = "auto"  # torch device; auto: a GPU if there is one
+    seed: int = 0  # of the decoder's noise
+    noise: Annotated[float, annotated_types.Interval(ge=0, le=10)] = 1.0  # its strength; 0 for none
+    skip_existing: bool = False  # leave files that exist as they are, to go on after an interruption
     verb, ending, extensions, writable = "decode", ".wav", ".snac", (".wav", ".flac")
 
 
 def decode_command(
-    config:DecodeConfig, # what to decode with which model
-) -> int: # exit code: 2 if a file could not be decoded
+    config: DecodeConfig,  # what to decode with which model
+) -> int:  # exit code: 2 if a file could not be decoded
     "Decode files; those that cannot be read, or are of another model, are named and left out."
-    config.jobs() # before the model is loaded or fetched
+    config.jobs()  # before the model is loaded or fetched
     codec = Codec.load(config.model, choose_device(config.device))
 
     def one(path, to):

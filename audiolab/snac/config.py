@@ -32,18 +32,18 @@ _Rates = Annotated[tuple[Annotated[int, annotated_types.Interval(ge=1, le=64)], 
 @dataclass
 class ModelConfig:
     "Size of a codec; the arguments of `SNAC`. The defaults are the published model for speech."
-    sampling_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)] = 24000 # Hz
-    encoder_dim: _Size = 48 # channels at the first layer of the encoder; each block doubles them
-    encoder_rates: _Rates = (2, 4, 8, 8) # strides of its blocks
-    latent_dim: _Size | None = None # what encoder_dim and the number of blocks make it
-    decoder_dim: _Size = 1024 # channels at the first layer of the decoder; each block halves them
-    decoder_rates: _Rates = (8, 8, 4, 2) # strides of its blocks
-    attn_window_size: _Size | None = None # frames of an attention window; null for no attention
-    codebook_size: Annotated[int, annotated_types.Interval(ge=2, le=65536)] = 4096 # entries of each codebook
-    codebook_dim: _Size = 8 # size of an entry
-    vq_strides: _Rates = (4, 2, 1) # frames to a code at each level, coarse first
-    noise: bool = True # whether the decoder has noise blocks
-    depthwise: bool = True # whether wide convolutions are depthwise, as in all published models
+    sampling_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)] = 24000  # Hz
+    encoder_dim: _Size = 48  # channels at the first layer of the encoder; each block doubles them
+    encoder_rates: _Rates = (2, 4, 8, 8)  # strides of its blocks
+    latent_dim: _Size | None = None  # what encoder_dim and the number of blocks make it
+    decoder_dim: _Size = 1024  # channels at the first layer of the decoder; each block halves them
+    decoder_rates: _Rates = (8, 8, 4, 2)  # strides of its blocks
+    attn_window_size: _Size | None = None  # frames of an attention window; null for no attention
+    codebook_size: Annotated[int, annotated_types.Interval(ge=2, le=65536)] = 4096  # entries of each codebook
+    codebook_dim: _Size = 8  # size of an entry
+    vq_strides: _Rates = (4, 2, 1)  # frames to a code at each level, coarse first
+    noise: bool = True  # whether the decoder has noise blocks
+    depthwise: bool = True  # whether wide convolutions are depthwise, as in all published models
 
 
 _MUSIC = {"encoder_dim": 64, "decoder_dim": 1536, "encoder_rates": (2, 3, 8, 8), "decoder_rates": (8, 8, 3, 2), "attn_window_size": 32, "vq_strides": (8, 4, 2, 1)}
@@ -52,24 +52,24 @@ _OLD = {"encoder_dim": 64, "decoder_dim": 1536} | {"encoder_rates": (3, 3, 7, 7)
 def _model(legacy, old, **values): return to_plain(ModelConfig(**(values | (old if legacy else {}))))
 
 def create_snac_24khz_config(
-    legacy:bool=False, # the wider model of an earlier trainer, whose weights no published model has
-) -> dict: # arguments of `SNAC`
+    legacy: bool = False,  # the wider model of an earlier trainer, whose weights no published model has
+) -> dict:  # arguments of `SNAC`
     "Speech at 24 kHz: 984 bit/s at 12, 23 and 47 codes a second."
     return _model(legacy, {"encoder_dim": 64, "decoder_dim": 1536})
 
 def create_snac_32khz_config(
-    legacy:bool=False, # the strides of an earlier trainer (hop 441), which no published model has
-) -> dict: # arguments of `SNAC`
+    legacy: bool = False,  # the strides of an earlier trainer (hop 441), which no published model has
+) -> dict:  # arguments of `SNAC`
     "Music and effects at 32 kHz: 1875 bit/s at four levels."
     return _model(legacy, _OLD, sampling_rate=32000, **_MUSIC)
 
 def create_snac_44khz_config(
-    legacy:bool=False, # the strides of an earlier trainer (hop 441), which no published model has
-) -> dict: # arguments of `SNAC`
+    legacy: bool = False,  # the strides of an earlier trainer (hop 441), which no published model has
+) -> dict:  # arguments of `SNAC`
     "Music and effects at 44.1 kHz: 2584 bit/s at four levels."
     return _model(legacy, _OLD, sampling_rate=44100, **_MUSIC)
 
-def create_snac_small_config() -> dict: # arguments of `SNAC`
+def create_snac_small_config() -> dict:  # arguments of `SNAC`
     "Speech at 16 kHz, 875 bit/s: small enough to be trained without a GPU; the chapter on training says how far an hour of one core takes it."
     return _model(False, {}, sampling_rate=16000, encoder_dim=16, encoder_rates=(2, 4, 5, 8), decoder_dim=256, decoder_rates=(8, 5, 4, 2), codebook_size=1024)
 
@@ -91,7 +91,7 @@ def _named(table, kind):
         return table[name]
     return find
 
-_SMALL = {"data": {"segment_length": 0.32}, # a recipe for a processor: many short pieces, small critics, who come late
+_SMALL = {"data": {"segment_length": 0.32},  # a recipe for a processor: many short pieces, small critics, who come late
           "discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 1500},
           "training": {"steps": 3000, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
                        "validate_every": "250 steps", "sample_every": "500 steps", "save_every": "10 minutes"}}
@@ -108,95 +108,95 @@ _Positive, _Weight, _Count = Annotated[float, annotated_types.Gt(0)], Annotated[
 @dataclass
 class DataConfig:
     "What to train on."
-    dataset_path: str = "bad49wolf/ljspeech-simple" # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
-    dataset_config: str | None = None # of a data set on the hub that has several, such as a language
-    audio_column: str = "audio" # of a table, where the sound is
-    split: str = "train" # of a data set on the hub
-    streaming: bool = False # read in order while training instead of downloading first
-    segment_length: _Positive = 0.8 # s of a piece; made longer to what the model's frames need
-    validation: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.05 # share of the sources (files or speakers) kept apart
-    validation_path: str | None = None # other data to validate on
-    validation_split: str | None = None # or another split of the same
-    validation_clips: Annotated[int, annotated_types.Ge(1)] = 16 # how many pieces of it are measured
-    validation_seconds: _Positive = 2.0 # s of each
-    loudness: float | None = -16.0 # LUFS that every piece is brought to, unless its peak forbids; null to leave it
-    silence: float = -60.0 # dB below full scale; quieter pieces are drawn again, and never trained on
+    dataset_path: str = "bad49wolf/ljspeech-simple"  # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
+    dataset_config: str | None = None  # of a data set on the hub that has several, such as a language
+    audio_column: str = "audio"  # of a table, where the sound is
+    split: str = "train"  # of a data set on the hub
+    streaming: bool = False  # read in order while training instead of downloading first
+    segment_length: _Positive = 0.8  # s of a piece; made longer to what the model's frames need
+    validation: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.05  # share of the sources (files or speakers) kept apart
+    validation_path: str | None = None  # other data to validate on
+    validation_split: str | None = None  # or another split of the same
+    validation_clips: Annotated[int, annotated_types.Ge(1)] = 16  # how many pieces of it are measured
+    validation_seconds: _Positive = 2.0  # s of each
+    loudness: float | None = -16.0  # LUFS that every piece is brought to, unless its peak forbids; null to leave it
+    silence: float = -60.0  # dB below full scale; quieter pieces are drawn again, and never trained on
 
 
 @dataclass
 class CodebookConfig:
     "How codebooks learn."
-    mode: Literal["gradient", "ema", "none"] = "gradient" # by a loss of their own, by moving averages, or not at all (as an earlier trainer did, to compare)
-    decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.99 # ema: share of the old average at each step
-    restart_after: _Weight = 10.0 # a code that is not used while it would have been this many times, were all used alike, starts anew; 0 for never
-    initialise: bool = True # take the first entries from data; not with weights that are trained already
+    mode: Literal["gradient", "ema", "none"] = "gradient"  # by a loss of their own, by moving averages, or not at all (as an earlier trainer did, to compare)
+    decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.99  # ema: share of the old average at each step
+    restart_after: _Weight = 10.0  # a code that is not used while it would have been this many times, were all used alike, starts anew; 0 for never
+    initialise: bool = True  # take the first entries from data; not with weights that are trained already
 
 
 @dataclass
 class DiscriminatorConfig:
     "The critics, and when they are heard."
-    learning_rate: _Positive = 1e-4 # of AdamW
-    warmup: _Count = 1000 # steps of linear warm-up
-    width: _Positive = 1.0 # share of the channels of the full networks
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11) # samples; of the multi-period discriminator
-    fft_sizes: tuple[int, ...] = (2048, 1024, 512) # samples; windows of the multi-scale STFT discriminator
-    clip_norm: _Weight = 10.0 # longest gradient
-    start: _Count = 0 # steps before they take part
-    alone: _Count = 0 # steps in which only they learn, such as 1000 at the beginning of fine-tuning
-    precision: Literal["auto", "float32", "bfloat16"] = "auto" # of their forward pass; auto: bfloat16 where the hardware has it
-    legacy: bool = False # those of an earlier trainer (magnitude and phase)
+    learning_rate: _Positive = 1e-4  # of AdamW
+    warmup: _Count = 1000  # steps of linear warm-up
+    width: _Positive = 1.0  # share of the channels of the full networks
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; of the multi-period discriminator
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512)  # samples; windows of the multi-scale STFT discriminator
+    clip_norm: _Weight = 10.0  # longest gradient
+    start: _Count = 0  # steps before they take part
+    alone: _Count = 0  # steps in which only they learn, such as 1000 at the beginning of fine-tuning
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of their forward pass; auto: bfloat16 where the hardware has it
+    legacy: bool = False  # those of an earlier trainer (magnitude and phase)
 
 # %% ../../nbs/snac/00_config.ipynb #de529937
 @dataclass
 class LossConfig:
     "Weights of the losses (DAC's)."
-    mel: _Weight = 15.0 # log-mel distance at seven scales
-    stft: _Weight = 0.0 # magnitude distance at three scales
-    adversarial: _Weight = 1.0 # to be taken for real
-    feature_matching: _Weight = 2.0 # to look alike inside the discriminators
-    commitment: _Weight = 0.25 # latents near their entries
-    codebook: _Weight = 1.0 # entries near their latents (gradient mode)
-    balance: bool = False # whether gradients at the output are first brought to equal lengths (EnCodec's balancer)
-    legacy: bool = False # one mel scale, its weight 5 up to step 500 and 15 after it; raw phase in the STFT loss
+    mel: _Weight = 15.0  # log-mel distance at seven scales
+    stft: _Weight = 0.0  # magnitude distance at three scales
+    adversarial: _Weight = 1.0  # to be taken for real
+    feature_matching: _Weight = 2.0  # to look alike inside the discriminators
+    commitment: _Weight = 0.25  # latents near their entries
+    codebook: _Weight = 1.0  # entries near their latents (gradient mode)
+    balance: bool = False  # whether gradients at the output are first brought to equal lengths (EnCodec's balancer)
+    legacy: bool = False  # one mel scale, its weight 5 up to step 500 and 15 after it; raw phase in the STFT loss
 
 
 @dataclass
 class FineTuningConfig:
     "Where weights come from, if not from chance."
-    weights: str | None = None # published or trained weights: directory, checkpoint, run folder, or a name on the Hugging Face hub
-    freeze_tokens: bool = False # keep encoder and quantiser as they are, so that codes stay valid for models that speak them
+    weights: str | None = None  # published or trained weights: directory, checkpoint, run folder, or a name on the Hugging Face hub
+    freeze_tokens: bool = False  # keep encoder and quantiser as they are, so that codes stay valid for models that speak them
 
 
 @dataclass
 class SnacTrainingConfig(TrainingConfig):
     "How long, how fast and how carefully to train; the optimiser of the paper."
-    steps: _Count = 800_000 # length of the run in updates; 0: epochs decide
-    learning_rate: _Positive = 6e-4 # of the codec (AdamW)
-    betas: tuple[float, float] = (0.8, 0.99) # memory of the gradient's mean and of its square
-    weight_decay: _Weight = 0.01 # of AdamW
-    schedule: Literal["constant", "cosine", "exponential"] = "exponential" # of the learning rate
-    decay: Annotated[float, annotated_types.Interval(gt=0, le=1)] = 0.999994 # exponential: factor for each step
-    ema_decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.999 # average of the codec's weights that is evaluated and exported; 0 for none
-    log_every: Annotated[int, annotated_types.Ge(1)] = 100 # steps between rows of the history
-    validate_every: str = "1000 steps" # such as "500 steps", "1 epoch", "10 minutes", "never"
-    sample_every: str = "5000 steps" # how often to make sound to listen to
-    save_every: str = "10000 steps" # how often to write a checkpoint; at the end there is always one
-    best_metric: str = "mel" # of validation, by which the best model is chosen
-    precision: Literal["float32", "bfloat16"] = "float32" # of the decoder; encoder and quantiser are always computed in float32, which codes depend on
-    compile: bool = False # compile the networks with torch.compile (takes minutes; pays in long runs on a GPU)
+    steps: _Count = 800_000  # length of the run in updates; 0: epochs decide
+    learning_rate: _Positive = 6e-4  # of the codec (AdamW)
+    betas: tuple[float, float] = (0.8, 0.99)  # memory of the gradient's mean and of its square
+    weight_decay: _Weight = 0.01  # of AdamW
+    schedule: Literal["constant", "cosine", "exponential"] = "exponential"  # of the learning rate
+    decay: Annotated[float, annotated_types.Interval(gt=0, le=1)] = 0.999994  # exponential: factor for each step
+    ema_decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.999  # average of the codec's weights that is evaluated and exported; 0 for none
+    log_every: Annotated[int, annotated_types.Ge(1)] = 100  # steps between rows of the history
+    validate_every: str = "1000 steps"  # such as "500 steps", "1 epoch", "10 minutes", "never"
+    sample_every: str = "5000 steps"  # how often to make sound to listen to
+    save_every: str = "10000 steps"  # how often to write a checkpoint; at the end there is always one
+    best_metric: str = "mel"  # of validation, by which the best model is chosen
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the decoder; encoder and quantiser are always computed in float32, which codes depend on
+    compile: bool = False  # compile the networks with torch.compile (takes minutes; pays in long runs on a GPU)
 
 
 @dataclass
 class PathsConfig:
     "Where everything is written."
-    checkpoint_dir: str = "./checkpoints" # run folder: configuration, history, checkpoints, samples, and, as of the last checkpoint, what `SNAC.from_pretrained` opens
-    log_dir: str = "./logs" # for TensorBoard, if it is installed
+    checkpoint_dir: str = "./checkpoints"  # run folder: configuration, history, checkpoints, samples, and, as of the last checkpoint, what `SNAC.from_pretrained` opens
+    log_dir: str = "./logs"  # for TensorBoard, if it is installed
 
 # %% ../../nbs/snac/00_config.ipynb #e2636766
 @dataclass
 class TrainConfig:
     "Train or fine-tune a codec."
-    model: ModelConfig = field(default_factory=ModelConfig) # its size; also --model 24khz, 32khz, 44khz, or small: one for machines without a GPU, with settings to match
+    model: ModelConfig = field(default_factory=ModelConfig)  # its size; also --model 24khz, 32khz, 44khz, or small: one for machines without a GPU, with settings to match
     training: SnacTrainingConfig = field(default_factory=SnacTrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     codebooks: CodebookConfig = field(default_factory=CodebookConfig)
@@ -204,7 +204,7 @@ class TrainConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    resume: str | None = None # checkpoint to go on from; "auto" takes the newest sound one, if there is one
+    resume: str | None = None  # checkpoint to go on from; "auto" takes the newest sound one, if there is one
 
     aliases: ClassVar[dict] = {
         "model": _model_of, "dataset": _dataset_of, "dataset_path": "data.dataset_path", "streaming": "data.streaming", "batch_size": "training.batch_size",
@@ -231,13 +231,13 @@ class TrainConfig:
 
 # %% ../../nbs/snac/00_config.ipynb #d9e61e48
 def create_training_config(
-    dataset_path:str="bad49wolf/ljspeech-simple", # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
-    batch_size:int=16, # pieces to a step
-    learning_rate:float=6e-4, # of the codec; for the small model 1e-3, if it is left at this
-    num_iterations:int=800_000, # steps; for the small model 3000, if it is left at this
-    streaming:bool=False, # read in order while training
-    model:str="24khz", # 24khz, 32khz, 44khz or small
-) -> dict: # model, training, data and paths
+    dataset_path: str = "bad49wolf/ljspeech-simple",  # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
+    batch_size: int = 16,  # pieces to a step
+    learning_rate: float = 6e-4,  # of the codec; for the small model 1e-3, if it is left at this
+    num_iterations: int = 800_000,  # steps; for the small model 3000, if it is left at this
+    streaming: bool = False,  # read in order while training
+    model: str = "24khz",  # 24khz, 32khz, 44khz or small
+) -> dict:  # model, training, data and paths
     "The settings of a run as a dictionary, to be changed and given to `train_main`, or to be saved as JSON."
     size, recipe = _model_of(model)
     others = {key: value for key, value in recipe.get("training", {}).items() if key not in ("steps", "batch_size", "learning_rate")}
@@ -251,8 +251,8 @@ def create_training_config(
 
 
 def as_config(
-    config:TrainConfig|dict|str|Path|None=None, # settings, a dictionary of them, a YAML or JSON file, or None for the defaults
-) -> TrainConfig: # checked
+    config: TrainConfig|dict|str|Path|None = None,  # settings, a dictionary of them, a YAML or JSON file, or None for the defaults
+) -> TrainConfig:  # checked
     "Settings in any form. Raises `ConfigError` that lists what is wrong."
     if isinstance(config, TrainConfig): return config
     if isinstance(config, (str, Path)): return load_config(TrainConfig, config).config

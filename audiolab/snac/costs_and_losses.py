@@ -23,8 +23,8 @@ from .config import SnacError
 
 # %% ../../nbs/snac/14_costs_and_losses.ipynb #e2dd1188
 def code_statistics(
-    counts, # how often each entry was used, int [codebook size]
-) -> dict: # codes, used, usage (share of the entries), perplexity, entropy (bits a code), most (bits a code that so many codes can show)
+    counts,  # how often each entry was used, int [codebook size]
+) -> dict:  # codes, used, usage (share of the entries), perplexity, entropy (bits a code), most (bits a code that so many codes can show)
     "Usage of one codebook. Raises `SnacError` for counts that are none."
     counts = np.asarray(counts)
     if counts.ndim != 1 or not counts.size or counts.dtype.kind not in "iu" or (counts < 0).any(): raise SnacError("counts must be whole numbers, 0 or more, one for each entry of the codebook")
@@ -35,20 +35,20 @@ def code_statistics(
 # %% ../../nbs/snac/14_costs_and_losses.ipynb #9eb6be22
 class Coding(NamedTuple):
     "A recording, there and back."
-    codes: list # int64 [F/stride] of each level
-    audio: np.ndarray # float32 [T], decoded
-    encode: tuple # (wall s, CPU s)
-    decode: tuple # (wall s, CPU s)
+    codes: list  # int64 [F/stride] of each level
+    audio: np.ndarray  # float32 [T], decoded
+    encode: tuple  # (wall s, CPU s)
+    decode: tuple  # (wall s, CPU s)
 
 
-def _spans(units, piece, context): # (from, first, last, to): pieces first:last of a recording, and what must be heard for each, in units
+def _spans(units, piece, context):  # (from, first, last, to): pieces first:last of a recording, and what must be heard for each, in units
     for first in range(0, units, piece): yield max(0, first-context), first, (last := min(units, first+piece)), min(units, last+context)
 
 
 def _device(model): return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _timed(work, device): # (result, (wall s, CPU s of all threads))
+def _timed(work, device):  # (result, (wall s, CPU s of all threads))
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     wait(); wall, cpu = time.perf_counter(), time.process_time()
     result = work(); wait()
@@ -57,12 +57,12 @@ def _timed(work, device): # (result, (wall s, CPU s of all threads))
 
 @torch.inference_mode()
 def code_recording(
-    model, # `SNAC`, or what has its attributes and methods
-    audio, # [T] at the codec's sample rate, full scale 1
+    model,  # `SNAC`, or what has its attributes and methods
+    audio,  # [T] at the codec's sample rate, full scale 1
     *,
-    noise:float=1.0, # strength of the decoder's noise; 0 for none
-    seed:int=0, # of that noise
-    piece_seconds:float=30.0, # longer sounds are passed through in pieces of this length, exactly
+    noise: float = 1.0,  # strength of the decoder's noise; 0 for none
+    seed: int = 0,  # of that noise
+    piece_seconds: float = 30.0,  # longer sounds are passed through in pieces of this length, exactly
 ) -> Coding:
     "Encode and decode one recording. Raises `SnacError` if what comes back is no sound."
     device = _device(model)
@@ -87,12 +87,12 @@ def code_recording(
 # %% ../../nbs/snac/14_costs_and_losses.ipynb #ae4dc798
 class Measure(NamedTuple):
     "How one measure is taken, and read."
-    better: str # "lower" or "higher"
-    of: object # (reference [T], decoded [T], Hz) -> float
-    meaning: str # one line
+    better: str  # "lower" or "higher"
+    of: object  # (reference [T], decoded [T], Hz) -> float
+    meaning: str  # one line
 
 
-def _pesq(x, y, rate): # the mean over equal pieces of at most 20 s
+def _pesq(x, y, rate):  # the mean over equal pieces of at most 20 s
     edges, values, problem = np.linspace(0, len(x), max(1, math.ceil(len(x)/rate/20))+1).astype(int), [], None
     for a, b in zip(edges, edges[1:]):
         try: values.append(pesq(x[a:b], y[a:b], rate))
@@ -115,12 +115,12 @@ DEFAULT_MEASURES = tuple(name for name in MEASURES if not name.startswith("ViSQO
 
 
 def measure_recording(
-    reference, # float64 [T]
-    decoded, # of the same length, aligned
-    sample_rate:int, # Hz, of both
-    names=DEFAULT_MEASURES, # of `MEASURES`
-    left_out:dict|None=None, # measure -> why: those whose package is missing are added, and those in it are not tried again
-) -> tuple[dict, dict]: # measure -> value, None where there can be none; measure -> why there is none
+    reference,  # float64 [T]
+    decoded,  # of the same length, aligned
+    sample_rate: int,  # Hz, of both
+    names=DEFAULT_MEASURES,  # of `MEASURES`
+    left_out: dict|None = None,  # measure -> why: those whose package is missing are added, and those in it are not tried again
+) -> tuple[dict, dict]:  # measure -> value, None where there can be none; measure -> why there is none
     "Take measures of one recording. Raises `ImportError` for a missing package if there is no `left_out` to put it in."
     values, problems = {}, {}
     for name in names:
@@ -134,9 +134,9 @@ def measure_recording(
 
 # %% ../../nbs/snac/14_costs_and_losses.ipynb #d0876cea
 def mean_interval(
-    values, # one number a file, None where there is none
-    seed:int=0, # of the draws
-) -> dict: # mean, low, high (None for fewer than two files), files
+    values,  # one number a file, None where there is none
+    seed: int = 0,  # of the draws
+) -> dict:  # mean, low, high (None for fewer than two files), files
     "Mean and its 95 % bootstrap interval over files."
     values = np.array([v for v in values if v is not None], np.float64)
     low = high = None
@@ -148,8 +148,8 @@ def mean_interval(
 
 
 def with_interval(
-    o:dict, # of `mean_interval`
-) -> str|None: # such as "1.50 [1.42, 1.58]"
+    o: dict,  # of `mean_interval`
+) -> str|None:  # such as "1.50 [1.42, 1.58]"
     "Mean and interval in a few characters."
     if o["mean"] is None: return None
     return f"{o['mean']:.3g}" + (f" [{o['low']:.3g},\u00a0{o['high']:.3g}]" if o["low"] is not None else "")

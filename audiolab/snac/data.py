@@ -63,7 +63,7 @@ class _Level:
         "One segment. `DataError` if there is only silence."
         quiet = False
         for attempt in range(1 + self.redraws):
-            item = read(epoch + (attempt << 40)) # the place depends on the epoch: a number that no run reaches gives another place
+            item = read(epoch + (attempt << 40))  # the place depends on the epoch: a number that no run reaches gives another place
             sound = item["audio"][:item["length"]]
             quiet = self.floor is not None and math.sqrt(float(np.square(sound).mean())) <= 10**(self.floor/20)
             if not quiet or item["length"] < self.samples: break
@@ -78,7 +78,7 @@ _MOVED = {"mozilla-foundation/common_voice": "fixie-ai/common_voice_17_0 with co
 
 def _several(causes: dict) -> str: return "; ".join(f"{name}: {cause}" for name, cause in islice(causes.items(), 3)) + ("; ..." if len(causes) > 3 else "")
 
-def _list_files(path: Path, group: str | None) -> tuple[AudioFiles, dict[str, str]]: # clips by their headers, and why others are left out
+def _list_files(path: Path, group: str | None) -> tuple[AudioFiles, dict[str, str]]:  # clips by their headers, and why others are left out
     files, clips, left_out = find_audio_files(path, _LISTED, recursive=True), [], {}
     if not files: raise DataError(f"{path}: holds no sound; files are looked for that end in {' '.join(_LISTED)}")
     for file in files:
@@ -89,7 +89,7 @@ def _list_files(path: Path, group: str | None) -> tuple[AudioFiles, dict[str, st
     if not clips: raise DataError(f"{path}: none of {len(files)} files can be read: {_several(left_out)}")
     return AudioFiles(clips), left_out
 
-def _find(dataset_path, split: str, config: str | None, streaming: bool): # (table or None, path or None, label)
+def _find(dataset_path, split: str, config: str | None, streaming: bool):  # (table or None, path or None, label)
     text, path = str(dataset_path), Path(dataset_path).expanduser()
     if not isinstance(dataset_path, Path) and not text.startswith(("/", "./", "../", "~")) and not path.exists():
         try: return open_hub_table(text, config, split, streaming), None, text
@@ -100,14 +100,14 @@ def _find(dataset_path, split: str, config: str | None, streaming: bool): # (tab
     try: table = open_table(path, path, split, None, streaming)
     except DataError:
         if split != "train": raise
-        table = open_table(path, path, None, None, streaming) # a single table by another name is what there is to train on
+        table = open_table(path, path, None, None, streaming)  # a single table by another name is what there is to train on
     if table is None and streaming: raise DataError(f"{path}: files can be read at any place, there is nothing to stream; leave out streaming")
     if table is None and (path/split).is_dir(): path = path/split
     elif table is None and split != "train": raise DataError(f"{path}: has no folder {split!r}; leave out split, or make one")
     return table, path, path.name
 
 # %% ../../nbs/snac/08_data.ipynb #9020fc77
-def _shared(*shape, dtype=torch.int64): return torch.zeros(*shape, dtype=dtype).share_memory_() # the same memory in every worker
+def _shared(*shape, dtype=torch.int64): return torch.zeros(*shape, dtype=dtype).share_memory_()  # the same memory in every worker
 
 class _Numbered(Dataset):
     "Segments of the clips in `source`, of which clip i has those from ends[i-1] to ends[i]-1."
@@ -115,7 +115,7 @@ class _Numbered(Dataset):
         self.source, count = source, len(source)
         fit = self.per_clip or [max(1, target_frames(source.clip(i), self.sample_rate)//self.segment_samples) for i in range(count)]
         self.ends = np.cumsum(np.broadcast_to(fit, count))
-        self.marks = _shared(int(self.ends[-1]), dtype=torch.uint8) # 1: unreadable, 2: silent
+        self.marks = _shared(int(self.ends[-1]), dtype=torch.uint8)  # 1: unreadable, 2: silent
 
     def __len__(self): return int(self.ends[-1])
     def length(self, index): return self.segment_samples
@@ -139,7 +139,7 @@ class _Numbered(Dataset):
             self.marks[index] = 2 if isinstance(cause, _Silent) else 1
             raise
 
-    def __getitem__(self, index): # float32 [segment_samples], of the epoch set; another clip's if this one cannot be used
+    def __getitem__(self, index):  # float32 [segment_samples], of the epoch set; another clip's if this one cannot be used
         if not -len(self) <= index < len(self): raise IndexError(f"segment {index} of {len(self)}")
         unusable = []
         item = BatchReader(self, None, self.seed).item(index % len(self), int(self._epoch), [0], unusable)
@@ -148,7 +148,7 @@ class _Numbered(Dataset):
         return torch.from_numpy(item["audio"])
 
 # %% ../../nbs/snac/08_data.ipynb #77e110e5
-_TRIES = 32 # clips or rows to try before a collection is called unusable
+_TRIES = 32  # clips or rows to try before a collection is called unusable
 
 class _Reported(_Numbered):
     "Adds what was unusable."
@@ -164,7 +164,7 @@ class _Reported(_Numbered):
         silent = sum("silent: " in cause for cause in names.values())
         return {"items": len(self), "unreadable": len(names) - silent, "silent": silent, "names": names}
 
-    def _some(self): # (name, function that reads) of a few segments
+    def _some(self):  # (name, function that reads) of a few segments
         for index in keyed_rng(self.seed).permutation(len(self))[:_TRIES].tolist(): yield self.name(index), partial(self.item, index)
 
     def check(self) -> None:
@@ -177,7 +177,7 @@ class _Reported(_Numbered):
         raise DataError(f"none of {len(causes)} clips tried can be used: {_several(causes)}")
 
 # %% ../../nbs/snac/08_data.ipynb #8be45132
-def _explained(make, *args, **settings): # an error about a column in the words of this module
+def _explained(make, *args, **settings):  # an error about a column in the words of this module
     try: return make(*args, **settings)
     except DataError as cause: raise DataError(str(cause).replace("give column=", "give audio_column=")) from cause
 
@@ -233,7 +233,7 @@ class AudioDataset(_Reported):
         return other
 
 # %% ../../nbs/snac/08_data.ipynb #0888ad2e
-class _Kept: # reader that passes over rows held out
+class _Kept:  # reader that passes over rows held out
     def __init__(self, rows, held: Callable): self.rows, self.held, self.state = rows, held, rows.state
     def __iter__(self): return self
     def __next__(self):
@@ -245,7 +245,7 @@ class _Rows(HubStream):
     "Rows of a table as segments of one loudness, without those held out."
     def __init__(self, level: _Level, table, **settings):
         super().__init__(table, level.sample_rate, level.samples/level.sample_rate, **settings)
-        self.level, self.held = level, (set(), set()) # ids of rows, and speakers
+        self.level, self.held = level, (set(), set())  # ids of rows, and speakers
         if self.dataset.features is None and self.column not in (first := next(iter(self.dataset), {self.column: None})):
             raise DataError(f"there is no audio in the column {self.column!r}; the columns are {sorted(first)}, give column=")
 
@@ -257,7 +257,7 @@ class _Rows(HubStream):
         read = super().item
         return self.level.draw(lambda turn: read(row, turn), epoch, self.name(row))
 
-    def hold_out(self, count: int) -> list[dict]: # segments of the first rows, which are not given any more, nor any of their speakers
+    def hold_out(self, count: int) -> list[dict]:  # segments of the first rows, which are not given any more, nor any of their speakers
         segments = []
         for row in islice(ShardReader(self.dataset, list(range(self.dataset.num_shards)), 0, 1, None), 4*count + _TRIES):
             self.held[0].add(row[:2]); self.held[1].update({self.speaker(row)} - {None})
@@ -267,15 +267,15 @@ class _Rows(HubStream):
         return segments
 
 # %% ../../nbs/snac/08_data.ipynb #1e457a2c
-def _place_in_all() -> tuple[int, int, int]: # (part, parts) of this worker of this process, and how many workers it has
+def _place_in_all() -> tuple[int, int, int]:  # (part, parts) of this worker of this process, and how many workers it has
     worker = get_worker_info()
     number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (
-        int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))) # set by torchrun, and seen by its workers
+        int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))  # set by torchrun, and seen by its workers
     return rank*workers + number, world*workers, workers
 
-def _alone(rows): # rows, read with torch's worker hidden: the library datasets would deal its shards out to the workers once more
+def _alone(rows):  # rows, read with torch's worker hidden: the library datasets would deal its shards out to the workers once more
     place = torch.utils.data._utils.worker
     while True:
         info, place._worker_info = place._worker_info, None
@@ -288,14 +288,14 @@ class AudioStream(AudioDataset, IterableDataset):
     "A table read in order: what `AudioDataset(..., streaming=True)` gives. Each row once in an epoch, over all workers and processes."
     def _open(self, table, path, label, column, group):
         self.stream = _explained(_Rows, self.level, table, seed=self.seed, column=column, label=f"{label} shard")
-        self.counts, self._names = _shared(256, 3), {} # seen, unreadable, silent, by worker
+        self.counts, self._names = _shared(256, 3), {}  # seen, unreadable, silent, by worker
 
     def __len__(self): raise TypeError("a stream has no length; count steps instead of epochs, or open it with streaming=False")
     def __getitem__(self, index):
         raise TypeError("a stream is read in order, not by number; iterate over it (DataLoader does), or open it with streaming=False")
     def subset(self, indices): return self[0]
 
-    def __iter__(self): # float32 [segment_samples]
+    def __iter__(self):  # float32 [segment_samples]
         part, parts, workers = _place_in_all()
         epoch, count, given = int(self._epoch), self.counts[part % 256], False
         lane = StreamLane(self.stream, epoch, part, parts, self.seed, max(1, self.shuffle_buffer//workers), None)
@@ -335,7 +335,7 @@ def make_loader(
     return Loader(dataset, batch_size, **settings)
 
 # %% ../../nbs/snac/08_data.ipynb #d62ad109
-class _Sources(ClipSource): # the clips with nothing but their groups, so that splitting a table need not open its sounds
+class _Sources(ClipSource):  # the clips with nothing but their groups, so that splitting a table need not open its sounds
     def __init__(self, source):
         if isinstance(source, HubClips):
             columns = source.texts.column_names
@@ -347,12 +347,12 @@ class _Sources(ClipSource): # the clips with nothing but their groups, so that s
     def clip(self, index): return Clip(str(index), None, 1, 1, 1, self.groups[index])
     def read(self, index, start=0, frames=None): raise DataError("only groups are known here")
 
-def _split(dataset: AudioDataset, share: float) -> list[AudioDataset]: # to train on, held out
+def _split(dataset: AudioDataset, share: float) -> list[AudioDataset]:  # to train on, held out
     try: parts = split_clips(_Sources(dataset.source), share, seed=dataset.seed)
     except DataError as cause: raise DataError(f"no part can be held out: {cause}; or give other sound to validate on (data.validation_path of a run), or hold out nothing (data.validation 0)") from cause
     return [dataset.subset(parts[name].indices) for name in ("train", "validation")]
 
-def _examples(dataset: AudioDataset, count: int, seconds: float | None) -> list[dict]: # usable segments, from as many clips as possible
+def _examples(dataset: AudioDataset, count: int, seconds: float | None) -> list[dict]:  # usable segments, from as many clips as possible
     dataset, found = copy.copy(dataset), []
     dataset.per_clip = 1
     if seconds: dataset.segment_samples = round(seconds*dataset.sample_rate); dataset.level = replace(dataset.level, samples=dataset.segment_samples)

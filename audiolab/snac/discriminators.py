@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from .config import SnacError
 
 # %% ../../nbs/snac/06_discriminators.ipynb #918178d0
-def _clips(audio): # [B, T] or [B, 1, T] -> [B, 1, T], at least float32
+def _clips(audio):  # [B, T] or [B, 1, T] -> [B, 1, T], at least float32
     shape = tuple(audio.shape)
     if not audio.is_floating_point() or not (len(shape) == 2 or len(shape) == 3 and shape[1] == 1) or 0 in shape:
         kind = str(audio.dtype).removeprefix("torch.")
@@ -24,11 +24,11 @@ def _clips(audio): # [B, T] or [B, 1, T] -> [B, 1, T], at least float32
     return audio.reshape(shape[0], 1, shape[-1]).to(torch.promote_types(audio.dtype, torch.float32))
 
 
-def _exactly(device): # no lower precision in here, on devices that have one
+def _exactly(device):  # no lower precision in here, on devices that have one
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
-def _levelled(audio, peak=.8, least=1e-3): # [B, 1, T] without its mean, scaled to the peak; sounds below `least` stay quieter
+def _levelled(audio, peak=.8, least=1e-3):  # [B, 1, T] without its mean, scaled to the peak; sounds below `least` stay quieter
     with _exactly(audio.device):
         centred = audio - audio.mean(-1, keepdim=True)
         return centred * (peak / centred.abs().amax(-1, keepdim=True).clamp(min=least))
@@ -37,9 +37,9 @@ def _levelled(audio, peak=.8, least=1e-3): # [B, 1, T] without its mean, scaled 
 class PeriodDiscriminator(nn.Module):
     "Critic of a sound folded by one period (Kong et al. 2020); returns its opinion and what it saw on the way."
     def __init__(self,
-        period:int, # samples
-        channels=(32, 128, 512, 1024, 1024), # width of each layer; all but the last one keep every third sample of a row
-        legacy:bool=False, # count the opinion among the feature maps
+        period: int,  # samples
+        channels=(32, 128, 512, 1024, 1024),  # width of each layer; all but the last one keep every third sample of a row
+        legacy: bool = False,  # count the opinion among the feature maps
     ):
         super().__init__()
         if period < 1 or not channels or min(channels) < 1: raise SnacError(f"period {period}, channels {channels}: both must be positive, and at least one layer is needed")
@@ -49,34 +49,34 @@ class PeriodDiscriminator(nn.Module):
         self.opinion = weight_norm(nn.Conv2d(widths[-1], 1, (1, 3), padding=(0, 1)))
 
     def forward(self,
-        audio:torch.Tensor, # [B, T] or [B, 1, T], T at least the period
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]: # opinion [B, 1, T', p] (1 for real); a feature map [B, C, T'', p] of each layer
+        audio: torch.Tensor,  # [B, T] or [B, 1, T], T at least the period
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # opinion [B, 1, T', p] (1 for real); a feature map [B, C, T'', p] of each layer
         "What the critic thinks of each place, and its feature maps. Raises `SnacError` (a `ValueError`) for a wrong shape."
         x, p = _clips(audio), self.period
         if x.shape[-1] < p: raise SnacError(f"{x.shape[-1]} samples are too few to fold by a period of {p}: give at least {p}")
         if x.shape[-1] % p: x = F.pad(x, (0, -x.shape[-1] % p), mode="reflect")
-        x, features = x.unflatten(-1, (-1, p)).transpose(2, 3).contiguous(), [] # [B, 1, p, T/p]: the long axis last in memory
+        x, features = x.unflatten(-1, (-1, p)).transpose(2, 3).contiguous(), []  # [B, 1, p, T/p]: the long axis last in memory
         for layer in self.layers:
-            x = F.leaky_relu_(layer(x), .1) # in place: one map less to keep for the gradient
+            x = F.leaky_relu_(layer(x), .1)  # in place: one map less to keep for the gradient
             features.append(x.mT)
         opinion = self.opinion(x).mT
         return opinion, features + [opinion] if self.legacy else features
 
 # %% ../../nbs/snac/06_discriminators.ipynb #2f7bb88d
-class _Several(nn.Module): # critics that are given the same sound
+class _Several(nn.Module):  # critics that are given the same sound
     def __init__(self, discriminators, legacy):
         super().__init__()
         self.discriminators, self.legacy = nn.ModuleList(discriminators), legacy
 
     def prepare(self,
-        audio:torch.Tensor, # [B, T] or [B, 1, T]
-    ) -> torch.Tensor: # [B, 1, T]
+        audio: torch.Tensor,  # [B, T] or [B, 1, T]
+    ) -> torch.Tensor:  # [B, 1, T]
         "What is done to a sound once, before each of `discriminators` sees it: mean 0 and peak 0.8, or nothing if legacy. Raises `SnacError`."
         return _clips(audio) if self.legacy else _levelled(_clips(audio))
 
     def forward(self,
-        audio:torch.Tensor, # [B, T] or [B, 1, T], as it is
-    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]: # an opinion of each discriminator, and its feature maps
+        audio: torch.Tensor,  # [B, T] or [B, 1, T], as it is
+    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:  # an opinion of each discriminator, and its feature maps
         "Prepare the sound and ask all of them. Raises `SnacError`."
         prepared = self.prepare(audio)
         answers = [critic(prepared) for critic in self.discriminators]
@@ -86,16 +86,16 @@ class _Several(nn.Module): # critics that are given the same sound
 class MultiPeriodDiscriminator(_Several):
     "Critics of a sound folded by several periods (Kong et al. 2020)."
     def __init__(self,
-        periods=(2, 3, 5, 7, 11), # samples
-        channels=(32, 128, 512, 1024, 1024), # width of each layer; fewer for small trainings
-        legacy:bool=False, # no preparation, and the opinion among the feature maps
+        periods=(2, 3, 5, 7, 11),  # samples
+        channels=(32, 128, 512, 1024, 1024),  # width of each layer; fewer for small trainings
+        legacy: bool = False,  # no preparation, and the opinion among the feature maps
     ): super().__init__([PeriodDiscriminator(p, channels, legacy) for p in periods], legacy)
 
 # %% ../../nbs/snac/06_discriminators.ipynb #fcc6968a
-BANDS = (0., .1), (.1, .25), (.25, .5), (.5, .75), (.75, 1.) # shares of the frequencies from 0 to half the sample rate
+BANDS = (0., .1), (.1, .25), (.25, .5), (.5, .75), (.75, 1.)  # shares of the frequencies from 0 to half the sample rate
 
 
-class _BandNet(nn.Module): # a stack of convolutions for each band, and one opinion of all: [B, 2, N, F] -> [B, 1, N', F]
+class _BandNet(nn.Module):  # a stack of convolutions for each band, and one opinion of all: [B, 2, N, F] -> [B, 1, N', F]
     def __init__(self, bins, bands, channels):
         super().__init__()
         self.edges = [(int(low*bins), int(high*bins)) for low, high in bands]
@@ -116,7 +116,7 @@ class _BandNet(nn.Module): # a stack of convolutions for each band, and one opin
         return self.opinion(torch.cat(ends, 2)), features
 
 # %% ../../nbs/snac/06_discriminators.ipynb #0c638b6d
-class _PyramidNet(nn.Module): # the older form: everything at once, halved four times in both directions: [B, 2, N, F] -> [B, 1, N/16, F/16]
+class _PyramidNet(nn.Module):  # the older form: everything at once, halved four times in both directions: [B, 2, N, F] -> [B, 1, N/16, F/16]
     def __init__(self, channels):
         super().__init__()
         widths = [2, channels, 4*channels, 16*channels, 32*channels, 32*channels]
@@ -132,7 +132,7 @@ class _PyramidNet(nn.Module): # the older form: everything at once, halved four 
         return opinion, [*features, opinion]
 
 
-def _polar(spectrum): # complex [B, N, F] -> magnitude and angle [B, 2, N, F]
+def _polar(spectrum):  # complex [B, N, F] -> magnitude and angle [B, 2, N, F]
     power = torch.view_as_real(spectrum).square().sum(-1)
     nothing = power < 1e-12
     return torch.stack([spectrum.abs(), torch.where(nothing, torch.ones_like(spectrum), spectrum).angle()], 1)
@@ -141,12 +141,12 @@ def _polar(spectrum): # complex [B, N, F] -> magnitude and angle [B, 2, N, F]
 class STFTDiscriminator(nn.Module):
     "Critic of a sound's short-time spectrum in bands (Kumar et al. 2023); returns its opinion and what it saw on the way."
     def __init__(self,
-        fft_size:int, # samples of the transform
-        shift_size:int|None=None, # samples between frames; None: a quarter of the window
-        win_length:int|None=None, # samples of the Hann window; None: as the transform
-        bands=BANDS, # (low, high) shares of half the sample rate
-        channels:int=32, # of each band's stack; legacy: of the first layer, from which the others follow
-        legacy:bool=False, # magnitude and angle, no bands, and the opinion among the feature maps
+        fft_size: int,  # samples of the transform
+        shift_size: int|None = None,  # samples between frames; None: a quarter of the window
+        win_length: int|None = None,  # samples of the Hann window; None: as the transform
+        bands=BANDS,  # (low, high) shares of half the sample rate
+        channels: int = 32,  # of each band's stack; legacy: of the first layer, from which the others follow
+        legacy: bool = False,  # magnitude and angle, no bands, and the opinion among the feature maps
     ):
         super().__init__()
         win_length = win_length or fft_size
@@ -157,12 +157,12 @@ class STFTDiscriminator(nn.Module):
         self.net = _PyramidNet(channels) if legacy else _BandNet(fft_size//2 + 1, bands, channels)
 
     def spectrum(self,
-        audio:torch.Tensor, # [B, T] or [B, 1, T]
-    ) -> torch.Tensor: # [B, 2, fft_size/2+1, frames], at least float32
+        audio: torch.Tensor,  # [B, T] or [B, 1, T]
+    ) -> torch.Tensor:  # [B, 2, fft_size/2+1, frames], at least float32
         "What the network sees: real and imaginary part, or magnitude and angle if legacy. Raises `SnacError`."
         x, n, shift = _clips(audio)[:, 0], self.fft_size, self.shift_size
         left, right = (n//2, n//2) if self.legacy else ((n - shift)//2, n - shift - (n - shift)//2 + -x.shape[-1] % shift)
-        least = n//2 + 1 if self.legacy else n - (n - shift)//2 # what is mirrored at an end has to be there
+        least = n//2 + 1 if self.legacy else n - (n - shift)//2  # what is mirrored at an end has to be there
         if x.shape[-1] < least: raise SnacError(f"{x.shape[-1]} samples are too few for a transform of {n}: give at least {least}")
         with _exactly(x.device):
             x = F.pad(x[:, None], (left, right), mode="reflect")[:, 0]
@@ -170,24 +170,24 @@ class STFTDiscriminator(nn.Module):
             return _polar(spectrum) if self.legacy else torch.view_as_real(spectrum).permute(0, 3, 1, 2).contiguous()
 
     def forward(self,
-        audio:torch.Tensor, # [B, T] or [B, 1, T], T at least the transform (a little less will do)
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]: # opinion [B, 1, N', F] (1 for real); feature maps [B, C, N'', F], band by band
+        audio: torch.Tensor,  # [B, T] or [B, 1, T], T at least the transform (a little less will do)
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # opinion [B, 1, N', F] (1 for real); feature maps [B, C, N'', F], band by band
         "What the critic thinks of each place, and its feature maps. Raises `SnacError` (a `ValueError`) for a wrong shape."
         return self.net(self.spectrum(audio))
 
 # %% ../../nbs/snac/06_discriminators.ipynb #cf3b2266
-_WINDOWS = 2048, 1024, 512 # samples
-_LEGACY_WINDOWS = (1024, 120, 600), (2048, 240, 1200), (512, 50, 240) # transform, shift, window
+_WINDOWS = 2048, 1024, 512  # samples
+_LEGACY_WINDOWS = (1024, 120, 600), (2048, 240, 1200), (512, 50, 240)  # transform, shift, window
 
 
 class MultiScaleSTFTDiscriminator(_Several):
     "Critics of a sound's spectrum with several windows (Kumar et al. 2023)."
     def __init__(self,
-        fft_sizes=_WINDOWS, # samples; also (fft_size, shift_size, win_length). Legacy: by default those of the older form
-        sample_rate:int|None=None, # Hz; windows are in samples and bands in shares, so it changes nothing. Older settings name it
-        bands=BANDS, # (low, high) shares of half the sample rate
-        channels:int=32, # fewer for small trainings
-        legacy:bool=False, # no preparation, magnitude and angle, and the opinion among the feature maps
+        fft_sizes=_WINDOWS,  # samples; also (fft_size, shift_size, win_length). Legacy: by default those of the older form
+        sample_rate: int|None = None,  # Hz; windows are in samples and bands in shares, so it changes nothing. Older settings name it
+        bands=BANDS,  # (low, high) shares of half the sample rate
+        channels: int = 32,  # fewer for small trainings
+        legacy: bool = False,  # no preparation, magnitude and angle, and the opinion among the feature maps
     ):
         if legacy and tuple(fft_sizes) == _WINDOWS: fft_sizes = _LEGACY_WINDOWS
         sizes = [(size,) if isinstance(size, int) else tuple(size) for size in fft_sizes]

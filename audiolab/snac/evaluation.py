@@ -42,14 +42,14 @@ _log = logging.getLogger(__name__)
 @dataclass
 class CodecEvaluation:
     "What `evaluate_codec` found."
-    model: str # name
-    settings: dict # sample rate, noise, seed, layout and the machine: what the numbers depend on
-    rows: list # a dict for each file: name, seconds, values, problems, encode and decode times (wall s, CPU s)
-    counts: list # how often each entry of each codebook was used, int64 [codebook size] a level
-    left_out: dict = field(default_factory=dict) # measure -> why it was not taken
-    unreadable: dict = field(default_factory=dict) # file -> why it could not be read
-    codec: object = field(default=None, repr=False) # the model itself
-    sources: dict = field(default_factory=dict, repr=False) # name -> file or sound
+    model: str  # name
+    settings: dict  # sample rate, noise, seed, layout and the machine: what the numbers depend on
+    rows: list  # a dict for each file: name, seconds, values, problems, encode and decode times (wall s, CPU s)
+    counts: list  # how often each entry of each codebook was used, int64 [codebook size] a level
+    left_out: dict = field(default_factory=dict)  # measure -> why it was not taken
+    unreadable: dict = field(default_factory=dict)  # file -> why it could not be read
+    codec: object = field(default=None, repr=False)  # the model itself
+    sources: dict = field(default_factory=dict, repr=False)  # name -> file or sound
 
     @property
     def measures(self) -> list: "Names of the measures taken."; return list(self.rows[0]["values"])
@@ -59,7 +59,7 @@ class CodecEvaluation:
     def levels(self) -> list: "`code_statistics` of each codebook, coarse first."; return [code_statistics(c) for c in self.counts]
 
     @cached_property
-    def summary(self) -> dict: # measure -> mean, low, high, files, best (name), worst (name)
+    def summary(self) -> dict:  # measure -> mean, low, high, files, best (name), worst (name)
         "Each measure over all files."
         found = {}
         for name in self.measures:
@@ -70,19 +70,19 @@ class CodecEvaluation:
         return found
 
     @property
-    def bit_rate(self) -> dict: # bit/s
+    def bit_rate(self) -> dict:  # bit/s
         "Of the layout, of the codes that were made (padding included), and of the same after ideal entropy coding."
         bits = sum(o["codes"] for o in self.levels)*math.log2(self.settings["codebook_size"])
         return {"nominal": self.settings["nominal_bit_rate"], "measured": bits/self.seconds, "entropy-coded": sum(o["codes"]*o["entropy (bits)"] for o in self.levels)/self.seconds}
 
     @property
-    def speed(self) -> dict: # s of work for each s of sound: below 1 is faster than it plays
+    def speed(self) -> dict:  # s of work for each s of sound: below 1 is faster than it plays
         "Real-time factors."
         total = {f"{way} ({clock})": sum(row[way][i] for row in self.rows)/self.seconds for way in ("encode", "decode") for i, clock in enumerate(("wall", "CPU"))}
         return total | {"on": self.settings["on"]}
 
     @property
-    def ranking(self) -> list: # indices of rows, best first
+    def ranking(self) -> list:  # indices of rows, best first
         "Files in the order of their mean rank over all measures, so that no single one decides."
         ranks = [rankdata([math.nan if (v := row["values"][name]) is None else v*(1 if MEASURES[name].better == "lower" else -1) for row in self.rows], nan_policy="omit") for name in self.measures]
         means = [np.mean(r) if (r := column[np.isfinite(column)]).size else math.inf for column in np.array(ranks).T]
@@ -90,8 +90,8 @@ class CodecEvaluation:
 
 # %% ../../nbs/snac/15_evaluation.ipynb #3c523530
 def evaluation_table(
-    evaluations:Iterable[CodecEvaluation], # of codecs
-) -> Table: # one row a codec
+    evaluations: Iterable[CodecEvaluation],  # of codecs
+) -> Table:  # one row a codec
     "Codecs beside each other: means with their intervals over files, bits and speed."
     rows = {}
     for o in evaluations:
@@ -102,9 +102,9 @@ def evaluation_table(
 
 
 def paired_differences(
-    first:CodecEvaluation, # to compare with, such as the codec before fine-tuning
-    other:CodecEvaluation, # measured on the same files
-) -> dict: # measure -> mean, low, high, files; empty if the sample rates differ
+    first: CodecEvaluation,  # to compare with, such as the codec before fine-tuning
+    other: CodecEvaluation,  # measured on the same files
+) -> dict:  # measure -> mean, low, high, files; empty if the sample rates differ
     "How much a codec differs from the first, file by file. An interval without 0 is a difference that more such files would show again."
     if first.settings["sample_rate"] != other.settings["sample_rate"]: return {}
     values = {row["name"]: row["values"] for row in first.rows}
@@ -112,19 +112,19 @@ def paired_differences(
     return {name: mean_interval([b-a for a, b in both if a is not None and b is not None], first.settings["seed"]) for name, both in pairs.items()}
 
 
-def _level_table(o): # one row a level
+def _level_table(o):  # one row a level
     layout = zip(o.levels, o.settings["vq_strides"])
     return compare_table({f"level {i}": {"codes/s": o.settings["sample_rate"]/o.settings["hop_length"]/stride} | stats for i, (stats, stride) in enumerate(layout)})
 
 # %% ../../nbs/snac/15_evaluation.ipynb #cfa40cec
-def _named(sounds): # name -> path or array [T]; names are paths from the folder that all share
+def _named(sounds):  # name -> path or array [T]; names are paths from the folder that all share
     if isinstance(sounds, dict): return dict(sounds)
     paths = [Path(sounds)] if isinstance(sounds, (str, os.PathLike)) else [Path(p) for p in sounds]
     top = os.path.commonpath([os.path.abspath(p.parent) for p in paths]) if paths else ""
     return {Path(os.path.relpath(os.path.abspath(p), top)).as_posix(): p for p in paths}
 
 
-def _read(source, rate): # [T], float32
+def _read(source, rate):  # [T], float32
     if isinstance(source, (str, os.PathLike)): return read_audio(source, sample_rate=rate, mono=True)[0]
     audio = np.asarray(source.detach().cpu() if isinstance(source, torch.Tensor) else source, np.float32)
     if audio.ndim != 1 or not audio.size or not np.isfinite(audio).all(): raise SnacError(f"a sound of shape {audio.shape}; give finite samples [T] at the codec's rate, or files")
@@ -139,20 +139,20 @@ def _settings(model, noise, seed):
 
 
 def evaluate_codec(
-    model, # `SNAC`, or what has its attributes and methods
-    sounds, # audio files, or name -> sound [T] at the codec's rate: recordings it has not learnt from
+    model,  # `SNAC`, or what has its attributes and methods
+    sounds,  # audio files, or name -> sound [T] at the codec's rate: recordings it has not learnt from
     *,
-    noise:float=1.0, # strength of the decoder's noise; 0 for none
-    seed:int=0, # of that noise, and of the intervals
-    measures:Iterable[str]=DEFAULT_MEASURES, # names of `MEASURES`
-    piece_seconds:float=30.0, # longer sounds are passed through in pieces of this length, exactly
-    name:str="codec", # in tables
+    noise: float = 1.0,  # strength of the decoder's noise; 0 for none
+    seed: int = 0,  # of that noise, and of the intervals
+    measures: Iterable[str] = DEFAULT_MEASURES,  # names of `MEASURES`
+    piece_seconds: float = 30.0,  # longer sounds are passed through in pieces of this length, exactly
+    name: str = "codec",  # in tables
 ) -> CodecEvaluation:
     "Measure a codec on held-out recordings. Raises `SnacError` if none can be read, or for an unknown measure."
     measures = list(dict.fromkeys(measures))
     if unknown := set(measures)-set(MEASURES): raise SnacError(f"measures {sorted(unknown)}: there are {', '.join(MEASURES)}")
     found = CodecEvaluation(name, _settings(model, noise, seed), [], [np.zeros(model.codebook_size, np.int64) for _ in model.vq_strides], codec=model, sources=_named(sounds))
-    code_recording(model, np.zeros(model.pad_multiple, np.float32), noise=noise) # first calls are slow
+    code_recording(model, np.zeros(model.pad_multiple, np.float32), noise=noise)  # first calls are slow
     for label, source in tqdm(found.sources.items(), f"evaluate {name}", disable=None, leave=False, unit="file"):
         try: audio = _read(source, model.sampling_rate)
         except AudioError as e: found.unreadable[label] = e.cause; continue
@@ -165,8 +165,8 @@ def evaluate_codec(
 
 # %% ../../nbs/snac/15_evaluation.ipynb #96bd3188
 def plot_spectrograms(
-    sounds:dict, # name -> sound [T]; the first is the reference
-    sample_rate:int, # Hz, of all
+    sounds: dict,  # name -> sound [T]; the first is the reference
+    sample_rate: int,  # Hz, of all
 ) -> AudioFigure:
     "Spectrograms below each other, in dB below the loudest point of the first."
     n_fft = 2**max(6, round(math.log2(sample_rate*.032)))
@@ -183,8 +183,8 @@ def plot_spectrograms(
 
 
 def plot_codebooks(
-    evaluations:Iterable[CodecEvaluation], # one curve each
-) -> AudioFigure: # one panel a level
+    evaluations: Iterable[CodecEvaluation],  # one curve each
+) -> AudioFigure:  # one panel a level
     "Share of each code, most frequent first; dotted: all alike."
     evaluations = list(evaluations)
     levels = max(len(o.counts) for o in evaluations)
@@ -194,7 +194,7 @@ def plot_codebooks(
         for o in (o for o in evaluations if i < len(o.counts)):
             share = np.sort(o.counts[i][o.counts[i] > 0])[::-1]/o.counts[i].sum()
             line, = axes.loglog(np.arange(1, len(share)+1), share, marker=".", markersize=3)
-            line.set_label(o.model if not o.model.startswith("_") else f" {o.model}") # matplotlib hides names with an underscore in front
+            line.set_label(o.model if not o.model.startswith("_") else f" {o.model}")  # matplotlib hides names with an underscore in front
             axes.axhline(1/len(o.counts[i]), color=line.get_color(), linestyle=":", linewidth=1)
         axes.set_xlim(.8, 1.25*max(len(o.counts[i]) for o in evaluations if i < len(o.counts)))
         axes.set_title(f"level {i}", fontsize=9); axes.set_xlabel("code, by frequency", fontsize=8)
@@ -204,7 +204,7 @@ def plot_codebooks(
     return figure
 
 # %% ../../nbs/snac/15_evaluation.ipynb #bf0d8be4
-def _versions(): # of what the numbers depend on
+def _versions():  # of what the numbers depend on
     found = {"audiolab": audiolab.__version__, "python": platform.python_version()}
     for name in ("torch", "numpy", "soxr", "pesq", "pystoi", "visqol-python"):
         try: found[name] = metadata.version(name)
@@ -212,12 +212,12 @@ def _versions(): # of what the numbers depend on
     return found
 
 
-def _as_dict(o): # everything that can be written as JSON
+def _as_dict(o):  # everything that can be written as JSON
     return {"model": o.model, "settings": o.settings, "seconds": o.seconds, "summary": o.summary, "bit_rate": o.bit_rate, "levels": o.levels, "speed": o.speed,
             "left_out": o.left_out, "unreadable": o.unreadable, "files": o.rows, "counts": [c.tolist() for c in o.counts]}
 
 
-def _remarks(evaluations): # lines on how it was measured, and on what was not
+def _remarks(evaluations):  # lines on how it was measured, and on what was not
     for o in evaluations:
         s, bits, speed = o.settings, o.bit_rate, o.speed
         yield (f"{o.model}: {len(o.rows)} recordings, {o.seconds:.1f} s, at {s['sample_rate']} Hz; decoder noise {s['noise']:g}, seed {s['seed']}. Nominal {bits['nominal']:.0f} bit/s, measured {bits['measured']:.0f} bit/s "
@@ -232,18 +232,18 @@ def _remarks(evaluations): # lines on how it was measured, and on what was not
     if len({o.settings["sample_rate"] for o in evaluations}) > 1: yield "Distances at different sample rates do not compare: windows are counted in samples, and there is more to get wrong in a wider band."
 
 
-def _differences(evaluations): # a table of changes against the first, or None
+def _differences(evaluations):  # a table of changes against the first, or None
     rows = {f"{o.model} − {evaluations[0].model}": {name: with_interval(v) for name, v in found.items()} for o in evaluations[1:] if (found := paired_differences(evaluations[0], o))}
     return compare_table(rows) if rows else None
 
 # %% ../../nbs/snac/15_evaluation.ipynb #f426f041
-def _excerpt(o, source, seconds): # the beginning of a recording, and what the codec makes of it, exactly as in the whole
+def _excerpt(o, source, seconds):  # the beginning of a recording, and what the codec makes of it, exactly as in the whole
     audio, model, n = _read(source, o.codec.sampling_rate), o.codec, round(seconds*o.codec.sampling_rate)
     margin = (model.context_frames+model.encoder_context_frames)*model.hop_length+model.pad_multiple
     return audio[:n], code_recording(model, audio[:n+margin], noise=o.settings["noise"], seed=o.settings["seed"]).audio[:n]
 
 
-def _examples(page, evaluations, seconds): # best, median and worst of what all codecs were measured on: numbers, players, pictures
+def _examples(page, evaluations, seconds):  # best, median and worst of what all codecs were measured on: numbers, players, pictures
     shared, rate = set.intersection(*({row["name"] for row in o.rows} for o in evaluations)), max(o.settings["sample_rate"] for o in evaluations)
     order = [name for i in evaluations[0].ranking if (name := evaluations[0].rows[i]["name"]) in shared]
     for place in dict.fromkeys((0, len(order)//2, len(order)-1) if order else ()):
@@ -256,12 +256,12 @@ def _examples(page, evaluations, seconds): # best, median and worst of what all 
 
 
 def write_evaluation(
-    folder, # where the three files and the page's folder of sounds are written; made if missing
-    evaluations, # of one codec, or of several on the same files
+    folder,  # where the three files and the page's folder of sounds are written; made if missing
+    evaluations,  # of one codec, or of several on the same files
     *,
-    title:str="A codec, measured", # heading
-    excerpt_seconds:float=10.0, # the page plays and shows at most this much of an example
-) -> Path: # the page
+    title: str = "A codec, measured",  # heading
+    excerpt_seconds: float = 10.0,  # the page plays and shows at most this much of an example
+) -> Path:  # the page
     "Write `evaluation.json`, `evaluation.md` and `evaluation.html`."
     evaluations = [evaluations] if isinstance(evaluations, CodecEvaluation) else list(evaluations)
     if len({o.model for o in evaluations}) < len(evaluations): raise SnacError("two of the evaluations have one name: give each codec its own with name=...")
@@ -287,18 +287,18 @@ def write_evaluation(
 @dataclass
 class EvalConfig:
     "Measure codecs on recordings they have not learnt from."
-    model: str # folder, checkpoint, run folder or hub repository of the codec
-    sounds: tuple[str, ...] # audio files, or folders of them
-    output: str = "eval" # folder for evaluation.json, .md and .html
-    compare: tuple[str, ...] = () # other codecs, one row each
-    noise: Annotated[float, annotated_types.Interval(ge=0, le=10)] = 1.0 # strength of the decoder's noise; 0 for none
-    visqol: Literal["off", "speech", "audio"] = "off" # ask this model of listeners too
-    piece_seconds: Annotated[float, annotated_types.Interval(ge=1, le=600)] = 30.0 # longer sounds are passed through in pieces, exactly (s)
-    excerpt_seconds: Annotated[float, annotated_types.Interval(ge=1, le=600)] = 10.0 # the page plays at most this much of an example (s)
-    seed: Annotated[int, annotated_types.Ge(0)] = 0 # of the noise and the intervals
-    device: str = "cpu" # torch device
+    model: str  # folder, checkpoint, run folder or hub repository of the codec
+    sounds: tuple[str, ...]  # audio files, or folders of them
+    output: str = "eval"  # folder for evaluation.json, .md and .html
+    compare: tuple[str, ...] = ()  # other codecs, one row each
+    noise: Annotated[float, annotated_types.Interval(ge=0, le=10)] = 1.0  # strength of the decoder's noise; 0 for none
+    visqol: Literal["off", "speech", "audio"] = "off"  # ask this model of listeners too
+    piece_seconds: Annotated[float, annotated_types.Interval(ge=1, le=600)] = 30.0  # longer sounds are passed through in pieces, exactly (s)
+    excerpt_seconds: Annotated[float, annotated_types.Interval(ge=1, le=600)] = 10.0  # the page plays at most this much of an example (s)
+    seed: Annotated[int, annotated_types.Ge(0)] = 0  # of the noise and the intervals
+    device: str = "cpu"  # torch device
 
-    def files(self) -> list[Path]: # sorted
+    def files(self) -> list[Path]:  # sorted
         "Find the recordings; `SnacError` if there are none, `AudioError` for a missing folder."
         if not (found := find_audio_files(self.sounds, recursive=True)): raise SnacError(f"no sound in {', '.join(self.sounds) or 'nothing'}: name wav, flac, mp3, ogg or opus files, or folders of them")
         return found
@@ -309,15 +309,15 @@ class EvalConfig:
         except (SnacError, AudioError) as error: return f"cannot run: {error}"
 
 
-def _ready(source, device): # a codec for use
+def _ready(source, device):  # a codec for use
     model = from_pretrained(source).fold_weight_norm()
     try: return model.to(device)
     except (RuntimeError, AssertionError) as error: raise SnacError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def eval_command(
-    config:EvalConfig, # which codecs, which recordings
-) -> int: # exit code: 2 if a file could not be read
+    config: EvalConfig,  # which codecs, which recordings
+) -> int:  # exit code: 2 if a file could not be read
     "Measure, write, and show the table; files that cannot be read are named and left out."
     files, sources = config.files(), list(dict.fromkeys((config.model, *config.compare)))
     short = [Path(o).name or o for o in sources]

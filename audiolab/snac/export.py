@@ -30,10 +30,10 @@ from .pretrained import from_pretrained, save_pretrained
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/snac/13_export.ipynb #9dd70b19
-def _plain(model): return model.fold_weight_norm().float().cpu().eval() # a copy on the CPU without weight normalisation
+def _plain(model): return model.fold_weight_norm().float().cpu().eval()  # a copy on the CPU without weight normalisation
 
 
-def _scores(quantizer, residual): # cosine similarity [B, F/stride, entries] to every entry of a level
+def _scores(quantizer, residual):  # cosine similarity [B, F/stride, entries] to every entry of a level
     if quantizer.stride > 1: residual = functional.avg_pool1d(residual, quantizer.stride, quantizer.stride)
     return functional.normalize(quantizer.in_proj(residual), dim=1).transpose(1, 2)@functional.normalize(quantizer.codebook.weight).t()
 
@@ -62,7 +62,7 @@ def _missing(error): return SnacError(f"ONNX export needs the packages onnx and 
 
 
 @contextmanager
-def _quiet(): # the exporter talks about packages that are not needed here
+def _quiet():  # the exporter talks about packages that are not needed here
     log = logging.getLogger("torch.onnx"); level = log.level
     children = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("torch.onnx.")]
     levels = [child.level for child in children]
@@ -74,28 +74,28 @@ def _quiet(): # the exporter talks about packages that are not needed here
             for child, before in zip([log, *children], [level, *levels]): child.setLevel(before)
 
 # %% ../../nbs/snac/13_export.ipynb #2a5a57e8
-def _notes(model, noise): # what is written into the file
+def _notes(model, noise):  # what is written into the file
     return {"sampling_rate": model.sampling_rate, "hop_length": model.hop_length, "pad_multiple": model.pad_multiple, "vq_strides": model.vq_strides,
             "codebook_size": model.codebook_size, "n_codebooks": model.n_codebooks, "noise_inputs": len(_noise_sizes(model)) if noise else 0, "config": model.config}
 
 
-def _noise_sizes(model): # samples to a latent frame at each noise block of the decoder
+def _noise_sizes(model):  # samples to a latent frame at each noise block of the decoder
     rates = model.config["decoder_rates"]
     return [math.prod(rates[:i+1]) for i in range(len(rates))] if model.config["noise"] else []
 
 
-def _trace(graph, inputs, shapes, names, outputs, opset, notes) -> bytes: # an ONNX file
+def _trace(graph, inputs, shapes, names, outputs, opset, notes) -> bytes:  # an ONNX file
     try:
         import onnx
-        import onnxscript # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error: raise _missing(error) from error
     with _quiet():
         try: program = torch.onnx.export(graph, inputs, dynamo=True, dynamic_shapes=shapes, input_names=names, output_names=outputs, opset_version=opset, verbose=False)
         except Exception as error: raise SnacError(f"PyTorch {torch.__version__} cannot export this to ONNX opset {opset}: {str(error).strip().splitlines()[0][:200]}") from error
         proto = program.model_proto
-    for node in [*proto.graph.node, *(n for f in proto.functions for n in f.node)]: del node.metadata_props[:] # traces of where the code was
+    for node in [*proto.graph.node, *(n for f in proto.functions for n in f.node)]: del node.metadata_props[:]  # traces of where the code was
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.initializer, proto.graph]: del value.metadata_props[:]
-    del proto.graph.value_info[:] # shapes in between; a runtime finds them itself
+    del proto.graph.value_info[:]  # shapes in between; a runtime finds them itself
     for value in [*proto.graph.input, *proto.graph.output]:
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param: size.dim_param = re.sub(r"\bs\d+\b", "blocks", size.dim_param)
@@ -104,9 +104,9 @@ def _trace(graph, inputs, shapes, names, outputs, opset, notes) -> bytes: # an O
 
 # %% ../../nbs/snac/13_export.ipynb #3f4cd6f2
 @torch.no_grad()
-def _graphs(model, opset, noise) -> dict: # {"encoder": bytes, "decoder": bytes}
+def _graphs(model, opset, noise) -> dict:  # {"encoder": bytes, "decoder": bytes}
     plain, levels = _plain(model), range(model.n_codebooks)
-    frames, blocks = model.frame_multiple, 3 # blocks of the example that is traced
+    frames, blocks = model.frame_multiple, 3  # blocks of the example that is traced
     b, n = torch.export.Dim("batch", min=1, max=1 << 16), torch.export.Dim("blocks", min=1, max=1 << 20)
     names = [f"codes_{i}" for i in levels]
     codes = [torch.zeros(2, blocks*frames//s, dtype=torch.int64) for s in model.vq_strides]
@@ -120,15 +120,15 @@ def _graphs(model, opset, noise) -> dict: # {"encoder": bytes, "decoder": bytes}
 @dataclass(frozen=True)
 class Parity:
     "How far graphs are from the model that they were made of, at the worst."
-    code_shortfall: float # cosine similarity that a chosen entry lacks to the best one; 0 when all choices are the best
-    codes_equal: float # share of codes that are the model's own
-    audio_error: float # largest difference of a sample
-    shapes: tuple # (batch, samples) that were tried
+    code_shortfall: float  # cosine similarity that a chosen entry lacks to the best one; 0 when all choices are the best
+    codes_equal: float  # share of codes that are the model's own
+    audio_error: float  # largest difference of a sample
+    shapes: tuple  # (batch, samples) that were tried
 
     def __str__(self): return f"sound differs by {self.audio_error:.1e} at most, {self.codes_equal:.2%} of the codes are equal, the others are as near to within {self.code_shortfall:.1e}"
 
 
-def _session(graph): # an ONNX Runtime session of a path or of bytes
+def _session(graph):  # an ONNX Runtime session of a path or of bytes
     try: import onnxruntime
     except ImportError as error: raise SnacError("to run ONNX graphs: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
@@ -137,7 +137,7 @@ def _session(graph): # an ONNX Runtime session of a path or of bytes
     except Exception as error: raise SnacError(f"ONNX Runtime refuses {'the graph' if isinstance(graph, bytes) else graph}: {str(error)[:200]}") from error
 
 # %% ../../nbs/snac/13_export.ipynb #223751df
-def _compare(encoder, decoder, model, plain, batch, blocks, generator): # (shortfall, share of equal codes, error of the sound) at one shape
+def _compare(encoder, decoder, model, plain, batch, blocks, generator):  # (shortfall, share of equal codes, error of the sound) at one shape
     samples = blocks*model.pad_multiple
     audio = torch.randn(batch, 1, samples, generator=generator)*.1+torch.sin(torch.arange(samples)*torch.rand(batch, 1, 1, generator=generator))*.3
     names = [f"codes_{i}" for i in range(model.n_codebooks)]
@@ -159,11 +159,11 @@ def _compare(encoder, decoder, model, plain, batch, blocks, generator): # (short
 
 @torch.no_grad()
 def verify_onnx(
-    graphs:dict, # "encoder" and "decoder": paths, or the files' bytes
-    model:SNAC, # that they were made of
-    tolerance:float=1e-4, # largest difference of a sample, and of the similarity of a chosen entry to the best
-    shapes:tuple=((1, 1), (3, 4)), # (batch, blocks of `pad_multiple` samples) to try; (2, 3) is what was traced
-) -> Parity: # the largest differences
+    graphs: dict,  # "encoder" and "decoder": paths, or the files' bytes
+    model: SNAC,  # that they were made of
+    tolerance: float = 1e-4,  # largest difference of a sample, and of the similarity of a chosen entry to the best
+    shapes: tuple = ((1, 1), (3, 4)),  # (batch, blocks of `pad_multiple` samples) to try; (2, 3) is what was traced
+) -> Parity:  # the largest differences
     "Run graphs in ONNX Runtime and compare them with the model. Raises `SnacError` if they differ, or if they do not run."
     plain, generator = _plain(model), torch.Generator().manual_seed(0)
     encoder, decoder = _session(graphs["encoder"]), _session(graphs["decoder"])
@@ -176,17 +176,17 @@ def verify_onnx(
 
 # %% ../../nbs/snac/13_export.ipynb #c9c740ef
 def export_onnx(
-    model:SNAC, # as trained, or folded
-    folder:str|Path, # for encoder.onnx and decoder.onnx; made if need be
-    opset:int=18, # version of the standard operations
-    noise:bool=False, # whether the decoder takes noise_0, noise_1, ... [B, 1, T_i] as inputs; otherwise it has none
-    verify:bool=True, # compare with the model before anything is written, if ONNX Runtime is installed
-) -> dict: # "encoder" and "decoder": paths
+    model: SNAC,  # as trained, or folded
+    folder: str|Path,  # for encoder.onnx and decoder.onnx; made if need be
+    opset: int = 18,  # version of the standard operations
+    noise: bool = False,  # whether the decoder takes noise_0, noise_1, ... [B, 1, T_i] as inputs; otherwise it has none
+    verify: bool = True,  # compare with the model before anything is written, if ONNX Runtime is installed
+) -> dict:  # "encoder" and "decoder": paths
     "Write the codec as graphs of dynamic batch and length; a sound must be a multiple of `pad_multiple` long. Raises `SnacError`."
     if noise and not model.config["noise"]: raise SnacError("this codec has no noise blocks, so its decoder has no noise to take: leave noise off")
     found = _graphs(model, opset, noise)
     if verify:
-        try: import onnxruntime # noqa: F401
+        try: import onnxruntime  # noqa: F401
         except ImportError: _log.warning("not verified, because onnxruntime is missing: pip install onnxruntime")
         else: _log.info("%s", verify_onnx(found, model))
     try: return {name: durable_write(Path(folder)/f"{name}.onnx", [raw]) for name, raw in found.items()}
@@ -196,13 +196,13 @@ def export_onnx(
 @dataclass
 class ExportConfig:
     "Write a codec in the form in which SNAC is published, and as ONNX graphs."
-    model: str # folder, checkpoint, run folder, or owner/name on the Hugging Face hub
-    output: str # folder for config.json and pytorch_model.bin; made if need be, files of these names in it are replaced
-    onnx: bool = False # also write encoder.onnx and decoder.onnx
-    noise: bool = False # give decoder.onnx inputs for the noise; without, it decodes without noise
-    safetensors: bool = False # also write model.safetensors, with digests
-    opset: Annotated[int, annotated_types.Interval(ge=18, le=30)] = 18 # version of the ONNX operations
-    revision: str|None = None # on the hub: branch, tag or commit
+    model: str  # folder, checkpoint, run folder, or owner/name on the Hugging Face hub
+    output: str  # folder for config.json and pytorch_model.bin; made if need be, files of these names in it are replaced
+    onnx: bool = False  # also write encoder.onnx and decoder.onnx
+    noise: bool = False  # give decoder.onnx inputs for the noise; without, it decodes without noise
+    safetensors: bool = False  # also write model.safetensors, with digests
+    opset: Annotated[int, annotated_types.Interval(ge=18, le=30)] = 18  # version of the ONNX operations
+    revision: str|None = None  # on the hub: branch, tag or commit
 
     def plan(self) -> str:
         "What a run would do."
@@ -211,12 +211,12 @@ class ExportConfig:
 
 
 def export_command(
-    config:ExportConfig, # what to write where
-) -> int: # exit code
+    config: ExportConfig,  # what to write where
+) -> int:  # exit code
     "Export a codec. Raises `SnacError` if it cannot be opened, traced or written, or if the graphs do not compute the same."
     if config.noise and not config.onnx: raise SnacError("noise is an input of decoder.onnx: ask for onnx too")
     model = from_pretrained(config.model, revision=config.revision)
-    made = list(export_onnx(model, config.output, config.opset, config.noise).values()) if config.onnx else [] # first, because it is what may fail
+    made = list(export_onnx(model, config.output, config.opset, config.noise).values()) if config.onnx else []  # first, because it is what may fail
     folder = save_pretrained(model, config.output, config.safetensors)
     for path in [folder/"config.json", folder/"pytorch_model.bin", *made]: _log.info("%s, %.1f MB", path, path.stat().st_size/1e6)
     return 0

@@ -26,11 +26,11 @@ from .snake_activation import Snake1d
 class Keep:
     "Sets everything behind the ends of the clips of a batch to zero, at any resolution."
     def __init__(self,
-        ends:torch.Tensor, # int64 [B]: where each clip ends, on a grid of `total`
-        total:int, # length of the grid
+        ends: torch.Tensor,  # int64 [B]: where each clip ends, on a grid of `total`
+        total: int,  # length of the grid
     ): self.ends, self.total, self.masks = ends, total, {}
 
-    def __call__(self, x:torch.Tensor) -> torch.Tensor: # x [B, C, T], T a whole share or multiple of the total
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # x [B, C, T], T a whole share or multiple of the total
         "The same with zeros behind the ends."
         if (frames := x.shape[-1]) not in self.masks:
             ends = (self.ends*frames)//self.total
@@ -45,11 +45,11 @@ def _normed(conv, normed): return weight_norm(conv) if normed else conv
 class ResidualUnit(nn.Module):
     "x + conv1x1(snake(conv7(snake(x)))), the convolution over time dilated and, in SNAC, depthwise."
     def __init__(self,
-        dim:int=16, # channels
-        dilation:int=1, # of the convolution over time
-        kernel:int=7, # its length
-        groups:int=1, # of its channels; as many as channels: depthwise
-        normed:bool=True, # weight-normalised, as for training
+        dim: int = 16,  # channels
+        dilation: int = 1,  # of the convolution over time
+        kernel: int = 7,  # its length
+        groups: int = 1,  # of its channels; as many as channels: depthwise
+        normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
         wide = nn.Conv1d(dim, dim, kernel, dilation=dilation, padding=(kernel-1)*dilation//2, groups=groups)
@@ -63,12 +63,12 @@ class ResidualUnit(nn.Module):
 class SinusoidalEmbeddings(nn.Module):
     "Angles of rotary positions; the frequencies are a buffer of the published models."
     def __init__(self,
-        dim:int, # channels of a head
+        dim: int,  # channels of a head
     ):
         super().__init__()
         self.register_buffer("inv_freq", 1./(10000**(torch.arange(0, dim, 2).float()/dim)))
 
-    def forward(self, frames:int) -> torch.Tensor: # [frames, dim]
+    def forward(self, frames: int) -> torch.Tensor:  # [frames, dim]
         angles = torch.arange(frames, device=self.inv_freq.device).type_as(self.inv_freq)[:, None]*self.inv_freq
         return torch.cat((angles, angles), dim=-1)
 
@@ -81,9 +81,9 @@ def _rotate(x, angles):
 class LocalMHA(nn.Module):
     "Multi-head attention in windows that do not overlap, with a way around it."
     def __init__(self,
-        dim:int=1024, # channels
-        window_size:int=32, # frames that see each other
-        dim_head:int=64, # channels of a head; divides `dim`
+        dim: int = 1024,  # channels
+        window_size: int = 32,  # frames that see each other
+        dim_head: int = 64,  # channels of a head; divides `dim`
     ):
         super().__init__()
         if dim % dim_head: raise SnacError(f"attention over {dim} channels does not divide into heads of {dim_head}: use multiples of it, or attn_window_size null")
@@ -91,10 +91,10 @@ class LocalMHA(nn.Module):
         self.to_qkv, self.rel_pos = nn.Linear(dim, dim*3, bias=False), SinusoidalEmbeddings(dim_head)
         self.to_out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x): # [B, C, F], F a multiple of the window
+    def forward(self, x):  # [B, C, F], F a multiple of the window
         b, c, frames = x.shape
         heads = self.to_qkv(self.norm(x.transpose(1, 2))).view(-1, self.window_size, 3, self.heads, c//self.heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4) # each [B·windows, heads, window, dim_head]
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B·windows, heads, window, dim_head]
         angles = self.rel_pos(self.window_size)
         found = functional.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v)
         return self.to_out(found.transpose(1, 2).reshape(b, frames, c)).transpose(1, 2)+x
@@ -103,10 +103,10 @@ class LocalMHA(nn.Module):
 class EncoderBlock(nn.Module):
     "Three residual units, then fewer frames and twice the channels."
     def __init__(self,
-        output_dim:int, # channels that come out
-        stride:int, # frames that become one
-        groups:int=1, # of the residual units
-        normed:bool=True, # weight-normalised, as for training
+        output_dim: int,  # channels that come out
+        stride: int,  # frames that become one
+        groups: int = 1,  # of the residual units
+        normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
         dim = output_dim//2
@@ -121,11 +121,11 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     "Sound [B, 1, T] to a latent [B, D, T/hop]."
     def __init__(self,
-        d_model:int=64, # channels before the first block, doubled by each
-        strides:list=(3, 3, 7, 7), # of the blocks
-        depthwise:bool=False, # convolutions over time for each channel alone
-        attn_window_size:int|None=32, # frames of a window of attention; None for no attention
-        normed:bool=True, # weight-normalised, as for training
+        d_model: int = 64,  # channels before the first block, doubled by each
+        strides: list = (3, 3, 7, 7),  # of the blocks
+        depthwise: bool = False,  # convolutions over time for each channel alone
+        attn_window_size: int|None = 32,  # frames of a window of attention; None for no attention
+        normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
         layers = [_normed(nn.Conv1d(1, d_model, 7, padding=3), normed)]
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         return self.block[-1](_keep(x, keep))
 
 # %% ../../nbs/snac/03_generator.ipynb #7cb0b87e
-_BLOCK = 64 # latent frames whose noise is made in one go
+_BLOCK = 64  # latent frames whose noise is made in one go
 
 @lru_cache(maxsize=64)
 def _noise_block(seed, layer, block, samples): return keyed_rng(seed, layer, block).standard_normal(samples, dtype=np.float32)
@@ -150,14 +150,14 @@ def _noise_block(seed, layer, block, samples): return keyed_rng(seed, layer, blo
 class PlacedNoise:
     "White noise that depends on a seed and on where in the recording it is, and on nothing else."
     def __init__(self,
-        seed:int, # another seed, another noise
-        first_frame:int=0, # latent frame of the recording at which the piece begins
-        frames:int=1, # latent frames of the piece
+        seed: int,  # another seed, another noise
+        first_frame: int = 0,  # latent frame of the recording at which the piece begins
+        frames: int = 1,  # latent frames of the piece
     ): self.seed, self.first, self.frames = int(seed), int(first_frame), int(frames)
 
-    def __call__(self, layer:int, like:torch.Tensor) -> torch.Tensor: # [1, 1, T], for any batch
+    def __call__(self, layer: int, like: torch.Tensor) -> torch.Tensor:  # [1, 1, T], for any batch
         "Noise for the layer whose signal is `like` [B, C, T]."
-        unit = like.shape[-1]//self.frames # samples to a latent frame, at this layer
+        unit = like.shape[-1]//self.frames  # samples to a latent frame, at this layer
         blocks = range(self.first//_BLOCK, (self.first+self.frames-1)//_BLOCK+1)
         noise = np.concatenate([_noise_block(self.seed, layer, b, _BLOCK*unit) for b in blocks])
         start = (self.first-blocks[0]*_BLOCK)*unit
@@ -167,13 +167,13 @@ class PlacedNoise:
 class NoiseBlock(nn.Module):
     "x + noise·Linear(x): noise whose level follows the signal."
     def __init__(self,
-        dim:int, # channels
-        normed:bool=True, # weight-normalised, as for training
+        dim: int,  # channels
+        normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
         self.linear = _normed(nn.Conv1d(dim, dim, 1, bias=False), normed)
 
-    def forward(self, x, noise=None): # noise [B, 1, T]; None for fresh
+    def forward(self, x, noise=None):  # noise [B, 1, T]; None for fresh
         if noise is None: noise = torch.randn((x.shape[0], 1, x.shape[2]), device=x.device, dtype=x.dtype)
         return x+noise*self.linear(x)
 
@@ -181,12 +181,12 @@ class NoiseBlock(nn.Module):
 class DecoderBlock(nn.Module):
     "More frames and half the channels, noise, three residual units."
     def __init__(self,
-        input_dim:int, # channels that go in
-        output_dim:int, # channels that come out
-        stride:int, # frames that one becomes
-        noise:bool=False, # whether noise is added
-        groups:int=1, # of the residual units
-        normed:bool=True, # weight-normalised, as for training
+        input_dim: int,  # channels that go in
+        output_dim: int,  # channels that come out
+        stride: int,  # frames that one becomes
+        noise: bool = False,  # whether noise is added
+        groups: int = 1,  # of the residual units
+        normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
         grow = nn.ConvTranspose1d(input_dim, output_dim, 2*stride, stride, padding=math.ceil(stride/2), output_padding=stride % 2)
@@ -195,7 +195,7 @@ class DecoderBlock(nn.Module):
         layers += [ResidualUnit(output_dim, dilation, groups=groups, normed=normed) for dilation in (1, 3, 9)]
         self.block = nn.Sequential(*layers)
 
-    def forward(self, x, keep=None, noise=None): # noise: what gives [B, 1, T] for a signal, False for none, None for fresh noise
+    def forward(self, x, keep=None, noise=None):  # noise: what gives [B, 1, T] for a signal, False for none, None for fresh noise
         x = self.block[:2](_keep(x, keep))
         for layer in self.block[2:]:
             if not isinstance(layer, NoiseBlock): x = layer(x, keep)
@@ -206,13 +206,13 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     "A latent [B, D, F] to sound [B, 1, F·hop] between -1 and 1."
     def __init__(self,
-        input_channel:int, # channels of the latent
-        channels:int, # before the first block, halved by each
-        rates:list, # frames that one becomes, block by block
-        noise:bool=False, # whether noise is added
-        depthwise:bool=False, # convolutions over time for each channel alone
-        attn_window_size:int|None=32, # frames of a window of attention; None for no attention
-        normed:bool=True, # weight-normalised, as for training
+        input_channel: int,  # channels of the latent
+        channels: int,  # before the first block, halved by each
+        rates: list,  # frames that one becomes, block by block
+        noise: bool = False,  # whether noise is added
+        depthwise: bool = False,  # convolutions over time for each channel alone
+        attn_window_size: int|None = 32,  # frames of a window of attention; None for no attention
+        normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
         layers = [nn.Conv1d(input_channel, input_channel if depthwise else channels, 7, padding=3, groups=input_channel if depthwise else 1)]
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
             layers.append(DecoderBlock(channels//2**i, dim, stride, noise, dim if depthwise else 1, normed))
         self.model = nn.Sequential(*layers, Snake1d(dim), _normed(nn.Conv1d(dim, 1, 7, padding=3), normed), nn.Tanh())
 
-    def forward(self, z, keep=None, noise=None): # noise(layer, signal) -> [B, 1, T], False for none, None for fresh noise
+    def forward(self, z, keep=None, noise=None):  # noise(layer, signal) -> [B, 1, T], False for none, None for fresh noise
         x, block = _keep(z, keep), 0
         for layer in self.model[:-3]:
             if not isinstance(layer, DecoderBlock): x = layer(x); continue
@@ -233,15 +233,15 @@ class Decoder(nn.Module):
         return self.model[-3:](_keep(x, keep))
 
 # %% ../../nbs/snac/03_generator.ipynb #0b9adf14
-def _reach(rates:list, window:int|None) -> int: # latent frames on each side that a sample of the decoder depends on
-    reach = 3 # samples: half of the last kernel
-    for rate in reversed(rates): reach = math.ceil((reach+39)/rate)+1 # 39 = 3·(1 + 3 + 9), of three dilated kernels of 7
-    if window: reach = math.ceil(reach/window)*window # attention sees the whole of each window it touches
+def _reach(rates: list, window: int|None) -> int:  # latent frames on each side that a sample of the decoder depends on
+    reach = 3  # samples: half of the last kernel
+    for rate in reversed(rates): reach = math.ceil((reach+39)/rate)+1  # 39 = 3·(1 + 3 + 9), of three dilated kernels of 7
+    if window: reach = math.ceil(reach/window)*window  # attention sees the whole of each window it touches
     return reach+3
 
 
-def _encoder_reach(rates:list, window:int|None) -> int: # samples on each side that a latent frame depends on
-    reach = 3 # latent frames: half of the last kernel
+def _encoder_reach(rates: list, window: int|None) -> int:  # samples on each side that a latent frame depends on
+    reach = 3  # latent frames: half of the last kernel
     if window: reach = math.ceil(reach/window)*window
     for rate in reversed(rates): reach = reach*rate+rate+39
     return reach+3
@@ -249,16 +249,16 @@ def _encoder_reach(rates:list, window:int|None) -> int: # samples on each side t
 # %% ../../nbs/snac/03_generator.ipynb #1a8ecb87
 class Coded(NamedTuple):
     "What a training step needs of a pass through the codec."
-    audio: torch.Tensor # [B, 1, T]
-    codes: list # of each level int64 [B, F/stride]
-    levels: list # `LevelDetails` of each level
+    audio: torch.Tensor  # [B, 1, T]
+    codes: list  # of each level int64 [B, F/stride]
+    levels: list  # `LevelDetails` of each level
 
 
 class _Layout(nn.Module):
     "Constructor, sizes and rates."
-    def __init__(self, sampling_rate:int=44100, encoder_dim:int=64, encoder_rates:list=(3, 3, 7, 7), latent_dim:int|None=None, decoder_dim:int=1536,
-                 decoder_rates:list=(7, 7, 3, 3), attn_window_size:int|None=32, codebook_size:int=4096, codebook_dim:int=8,
-                 vq_strides:list=(8, 4, 2, 1), noise:bool=True, depthwise:bool=True, *, normed:bool=True):
+    def __init__(self, sampling_rate: int = 44100, encoder_dim: int = 64, encoder_rates: list = (3, 3, 7, 7), latent_dim: int|None = None, decoder_dim: int = 1536,
+                 decoder_rates: list = (7, 7, 3, 3), attn_window_size: int|None = 32, codebook_size: int = 4096, codebook_dim: int = 8,
+                 vq_strides: list = (8, 4, 2, 1), noise: bool = True, depthwise: bool = True, *, normed: bool = True):
         super().__init__()
         self.config = {"sampling_rate": sampling_rate, "encoder_dim": encoder_dim, "encoder_rates": list(encoder_rates), "latent_dim": latent_dim,
                        "decoder_dim": decoder_dim, "decoder_rates": list(decoder_rates), "attn_window_size": attn_window_size, "codebook_size": codebook_size,
@@ -293,7 +293,7 @@ class _Layout(nn.Module):
     @property
     def bit_rate(self) -> float: "Bits a second, if all codes are equally likely."; return sum(self.token_rates)*math.log2(self.codebook_size)
 
-    def preprocess(self, audio_data:torch.Tensor) -> torch.Tensor: # [B, 1, T]
+    def preprocess(self, audio_data: torch.Tensor) -> torch.Tensor:  # [B, 1, T]
         "Pad with zeros at the end, to whole frames of the coarsest level."
         return functional.pad(audio_data, (0, -audio_data.shape[-1] % self.pad_multiple))
 
@@ -301,9 +301,9 @@ class _Layout(nn.Module):
 class _Coding(_Layout):
     "Sound to codes."
     def forward(self,
-        audio_data:torch.Tensor, # [B, 1, T], -1 to 1, at `sampling_rate`
-        details:bool=False, # whether to return what training needs
-    ) -> tuple|Coded: # (sound [B, 1, T], codes); `Coded` with details
+        audio_data: torch.Tensor,  # [B, 1, T], -1 to 1, at `sampling_rate`
+        details: bool = False,  # whether to return what training needs
+    ) -> tuple|Coded:  # (sound [B, 1, T], codes); `Coded` with details
         "To codes and back. Encoder and quantiser never run in half precision: it would change codes."
         length = audio_data.shape[-1]
         with torch.autocast(audio_data.device.type, enabled=False):
@@ -312,15 +312,15 @@ class _Coding(_Layout):
         return Coded(audio, codes, levels) if details else (audio, codes)
 
     def encode(self,
-        audio_data:torch.Tensor, # [B, 1, T]
-        lengths:torch.Tensor|None=None, # int64 [B], samples of each clip; behind its end a clip must hold zeros. None: all of T
-    ) -> list[torch.Tensor]: # int64 [B, F/stride] of each level, coarse first
+        audio_data: torch.Tensor,  # [B, 1, T]
+        lengths: torch.Tensor|None = None,  # int64 [B], samples of each clip; behind its end a clip must hold zeros. None: all of T
+    ) -> list[torch.Tensor]:  # int64 [B, F/stride] of each level, coarse first
         "Codes of sound. With lengths, the codes of each clip begin with those that it has alone."
         audio = self.preprocess(audio_data)
         keep = None if lengths is None else Keep(-(-lengths//self.pad_multiple)*self.pad_multiple, audio.shape[-1])
         return [level.codes for level in self.quantizer(self.encoder(audio, keep))[1]]
 
-    def _checked(self, codes): # the codes as a list, if they are codes of this codec
+    def _checked(self, codes):  # the codes as a list, if they are codes of this codec
         codes = list(codes)
         if len(codes) != self.n_codebooks: raise SnacError(f"expected codes of {self.n_codebooks} levels, coarse first, found {len(codes)}")
         frames = [c.shape[-1]*stride for c, stride in zip(codes, self.vq_strides)]
@@ -328,7 +328,7 @@ class _Coding(_Layout):
             raise SnacError(f"codes of the shapes {[list(c.shape) for c in codes]} do not fit levels of the strides {self.vq_strides}")
         if frames[0] % self.frame_multiple: raise SnacError(f"codes of {frames[0]} latent frames; this codec needs a multiple of {self.frame_multiple}")
         if torch.compiler.is_compiling(): return codes
-        wrong = torch.stack([((c < 0) | (c >= self.codebook_size)).any() for c in codes]).tolist() # a GPU is waited for once
+        wrong = torch.stack([((c < 0) | (c >= self.codebook_size)).any() for c in codes]).tolist()  # a GPU is waited for once
         for level, c in enumerate(codes):
             if wrong[level]: raise SnacError(f"level {level} has codes from {int(c.min())} to {int(c.max())}; this codec has 0 to {self.codebook_size-1}")
         return codes
@@ -337,13 +337,13 @@ class _Coding(_Layout):
 class SNAC(_Coding):
     "Multi-scale neural audio codec (Siuzdak et al. 2024), with the state dict of the published models."
     def decode(self,
-        codes:list[torch.Tensor], # int64 [B, F/stride] of each level
-        length:int|None=None, # samples to return; None for all that the codes give, which includes padding
-        seed:int|None=None, # of the decoder's noise; None for fresh noise each time
-        noise:float=1.0, # its strength; 0 for none
-        first_frame:int=0, # latent frames of the recording before this piece of it; with a seed, pieces get the noise they have in the whole
-        frames:torch.Tensor|None=None, # int64 [B], latent frames of each clip of a batch; None: all
-    ) -> torch.Tensor: # [B, 1, T]
+        codes: list[torch.Tensor],  # int64 [B, F/stride] of each level
+        length: int|None = None,  # samples to return; None for all that the codes give, which includes padding
+        seed: int|None = None,  # of the decoder's noise; None for fresh noise each time
+        noise: float = 1.0,  # its strength; 0 for none
+        first_frame: int = 0,  # latent frames of the recording before this piece of it; with a seed, pieces get the noise they have in the whole
+        frames: torch.Tensor|None = None,  # int64 [B], latent frames of each clip of a batch; None: all
+    ) -> torch.Tensor:  # [B, 1, T]
         "Sound of codes. Raises SnacError for codes that do not belong to this codec."
         z = self.quantizer.from_codes(self._checked(codes))
         keep = None if frames is None else Keep(frames, z.shape[-1])

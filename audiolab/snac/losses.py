@@ -21,16 +21,16 @@ from .config import SnacError
 def _mean(x): return x.mean(dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _opinions(outputs, name): # a list of tensors, from one or from a list
+def _opinions(outputs, name):  # a list of tensors, from one or from a list
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     if not outputs: raise SnacError(f"{name} is empty: give the output of at least one discriminator")
     return outputs
 
 
 def discriminator_loss(
-    real_outputs:list[torch.Tensor], # opinions on real sound, one tensor of any shape from each discriminator
-    fake_outputs:list[torch.Tensor], # opinions on generated sound, in the same order
-) -> tuple[torch.Tensor, torch.Tensor]: # loss on real, loss on fake; their sum is to be made small
+    real_outputs: list[torch.Tensor],  # opinions on real sound, one tensor of any shape from each discriminator
+    fake_outputs: list[torch.Tensor],  # opinions on generated sound, in the same order
+) -> tuple[torch.Tensor, torch.Tensor]:  # loss on real, loss on fake; their sum is to be made small
     "Least-squares losses of discriminators (Mao et al. 2017), summed over them. Raises `SnacError` (a `ValueError`)."
     real, fake = _opinions(real_outputs, "real_outputs"), _opinions(fake_outputs, "fake_outputs")
     if len(real) != len(fake): raise SnacError(f"{len(real)} outputs for real sound and {len(fake)} for fake: give those of the same discriminators")
@@ -38,16 +38,16 @@ def discriminator_loss(
 
 
 def generator_loss(
-    fake_outputs:list[torch.Tensor], # opinions on generated sound, one tensor of any shape from each discriminator
-) -> torch.Tensor: # scalar; 0 if all are taken for real
+    fake_outputs: list[torch.Tensor],  # opinions on generated sound, one tensor of any shape from each discriminator
+) -> torch.Tensor:  # scalar; 0 if all are taken for real
     "Least-squares loss of what was generated (Mao et al. 2017), summed over discriminators. Raises `SnacError`."
     return sum(_mean((1 - f).square()) for f in _opinions(fake_outputs, "fake_outputs"))
 
 # %% ../../nbs/snac/07_losses.ipynb #a0be7593
 def feature_matching_loss(
-    real_features:list[list[torch.Tensor]], # maps from real sound, a list from each discriminator
-    fake_features:list[list[torch.Tensor]], # maps from what was generated, in the same order
-) -> torch.Tensor: # scalar; 0 for equal maps
+    real_features: list[list[torch.Tensor]],  # maps from real sound, a list from each discriminator
+    fake_features: list[list[torch.Tensor]],  # maps from what was generated, in the same order
+) -> torch.Tensor:  # scalar; 0 for equal maps
     "Sum over all feature maps of their mean absolute difference (Kumar et al. 2019, 2023). Raises `SnacError`."
     real, fake = ([m for maps in features for m in ([maps] if isinstance(maps, torch.Tensor) else maps)] for features in (real_features, fake_features))
     if not real or len(real) != len(fake): raise SnacError(f"{len(real)} feature maps for real sound and {len(fake)} for fake: give those of the same discriminators")
@@ -56,7 +56,7 @@ def feature_matching_loss(
     return sum(_mean((f - r.detach()).abs()) for r, f in zip(real, fake))
 
 # %% ../../nbs/snac/07_losses.ipynb #c83496dc
-def _pair(real, fake): # two clips [B, T] or [B, 1, T] of one shape -> [B, T], at least float32
+def _pair(real, fake):  # two clips [B, T] or [B, 1, T] of one shape -> [B, T], at least float32
     for name, x in (("real", real), ("fake", fake)):
         shape = tuple(x.shape)
         if not x.is_floating_point() or not (len(shape) == 2 or len(shape) == 3 and shape[1] == 1) or 0 in shape:
@@ -66,7 +66,7 @@ def _pair(real, fake): # two clips [B, T] or [B, 1, T] of one shape -> [B, T], a
     return [x.reshape(len(x), -1).to(kind) for x in (real, fake)]
 
 
-def _exactly(device): # no lower precision in here, on devices that have one
+def _exactly(device):  # no lower precision in here, on devices that have one
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
@@ -74,7 +74,7 @@ def _exactly(device): # no lower precision in here, on devices that have one
 def _window(length, dtype, device): return torch.hann_window(length, dtype=dtype, device=device)
 
 
-def _spectrum(x, n_fft, hop, length): # [B, T] -> complex [B, n_fft/2+1, T//hop+1], mirrored at the ends
+def _spectrum(x, n_fft, hop, length):  # [B, T] -> complex [B, n_fft/2+1, T//hop+1], mirrored at the ends
     if x.shape[-1] <= n_fft//2: raise SnacError(f"clips of {x.shape[-1]} samples are too short for a transform of {n_fft}: give more than {n_fft//2}")
     return torch.stft(x, n_fft, hop, length, _window(length, x.dtype, x.device), center=True, pad_mode="reflect", return_complex=True)
 
@@ -83,22 +83,22 @@ def _power(spectrum): return torch.view_as_real(spectrum).square().sum(-1)
 
 # %% ../../nbs/snac/07_losses.ipynb #57af78a5
 @lru_cache(32)
-def _filters(sample_rate, n_fft, n_mels, f_min, f_max, dtype, device): # made once for each kind of sound and device
+def _filters(sample_rate, n_fft, n_mels, f_min, f_max, dtype, device):  # made once for each kind of sound and device
     return mel_filterbank(sample_rate, n_fft, n_mels, f_min, f_max).to(device, dtype)
 
 
 def mel_spectrogram_loss(
-    real:torch.Tensor, # [B, T] or [B, 1, T]
-    fake:torch.Tensor, # of the same shape
-    sample_rate:int=24000, # Hz, of both
-    n_mels:int=80, # bands
-    n_fft:int=1024, # samples of the transform and its window
-    hop_length:int=256, # samples between frames
-    f_min:float=0.0, # Hz
-    f_max:float|None=None, # Hz; None: half the sample rate
-    power:float=2.0, # what is gathered in bands: 2 energies, 1 magnitudes (about half the loss)
-    floor:float=1e-8, # least value under the logarithm
-) -> torch.Tensor: # scalar; 0 for equal spectra
+    real: torch.Tensor,  # [B, T] or [B, 1, T]
+    fake: torch.Tensor,  # of the same shape
+    sample_rate: int = 24000,  # Hz, of both
+    n_mels: int = 80,  # bands
+    n_fft: int = 1024,  # samples of the transform and its window
+    hop_length: int = 256,  # samples between frames
+    f_min: float = 0.0,  # Hz
+    f_max: float|None = None,  # Hz; None: half the sample rate
+    power: float = 2.0,  # what is gathered in bands: 2 energies, 1 magnitudes (about half the loss)
+    floor: float = 1e-8,  # least value under the logarithm
+) -> torch.Tensor:  # scalar; 0 for equal spectra
     "Mean absolute difference of natural logarithms of mel spectra. Raises `SnacError` (a `ValueError`)."
     real, fake = _pair(real, fake)
     if sample_rate <= 0: raise SnacError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
@@ -110,20 +110,20 @@ def mel_spectrogram_loss(
         return (a - b).abs().mean()
 
 # %% ../../nbs/snac/07_losses.ipynb #d9feec7b
-_STFT_WINDOWS = (512, 50, 240), (1024, 120, 600), (2048, 240, 1200) # transform, shift, window
+_STFT_WINDOWS = (512, 50, 240), (1024, 120, 600), (2048, 240, 1200)  # transform, shift, window
 
 
-def _angle(spectrum): # 0 where there is nothing: the angle's slope would be infinite there
+def _angle(spectrum):  # 0 where there is nothing: the angle's slope would be infinite there
     nothing = _power(spectrum) < 1e-12
     return torch.where(nothing, torch.ones_like(spectrum), spectrum).angle()
 
 
 def stft_loss(
-    real:torch.Tensor, # [B, T] or [B, 1, T], longer than half the longest transform
-    fake:torch.Tensor, # of the same shape
-    phase_weight:float=0.0, # of the angles' difference; older trainers have 0.1
-    windows=_STFT_WINDOWS, # (transform, shift, window) of each spectrum, samples
-) -> torch.Tensor: # scalar; 0 for equal spectra
+    real: torch.Tensor,  # [B, T] or [B, 1, T], longer than half the longest transform
+    fake: torch.Tensor,  # of the same shape
+    phase_weight: float = 0.0,  # of the angles' difference; older trainers have 0.1
+    windows=_STFT_WINDOWS,  # (transform, shift, window) of each spectrum, samples
+) -> torch.Tensor:  # scalar; 0 for equal spectra
     "Sum over windows of the mean absolute difference of magnitudes (and angles). Raises `SnacError` (a `ValueError`)."
     real, fake = _pair(real, fake)
     total = real.new_zeros(())
@@ -139,35 +139,35 @@ _scales = lru_cache(8)(MultiScaleMel)
 
 
 def multi_scale_mel_loss(
-    real:torch.Tensor, # [B, T] or [B, 1, T]
-    fake:torch.Tensor, # of the same shape
-    sample_rate:int=24000, # Hz, of both
-) -> torch.Tensor: # scalar; 0 for equal spectra
+    real: torch.Tensor,  # [B, T] or [B, 1, T]
+    fake: torch.Tensor,  # of the same shape
+    sample_rate: int = 24000,  # Hz, of both
+) -> torch.Tensor:  # scalar; 0 for equal spectra
     "The 7-scale mel loss of the Descript Audio Codec (Kumar et al. 2023). Raises `SnacError` (a `ValueError`)."
     real, fake = _pair(real, fake)
     if sample_rate <= 0: raise SnacError(f"sample_rate is {sample_rate}; it must be positive, in Hz")
     return _scales(int(sample_rate))(real, fake).mean()
 
 # %% ../../nbs/snac/07_losses.ipynb #b0d6bf5e
-def _norm(gradient, per_item): # of a clip, averaged over clips; or of the whole batch
+def _norm(gradient, per_item):  # of a clip, averaged over clips; or of the whole batch
     gradient = gradient.detach().float()
     return gradient.flatten(1).norm(dim=1).mean() if per_item else gradient.norm()
 
 
-class _RunningNorms: # of named gradients; what a balancer remembers
+class _RunningNorms:  # of named gradients; what a balancer remembers
     def __init__(self, names, decay, per_item):
         self.names, self.decay, self.per_item = set(names), decay, per_item
-        self._sums, self._counts = {}, {} # by name, scalar tensors
+        self._sums, self._counts = {}, {}  # by name, scalar tensors
 
     @property
-    def norms(self) -> dict[str, torch.Tensor]: # scalar tensors; reading them does not wait for the device
+    def norms(self) -> dict[str, torch.Tensor]:  # scalar tensors; reading them does not wait for the device
         "Running mean of the norm of each loss's gradient, of those seen so far."
-        least = torch.finfo(torch.float32).tiny # nothing but zeros was seen: 0, and not 0 by 0
+        least = torch.finfo(torch.float32).tiny  # nothing but zeros was seen: 0, and not 0 by 0
         return {name: self._sums[name]/self._counts[name].clamp(min=least) for name in self._sums}
 
-    def _follow(self, gradients): # take the norms into the running means
+    def _follow(self, gradients):  # take the norms into the running means
         norms = torch.stack([_norm(g, self.per_item) for g in gradients.values()])
-        if torch.distributed.is_available() and torch.distributed.is_initialized(): # the same means in all processes
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # the same means in all processes
             torch.distributed.all_reduce(norms)
             norms = norms/torch.distributed.get_world_size()
         good = norms.isfinite() & (norms > 0)
@@ -176,12 +176,12 @@ class _RunningNorms: # of named gradients; what a balancer remembers
             self._sums[name] = torch.where(counts, self.decay*old + norm, old)
             self._counts[name] = torch.where(counts, self.decay*seen + 1, seen)
 
-    def state_dict(self) -> dict: # nest of tensors, for `audiolab.state.pack_state`
+    def state_dict(self) -> dict:  # nest of tensors, for `audiolab.state.pack_state`
         "The running norms."
         return {part: {name: value.detach().cpu().clone() for name, value in found.items()} for part, found in (("sums", self._sums), ("counts", self._counts))}
 
     def load_state_dict(self,
-        state:dict, # from `state_dict`; losses that have no weight here are left out
+        state: dict,  # from `state_dict`; losses that have no weight here are left out
     ) -> None:
         "Go on with running norms. Raises `SnacError` if the state is no balancer's."
         try: parts = [{name: torch.as_tensor(value, dtype=torch.float32).reshape(()).clone() for name, value in state[part].items()} for part in ("sums", "counts")]
@@ -193,10 +193,10 @@ class _RunningNorms: # of named gradients; what a balancer remembers
 class Balancer(_RunningNorms):
     "Weights the gradients of several losses by their running size (Défossez et al. 2022, *EnCodec*)."
     def __init__(self,
-        weights:dict[str, float], # share of each loss, by name; at least 0, not all 0
-        total_norm:float=1.0, # about what the norm of the result is, if the gradients agree
-        decay:float=0.999, # of the running norms, for each call
-        per_item:bool=True, # norms of clips, averaged, and not of the whole batch
+        weights: dict[str, float],  # share of each loss, by name; at least 0, not all 0
+        total_norm: float = 1.0,  # about what the norm of the result is, if the gradients agree
+        decay: float = 0.999,  # of the running norms, for each call
+        per_item: bool = True,  # norms of clips, averaged, and not of the whole batch
     ):
         if not weights or not all(0 <= w < math.inf for w in weights.values()) or not sum(weights.values()): raise SnacError(f"weights {weights}: they must be 0 or more, and one of them more than 0")
         if not (0 < total_norm < math.inf and 0 <= decay < 1): raise SnacError(f"total_norm {total_norm} must be positive, and decay {decay} from 0 to below 1")
@@ -204,8 +204,8 @@ class Balancer(_RunningNorms):
         self.weights, self.total_norm = dict(weights), total_norm
 
     def __call__(self,
-        gradients:dict[str, torch.Tensor], # of each loss (a subset will do) with respect to the sound, [B, 1, T]
-    ) -> torch.Tensor: # [B, 1, T], to be sent on: `fake.backward(balancer(gradients))`
+        gradients: dict[str, torch.Tensor],  # of each loss (a subset will do) with respect to the sound, [B, 1, T]
+    ) -> torch.Tensor:  # [B, 1, T], to be sent on: `fake.backward(balancer(gradients))`
         "The balanced sum of gradients. Raises `SnacError` for unknown names and shapes that differ."
         unknown, shapes = set(gradients) - set(self.weights), {tuple(g.shape) for g in gradients.values()}
         if unknown: raise SnacError(f"no weight is known for the loss {sorted(unknown)[0]!r}; there are {', '.join(self.weights)}")

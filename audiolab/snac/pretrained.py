@@ -30,7 +30,7 @@ from .generator import SNAC
 # %% ../../nbs/snac/04_pretrained.ipynb #aa693c05
 _RANGES = {"sampling_rate": (1, 768_000), "encoder_dim": (1, 4096), "latent_dim": (1, 65_536), "decoder_dim": (2, 16_384), "attn_window_size": (1, 4096),
            "codebook_size": (2, 1 << 20), "codebook_dim": (1, 4096)}
-_LISTS = {"encoder_rates": 64, "decoder_rates": 64, "vq_strides": 1024} # largest element; 1 to 8 of them
+_LISTS = {"encoder_rates": 64, "decoder_rates": 64, "vq_strides": 1024}  # largest element; 1 to 8 of them
 _DEFAULTS = {key: p.default for key, p in signature(SNAC).parameters.items() if key in {*_RANGES, *_LISTS, "noise", "depthwise"}}
 
 
@@ -38,9 +38,9 @@ def _is_int(value, low, high): return type(value) is int and low <= value <= hig
 
 
 def check_config(
-    config:dict, # arguments of SNAC by name; those that are missing take its defaults
-    where:str="config", # what to call it in an error
-) -> dict: # all arguments, in the order of the constructor
+    config: dict,  # arguments of SNAC by name; those that are missing take its defaults
+    where: str = "config",  # what to call it in an error
+) -> dict:  # all arguments, in the order of the constructor
     "Check types, ranges and whether they fit together, before anything is built. Raises `SnacError` naming the key."
     if not isinstance(config, dict): raise SnacError(f"{where}: expected a mapping of the arguments of SNAC, found {type(config).__name__}")
     if unknown := [str(key)[:60] for key in config if key not in _DEFAULTS]:
@@ -61,7 +61,7 @@ def check_config(
     return full
 
 
-def _skeleton(config, where): # a model without memory behind its weights: names and shapes cost nothing
+def _skeleton(config, where):  # a model without memory behind its weights: names and shapes cost nothing
     try:
         with torch.device("meta"): return SNAC(**config)
     except SnacError as error: raise SnacError(f"{where}: {error}") from error
@@ -71,17 +71,17 @@ def _skeleton(config, where): # a model without memory behind its weights: names
 def _cached_shapes(text): return {name: tuple(t.shape) for name, t in _skeleton(json.loads(text), "").state_dict().items()}
 
 
-def _shapes(config, where): # name -> shape of every tensor of a state dict
+def _shapes(config, where):  # name -> shape of every tensor of a state dict
     try: return _cached_shapes(json.dumps(config))
     except SnacError as error: raise SnacError(f"{where}{error}") from error
 
 # %% ../../nbs/snac/04_pretrained.ipynb #a21cb87f
-_MAX_PICKLE, _MAX_ENTRIES, _MAX_TUPLES = 1 << 24, 50_000, 50_000 # bytes, files, tuples that could nest
+_MAX_PICKLE, _MAX_ENTRIES, _MAX_TUPLES = 1 << 24, 50_000, 50_000  # bytes, files, tuples that could nest
 _NAMES = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size|device|float\w+|bfloat16|int\w+|uint\w+|bool)")
-_CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER"} # other ways to name or make things
+_CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER"}  # other ways to name or make things
 
 
-def _scan_pickle(raw, path): # raise for anything that a state dict does not need
+def _scan_pickle(raw, path):  # raise for anything that a state dict does not need
     tuples = 0
     for op, arg, _ in pickletools.genops(raw):
         if op.name in _CALLS: raise SnacError(f"{path}: refused, its pickle makes objects ({op.name}) as no weights do; get the weights from somebody you trust, as safetensors")
@@ -91,7 +91,7 @@ def _scan_pickle(raw, path): # raise for anything that a state dict does not nee
         if tuples > _MAX_TUPLES: raise SnacError(f"{path}: refused, more than {_MAX_TUPLES} tuples in its pickle")
 
 # %% ../../nbs/snac/04_pretrained.ipynb #68d60225
-def _check_archive(file, size, path): # the pickle of a sound archive; SnacError otherwise
+def _check_archive(file, size, path):  # the pickle of a sound archive; SnacError otherwise
     file.seek(max(0, size-98)); tail = file.read(98)
     if len(tail) < 98 or tail[76:80] != b"PK\x05\x06": raise SnacError(f"{path}: cut off: the directory at its end is missing; get the file again")
     if tail[56:60] == b"PK\x06\x07" and struct.unpack("<Q", tail[64:72])[0] != size-98: raise SnacError(f"{path}: its directory is not where it says")
@@ -109,7 +109,7 @@ def _check_archive(file, size, path): # the pickle of a sound archive; SnacError
         return archive.read(pickles[0])
 
 
-def _read_pickled(path): # what torch.save wrote; its tensors stay on disk until they are used
+def _read_pickled(path):  # what torch.save wrote; its tensors stay on disk until they are used
     with open_regular(path) as file:
         head, size = file.read(4), file.seek(0, 2)
         if head[:2] != b"PK":
@@ -120,14 +120,14 @@ def _read_pickled(path): # what torch.save wrote; its tensors stay on disk until
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
         except SnacError: raise
         except MemoryError as error: raise SnacError(f"{path}: does not fit into the memory") from error
-        except Exception as error: # zipfile, pickletools and torch fail in a dozen ways on damaged input
+        except Exception as error:  # zipfile, pickletools and torch fail in a dozen ways on damaged input
             raise SnacError(f"{path}: damaged or not a file of torch.save ({(str(error) or type(error).__name__).splitlines()[0][:120]}); get it again") from error
 
 # %% ../../nbs/snac/04_pretrained.ipynb #3bd1a668
 _GAIN, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
 
-def _published(state, names): # the state with old or folded names replaced by those that are wanted
+def _published(state, names):  # the state with old or folded names replaced by those that are wanted
     state = {str(name): value for name, value in state.items()}
     for name in [n for n in names if n.endswith(_GAIN) and n not in state]:
         layer = name.removesuffix(_GAIN)
@@ -139,7 +139,7 @@ def _published(state, names): # the state with old or folded names replaced by t
     return state
 
 
-def _matched(state, config, where, limit=None): # float32 copies of the tensors of a model; SnacError listing what does not fit
+def _matched(state, config, where, limit=None):  # float32 copies of the tensors of a model; SnacError listing what does not fit
     wanted = _shapes(config, where)
     state = _published(state, wanted)
     wrong = [f"{name} is missing" for name in wanted if name not in state]
@@ -161,10 +161,10 @@ def _load_json(text, where):
     if len(text) > 1 << 20: raise SnacError(f"{where}: a config of more than 1 MB")
     try: found = json.loads(text)
     except (ValueError, RecursionError) as error: raise SnacError(f"{where}: not JSON: {str(error)[:120]}") from error
-    return found["model"] if isinstance(found, dict) and isinstance(found.get("model"), dict) else found # the whole of a run's settings, or the model's
+    return found["model"] if isinstance(found, dict) and isinstance(found.get("model"), dict) else found  # the whole of a run's settings, or the model's
 
 
-def _read_safetensors(path): # config or None, state, size of the file
+def _read_safetensors(path):  # config or None, state, size of the file
     try:
         with open_regular(path) as file:
             info, state = read_header(file, path), {}
@@ -179,7 +179,7 @@ def _read_safetensors(path): # config or None, state, size of the file
     return (_load_json(info.metadata["config"], path) if "config" in info.metadata else None), state, info.size
 
 
-def _read_torch(path): # the same of pytorch_model.bin, or of a .pt file with a generator and its config in it
+def _read_torch(path):  # the same of pytorch_model.bin, or of a .pt file with a generator and its config in it
     found = _read_pickled(path)
     if not isinstance(found, dict): raise SnacError(f"{path}: holds a {type(found).__name__} where a state dict was expected")
     config, state = None, dict(found)
@@ -189,7 +189,7 @@ def _read_torch(path): # the same of pytorch_model.bin, or of a .pt file with a 
     return config, state, path.stat().st_size
 
 # %% ../../nbs/snac/04_pretrained.ipynb #be0ea95a
-def _from_hub(repo, revision): # the files of a repository, in the cache of huggingface_hub
+def _from_hub(repo, revision):  # the files of a repository, in the cache of huggingface_hub
     try: from huggingface_hub import errors, hf_hub_download
     except ImportError as error: raise SnacError(f"{repo}: no such file or folder here; to fetch it from the Hugging Face hub: pip install 'audiolab[hf]'") from error
     from audiolab.remote import explain_hub_error
@@ -206,7 +206,7 @@ def _from_hub(repo, revision): # the files of a repository, in the cache of hugg
     return config, weights
 
 
-def _in_folder(folder): # (config.json or None, weights) of a published folder or of a run
+def _in_folder(folder):  # (config.json or None, weights) of a published folder or of a run
     names = [folder/name for name in ("model.safetensors", "pytorch_model.bin") if (folder/name).is_file()]
     if names and (folder/"config.json").is_file(): return folder/"config.json", names[0]
     runs = [folder/name for name in ("best_model.safetensors", "model_final.safetensors") if (folder/name).is_file()]
@@ -218,7 +218,7 @@ def _in_folder(folder): # (config.json or None, weights) of a published folder o
                     +(f"; name one of {', '.join(old[:8])}" if old else ""))
 
 
-def _locate(source, revision): # (config.json or None, weights)
+def _locate(source, revision):  # (config.json or None, weights)
     text = str(source)
     try:
         path = Path(source).expanduser()
@@ -231,9 +231,9 @@ def _locate(source, revision): # (config.json or None, weights)
 
 # %% ../../nbs/snac/04_pretrained.ipynb #3fbdba92
 def read_state(
-    source:str|Path, # folder, checkpoint, run folder, or owner/name on the hub
-    revision:str|None=None, # on the hub: branch, tag or commit
-) -> tuple[dict, dict]: # arguments of SNAC, and its state dict in float32 under the published names
+    source: str|Path,  # folder, checkpoint, run folder, or owner/name on the hub
+    revision: str|None = None,  # on the hub: branch, tag or commit
+) -> tuple[dict, dict]:  # arguments of SNAC, and its state dict in float32 under the published names
     "Read a codec without building it. Runs nothing from the file, and takes no more memory than the file is long. Raises `SnacError`."
     beside, weights = _locate(source, revision)
     try:
@@ -247,22 +247,22 @@ def read_state(
 
 
 def from_pretrained(
-    source:str|Path, # folder, checkpoint, run folder, or owner/name on the hub
-    device:str|torch.device="cpu", # where to put it
-    revision:str|None=None, # on the hub: branch, tag or commit
-) -> SNAC: # in eval mode
+    source: str|Path,  # folder, checkpoint, run folder, or owner/name on the hub
+    device: str|torch.device = "cpu",  # where to put it
+    revision: str|None = None,  # on the hub: branch, tag or commit
+) -> SNAC:  # in eval mode
     "Open a codec. Raises `SnacError` for what is not one, names the keys that differ, and never runs code from the file."
     config, state = read_state(source, revision)
-    with torch.random.fork_rng(devices=[]): model = SNAC(**config) # the random weights it begins with are nobody's business
+    with torch.random.fork_rng(devices=[]): model = SNAC(**config)  # the random weights it begins with are nobody's business
     model.load_state_dict(state)
     return model.to(device).eval()
 
 # %% ../../nbs/snac/04_pretrained.ipynb #9b53d17e
 def save_pretrained(
-    model:SNAC, # as trained, or folded
-    folder:str|Path, # made if need be
-    safetensors:bool=False, # whether to write model.safetensors too, with digests
-) -> Path: # the folder
+    model: SNAC,  # as trained, or folded
+    folder: str|Path,  # made if need be
+    safetensors: bool = False,  # whether to write model.safetensors too, with digests
+) -> Path:  # the folder
     "Write config.json and pytorch_model.bin, which `from_pretrained` and the package snac open. Raises `SnacError` if that cannot be."
     folder = Path(folder)
     config = check_config(model.config, "the model's config")
@@ -274,7 +274,7 @@ def save_pretrained(
         if safetensors:
             from audiolab.files import write_checkpoint
             write_checkpoint(folder/"model.safetensors", state, {"format": "pt", "config": json.dumps({"model": config})})
-        else: (folder/"model.safetensors").unlink(missing_ok=True) # an older one would be read in its place
+        else: (folder/"model.safetensors").unlink(missing_ok=True)  # an older one would be read in its place
         durable_write(folder/"config.json", [text.encode()])
     except (CheckpointError, OSError) as error: raise SnacError(str(error)) from error
     return folder
@@ -283,13 +283,13 @@ def save_pretrained(
 @dataclass(frozen=True)
 class Description:
     "What a codec is made of, and what its codes cost."
-    sampling_rate: int # Hz
-    hop_length: int # samples of a latent frame
-    pad_multiple: int # samples; every sound is padded to a multiple of it
-    token_rates: tuple # tokens a second of each level, coarse first
-    codebook_size: int # entries of a codebook
-    bit_rate: float # bits a second, of all levels
-    parameters: dict # numbers to be learnt, by part
+    sampling_rate: int  # Hz
+    hop_length: int  # samples of a latent frame
+    pad_multiple: int  # samples; every sound is padded to a multiple of it
+    token_rates: tuple  # tokens a second of each level, coarse first
+    codebook_size: int  # entries of a codebook
+    bit_rate: float  # bits a second, of all levels
+    parameters: dict  # numbers to be learnt, by part
 
     @property
     def total(self) -> int: "All parameters."; return sum(self.parameters.values())
@@ -302,8 +302,8 @@ class Description:
 
 
 def describe(
-    model:SNAC|dict, # a codec, or the arguments of one
-) -> Description: # shows as a table
+    model: SNAC|dict,  # a codec, or the arguments of one
+) -> Description:  # shows as a table
     "Parameters, token rates and bit rate; nothing is computed, so a codec of any size is described at once."
     if isinstance(model, dict): model = _skeleton(check_config(model), "config")
     parts = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in ("encoder", "quantizer", "decoder")}

@@ -15,10 +15,10 @@ from typing import NamedTuple
 # %% ../../nbs/snac/02_quantizer.ipynb #01956b33
 class LevelDetails(NamedTuple):
     "What training needs to know of one level."
-    latents: torch.Tensor # [B, codebook_dim, F]: what was quantised
-    codes: torch.Tensor # [B, F], int64
-    commitment: torch.Tensor # 0-d: mean squared distance, moving the latents
-    codebook: torch.Tensor # 0-d: mean squared distance, moving the entries
+    latents: torch.Tensor  # [B, codebook_dim, F]: what was quantised
+    codes: torch.Tensor  # [B, F], int64
+    commitment: torch.Tensor  # 0-d: mean squared distance, moving the latents
+    codebook: torch.Tensor  # 0-d: mean squared distance, moving the entries
 
 
 def _projection(inputs, outputs, normed=True):
@@ -29,11 +29,11 @@ def _projection(inputs, outputs, normed=True):
 class VectorQuantize(nn.Module):
     "One codebook at one rate (van den Oord et al. 2017, Yu et al. 2022). Names and numbers are those of SNAC."
     def __init__(self,
-        input_dim:int, # D, size of the latents
-        codebook_size:int, # entries
-        codebook_dim:int, # size of an entry
-        stride:int=1, # frames of the latent to a code
-        normed:bool=True, # whether projections are weight-normalised, as for training
+        input_dim: int,  # D, size of the latents
+        codebook_size: int,  # entries
+        codebook_dim: int,  # size of an entry
+        stride: int = 1,  # frames of the latent to a code
+        normed: bool = True,  # whether projections are weight-normalised, as for training
     ):
         super().__init__()
         self.codebook_size, self.codebook_dim, self.stride = codebook_size, codebook_dim, stride
@@ -41,8 +41,8 @@ class VectorQuantize(nn.Module):
         self.codebook = nn.Embedding(codebook_size, codebook_dim)
 
     def forward(self,
-        z:torch.Tensor, # [B, D, F]; F a multiple of the stride
-    ) -> tuple[torch.Tensor, LevelDetails]: # what the decoder is given [B, D, F], and details
+        z: torch.Tensor,  # [B, D, F]; F a multiple of the stride
+    ) -> tuple[torch.Tensor, LevelDetails]:  # what the decoder is given [B, D, F], and details
         "Quantise, with the gradient passed straight through."
         if self.stride > 1: z = functional.avg_pool1d(z, self.stride, self.stride)
         latents = self.in_proj(z)
@@ -53,34 +53,34 @@ class VectorQuantize(nn.Module):
 
     @torch.no_grad()
     def nearest(self,
-        latents:torch.Tensor, # [B, codebook_dim, F]
-    ) -> torch.Tensor: # [B, F], int64
+        latents: torch.Tensor,  # [B, codebook_dim, F]
+    ) -> torch.Tensor:  # [B, F], int64
         "The entries of greatest cosine similarity."
         entries = functional.normalize(self.codebook.weight)
         rows = functional.normalize(latents.transpose(1, 2).reshape(-1, self.codebook_dim))
-        found = [(part@entries.t()).argmax(1) for part in rows.split(16384)] # in parts, so that an hour of sound needs no gigabytes
+        found = [(part@entries.t()).argmax(1) for part in rows.split(16384)]  # in parts, so that an hour of sound needs no gigabytes
         return torch.cat(found).view(latents.shape[0], latents.shape[2])
 
-    def decode_code(self, codes:torch.Tensor) -> torch.Tensor: "Entries [B, codebook_dim, F] of codes [B, F]."; return self.codebook(codes).transpose(1, 2)
+    def decode_code(self, codes: torch.Tensor) -> torch.Tensor: "Entries [B, codebook_dim, F] of codes [B, F]."; return self.codebook(codes).transpose(1, 2)
     def _expand(self, entries): z = self.out_proj(entries); return z.repeat_interleave(self.stride, dim=-1) if self.stride > 1 else z
 
 # %% ../../nbs/snac/02_quantizer.ipynb #2326f54e
 class ResidualVectorQuantize(nn.Module):
     "Levels from coarse to fine (Zeghidour et al. 2021) at several rates (Siuzdak et al. 2024)."
     def __init__(self,
-        input_dim:int=512, # D, size of the latents
-        codebook_size:int=1024, # entries of each level
-        codebook_dim:int=8, # size of an entry
-        vq_strides:list=(1, 1, 1, 1), # frames of the latent to a code, for each level
-        normed:bool=True, # whether projections are weight-normalised, as for training
+        input_dim: int = 512,  # D, size of the latents
+        codebook_size: int = 1024,  # entries of each level
+        codebook_dim: int = 8,  # size of an entry
+        vq_strides: list = (1, 1, 1, 1),  # frames of the latent to a code, for each level
+        normed: bool = True,  # whether projections are weight-normalised, as for training
     ):
         super().__init__()
         self.n_codebooks, self.codebook_size, self.codebook_dim = len(vq_strides), codebook_size, codebook_dim
         self.quantizers = nn.ModuleList([VectorQuantize(input_dim, codebook_size, codebook_dim, stride, normed) for stride in vq_strides])
 
     def forward(self,
-        z:torch.Tensor, # [B, D, F]; F a multiple of all strides
-    ) -> tuple[torch.Tensor, list]: # the quantised latent [B, D, F], and `LevelDetails` of each level
+        z: torch.Tensor,  # [B, D, F]; F a multiple of all strides
+    ) -> tuple[torch.Tensor, list]:  # the quantised latent [B, D, F], and `LevelDetails` of each level
         "Quantise level by level."
         total, residual, details = 0, z, []
         for quantizer in self.quantizers:
@@ -90,7 +90,7 @@ class ResidualVectorQuantize(nn.Module):
         return total, details
 
     def from_codes(self,
-        codes:list, # of each level int64 [B, F/stride]
-    ) -> torch.Tensor: # [B, D, F]
+        codes: list,  # of each level int64 [B, F/stride]
+    ) -> torch.Tensor:  # [B, D, F]
         "The latent that codes stand for."
         return sum(q._expand(q.decode_code(c)) for q, c in zip(self.quantizers, codes))

@@ -37,7 +37,7 @@ from ..training import Result, Trainer
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/snac/12_train.ipynb #b411e2da
-_kept, _balancers = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary() # generator -> what `train_step` remembers from step to step
+_kept, _balancers = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()  # generator -> what `train_step` remembers from step to step
 
 def _make_generator(config, resumed=None):
     "The codec of a run, and the settings with its size. What is resumed brings its weights itself."
@@ -63,20 +63,20 @@ def _make_codebooks(generator, config, place=None):
 # %% ../../nbs/snac/12_train.ipynb #28b5d015
 def _optimizer(parameters, rate, training):
     wanted = [p for p in parameters if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") for p in wanted) # one pass over the weights: a quarter of the time
+    fused = all(p.device.type in ("cpu", "cuda") for p in wanted)  # one pass over the weights: a quarter of the time
     return torch.optim.AdamW(wanted, rate, tuple(training.betas), weight_decay=training.weight_decay, fused=fused)
 
 
 def _rate(config): t, total = config.training, config.training.steps or None; return lambda step: learning_rate_factor(step, total, t.schedule, t.warmup, t.final_factor, t.decay)
-def _critics_rate(config): # as for the codec, after a warm-up of their own
+def _critics_rate(config):  # as for the codec, after a warm-up of their own
     usual, warmup = _rate(config), config.discriminators.warmup
     return lambda step: usual(step)*min(1., (step+1)/(warmup+1))
 
 # %% ../../nbs/snac/12_train.ipynb #1db23be8
 def setup_models(
-    config:dict|TrainConfig|None=None, # settings; None for the defaults
-    device:str|torch.device="cpu", # torch device
-) -> tuple[SNAC, nn.Module, nn.Module]: # codec, multi-period and multi-scale STFT discriminator
+    config: dict|TrainConfig|None = None,  # settings; None for the defaults
+    device: str|torch.device = "cpu",  # torch device
+) -> tuple[SNAC, nn.Module, nn.Module]:  # codec, multi-period and multi-scale STFT discriminator
     "The networks of a run, for a loop of your own."
     generator, config = _make_generator(as_config(config))
     critics = make_discriminators(config.discriminators)
@@ -85,11 +85,11 @@ def setup_models(
 
 
 def setup_optimizers(
-    generator:SNAC, # codec
-    mpd:nn.Module, # multi-period discriminator
-    msd:nn.Module, # multi-scale STFT discriminator
-    config:dict|TrainConfig|None=None, # settings; None for the defaults
-) -> tuple: # optimizers and schedulers (call `step` once a training step): (optim_g, optim_d, scheduler_g, scheduler_d)
+    generator: SNAC,  # codec
+    mpd: nn.Module,  # multi-period discriminator
+    msd: nn.Module,  # multi-scale STFT discriminator
+    config: dict|TrainConfig|None = None,  # settings; None for the defaults
+) -> tuple:  # optimizers and schedulers (call `step` once a training step): (optim_g, optim_d, scheduler_g, scheduler_d)
     "AdamW for both parties, with their schedules."
     config = as_config(config)
     optim_g = _optimizer(generator.parameters(), config.training.learning_rate, config.training)
@@ -117,8 +117,8 @@ class _Epochs(torch.utils.data.DataLoader):
 
 
 def setup_dataset(
-    config:dict|TrainConfig|None=None, # settings; None for the defaults
-) -> torch.utils.data.DataLoader: # batches [B, T] of pieces
+    config: dict|TrainConfig|None = None,  # settings; None for the defaults
+) -> torch.utils.data.DataLoader:  # batches [B, T] of pieces
     "The data of a run as a plain DataLoader, for a loop of your own."
     config = as_config(config)
     dataset, _ = _open_data(config)
@@ -127,19 +127,19 @@ def setup_dataset(
 
 # %% ../../nbs/snac/12_train.ipynb #0ff7d611
 def train_step(
-    real_audio:torch.Tensor, # [B, T] or [B, 1, T], at the codec's sample rate
-    generator:SNAC, # codec
-    mpd:nn.Module, # multi-period discriminator
-    msd:nn.Module, # multi-scale STFT discriminator
-    optim_g:torch.optim.Optimizer, # of the codec
-    optim_d:torch.optim.Optimizer, # of both discriminators
-    device:str|torch.device="cpu", # where everything is
-    iteration:int=0, # number of the step
+    real_audio: torch.Tensor,  # [B, T] or [B, 1, T], at the codec's sample rate
+    generator: SNAC,  # codec
+    mpd: nn.Module,  # multi-period discriminator
+    msd: nn.Module,  # multi-scale STFT discriminator
+    optim_g: torch.optim.Optimizer,  # of the codec
+    optim_d: torch.optim.Optimizer,  # of both discriminators
+    device: str|torch.device = "cpu",  # where everything is
+    iteration: int = 0,  # number of the step
     *,
-    losses:LossConfig|None=None, # weights
-    codebooks:CodebookTrainer|None=None, # None: that of `setup_models`; for other generators one that only moves entries that a loss may move
-    precision:str="auto", # of the critics
-) -> dict[str, torch.Tensor|float]: # loss_g, loss_d, mel_loss, stft_loss, gen_adv_loss, fm_loss, mel_weight, stft_weight and more; tensors stay on the device
+    losses: LossConfig|None = None,  # weights
+    codebooks: CodebookTrainer|None = None,  # None: that of `setup_models`; for other generators one that only moves entries that a loss may move
+    precision: str = "auto",  # of the critics
+) -> dict[str, torch.Tensor|float]:  # loss_g, loss_d, mel_loss, stft_loss, gen_adv_loss, fm_loss, mel_weight, stft_weight and more; tensors stay on the device
     "Update codec and critics once."
     losses, real = losses or LossConfig(), real_audio.to(device)
     real = real[:, None] if real.ndim == 2 else real
@@ -159,12 +159,12 @@ def train_step(
     return _values(judged, inside, iteration, losses, codebooks) | use | {"grad_norm_g": norm_g, "grad_norm_d": norm_d}
 
 
-def _usual_codebooks(generator): # of a generator that may have learnt already
+def _usual_codebooks(generator):  # of a generator that may have learnt already
     learns = all(q.codebook.weight.requires_grad for q in generator.quantizer.quantizers)
     return CodebookTrainer(generator.quantizer, "gradient" if learns else "none", initialise=False)
 
 
-def _values(judged, inside, step, losses, codebooks): # what a step tells
+def _values(judged, inside, step, losses, codebooks):  # what a step tells
     weights, values = judged.weights(step), judged.values
     part = {"mel_loss": weights["mel"], "stft_loss": weights["stft"], "gen_adv_loss": weights["adversarial"], "fm_loss": weights["feature_matching"],
             "commitment_loss": losses.commitment, "codebook_loss": losses.codebook if codebooks.mode == "gradient" else 0.}
@@ -177,7 +177,7 @@ class _Networks(Task):
     name, averaged, files = "snac", ("generator",), ("config.json", "pytorch_model.bin")
 
     def __init__(self,
-        config:TrainConfig|dict|None=None, # settings
+        config: TrainConfig|dict|None = None,  # settings
     ): self.config, self.held = as_config(config), []
 
     def _make_networks(self, loop):
@@ -185,7 +185,7 @@ class _Networks(Task):
         c, model = self.config, model.to(loop.device)
         self.codebooks = _make_codebooks(model, c, loop.place)
         self.critics = make_discriminators(c.discriminators)
-        loop.module("discriminators", self.critics, wrap=False) # asked one by one, which DDP knows nothing of
+        loop.module("discriminators", self.critics, wrap=False)  # asked one by one, which DDP knows nothing of
         self.net = loop.module("generator", model)
         self.judged = Comparison(self.critics, c.losses, model.sampling_rate, c.discriminators.precision)
         if c.training.compile:
@@ -216,7 +216,7 @@ class _Networks(Task):
     def checkpoint_name(self, kind, loop):
         return f"snac_{self.config.model.sampling_rate//1000}khz_{f'iter_{loop.step}' if kind in ('step', 'epoch') else kind}"
 
-    def saving(self, loop, kind): save_pretrained(loop.modules["generator"], loop.folder.path) # of the averaged weights, if there are any
+    def saving(self, loop, kind): save_pretrained(loop.modules["generator"], loop.folder.path)  # of the averaged weights, if there are any
 
 # %% ../../nbs/snac/12_train.ipynb #51f53266
 class _Learning(_Networks):
@@ -249,7 +249,7 @@ class _Learning(_Networks):
 # %% ../../nbs/snac/12_train.ipynb #346074d5
 class SnacTask(_Learning):
     "Learns a codec: sound to few numbers and back."
-    def _coded(self, loop, item): # (recording [T], decoded [T], codes)
+    def _coded(self, loop, item):  # (recording [T], decoded [T], codes)
         real = torch.as_tensor(item["audio"][:item["length"]], device=loop.device)[None, None]
         sound, codes = loop.modules["generator"](real)
         return real[0, 0].cpu(), sound[0, 0].cpu(), codes
@@ -258,13 +258,13 @@ class SnacTask(_Learning):
         "Distances on what is held out, and how much of the codebooks it uses."
         rate, size = self.config.model.sampling_rate, self.config.model.codebook_size
         if not self.held: return {}
-        sums, counts = np.zeros((2, 3)), np.zeros((len(self.config.model.vq_strides), size)) # of values, and of sounds that have one: mel, stft, stoi
+        sums, counts = np.zeros((2, 3)), np.zeros((len(self.config.model.vq_strides), size))  # of values, and of sounds that have one: mel, stft, stoi
         for item in self.held[loop.rank::loop.world]:
             real, sound, codes = self._coded(loop, item)
             found = mel_distance(real, sound, rate), multi_scale_stft_distance(real, sound), _intelligibility(real, sound, rate)
             sums += np.array([[0. if v is None else float(v) for v in found], [v is not None for v in found]])
             for level, c in enumerate(codes): counts[level] += np.bincount(c.flatten().cpu(), minlength=size)
-        sums, counts = loop.place.sum(sums), loop.place.sum(counts) # the same in all processes
+        sums, counts = loop.place.sum(sums), loop.place.sum(counts)  # the same in all processes
         values = {name: total/n for name, total, n in zip(("mel", "stft", "stoi"), *sums) if n}
         for level, use in enumerate(counts): values[f"used/{level}"], values[f"perplexity/{level}"] = map(float, codebook_use(torch.as_tensor(use)))
         return values
@@ -278,24 +278,24 @@ class SnacTask(_Learning):
         return found
 
 
-def _intelligibility(real, sound, rate): # STOI; None where it is not installed, or there is too little speech to measure
+def _intelligibility(real, sound, rate):  # STOI; None where it is not installed, or there is too little speech to measure
     try: return float(stoi(real, sound, rate))
     except (ImportError, ValueError) as cause: _log.debug("STOI left out: %s", cause)
 
 # %% ../../nbs/snac/12_train.ipynb #c8831c5f
 def snac_trainer(
-    config:TrainConfig|dict|None=None, # settings; None for the defaults
-    listeners=(), # called with every event, such as `TerminalProgress()`
-) -> Trainer: # `fit` it, or `watch` it in a notebook
+    config: TrainConfig|dict|None = None,  # settings; None for the defaults
+    listeners=(),  # called with every event, such as `TerminalProgress()`
+) -> Trainer:  # `fit` it, or `watch` it in a notebook
     "A run that is ready to start."
     config = as_config(config)
     return Trainer(SnacTask(config), config.training, RunFolder(config.paths.checkpoint_dir, checkpoints="."), listeners)
 
 
 def train_main(
-    config:TrainConfig|dict|None=None, # settings; None for the defaults
-    listeners=None, # called with every event; None for progress on the terminal, and TensorBoard where it is installed
-) -> Result: # how it ended
+    config: TrainConfig|dict|None = None,  # settings; None for the defaults
+    listeners=None,  # called with every event; None for progress on the terminal, and TensorBoard where it is installed
+) -> Result:  # how it ended
     "Train to the end, or until stopped. Raises `SnacError`, `DataError`, `ConfigError` and what `Trainer.fit` raises."
     config = as_config(config)
     if listeners is None:
@@ -308,10 +308,10 @@ main = train_main
 
 # %% ../../nbs/snac/12_train.ipynb #07a20061
 def train_command(
-    config:TrainConfig, # what to train, and how
-) -> int: # exit code: 0; 128 + signal when stopped by one
+    config: TrainConfig,  # what to train, and how
+) -> int:  # exit code: 0; 128 + signal when stopped by one
     "Train from a configuration, with progress."
-    if int(os.environ.get("RANK") or 0): logging.getLogger("audiolab").setLevel(logging.ERROR) # one voice is enough
+    if int(os.environ.get("RANK") or 0): logging.getLogger("audiolab").setLevel(logging.ERROR)  # one voice is enough
     result = train_main(config)
     if result.state == "completed": _log.info("next: audiolab snac eval %s SOUNDS, or audiolab snac encode IN OUT --model %s", result.folder, result.folder)
     else: _log.warning("stopped at step %d and saved; go on with --resume auto", result.step)
@@ -319,17 +319,17 @@ def train_command(
 
 # %% ../../nbs/snac/12_train.ipynb #d2533e71
 def save_checkpoint(
-    iteration:int, # steps done
-    generator:SNAC, # codec
-    mpd:nn.Module, # multi-period discriminator
-    msd:nn.Module, # multi-scale STFT discriminator
-    optim_g:torch.optim.Optimizer, # of the codec
-    optim_d:torch.optim.Optimizer, # of both discriminators
-    scheduler_g=None, # not needed
-    scheduler_d=None, # not needed
-    config:dict|TrainConfig|None=None, # settings of the run; None for the defaults and the generator's size
-    checkpoint_dir:str|Path="./checkpoints", # folder; made if missing
-) -> Path: # the checkpoint, snac_24khz_iter_N.safetensors
+    iteration: int,  # steps done
+    generator: SNAC,  # codec
+    mpd: nn.Module,  # multi-period discriminator
+    msd: nn.Module,  # multi-scale STFT discriminator
+    optim_g: torch.optim.Optimizer,  # of the codec
+    optim_d: torch.optim.Optimizer,  # of both discriminators
+    scheduler_g=None,  # not needed
+    scheduler_d=None,  # not needed
+    config: dict|TrainConfig|None = None,  # settings of the run; None for the defaults and the generator's size
+    checkpoint_dir: str|Path = "./checkpoints",  # folder; made if missing
+) -> Path:  # the checkpoint, snac_24khz_iter_N.safetensors
     "Save a loop of your own, durably; also config.json and pytorch_model.bin. Raises `CheckpointError`."
     config, folder = as_config(config or {"model": generator.config}), Path(checkpoint_dir)
     codebooks = _kept.get(generator) or _usual_codebooks(generator)

@@ -40,21 +40,21 @@ Excitation = Literal[tuple(EXCITATIONS)]
 @dataclass
 class DemoConfig:
     "Make a small corpus, learn it, and hear what the model makes of it."
-    folder: str = "audiolab-demo" # where everything is written
-    kind: Literal["auto", "speech", "instruments"] = "auto" # auto: speech where espeak-ng is at hand
-    seconds: Annotated[float, annotated_types.Interval(ge=2, le=36_000)] = 60. # length of the corpus (s)
-    n_states: Annotated[int, annotated_types.Interval(ge=1, le=4096)] = 34 # spectral states
-    n_iterations: Annotated[int, annotated_types.Ge(1)] = 20 # EM iterations
-    excitation_type: Excitation = "Karplus-Strong" # source of the synthetic part
-    generate_seconds: Annotated[float, annotated_types.Interval(ge=1, le=600)] = 10. # length of what is made (s)
-    seed: Seed = 0 # same seed, same sound
+    folder: str = "audiolab-demo"  # where everything is written
+    kind: Literal["auto", "speech", "instruments"] = "auto"  # auto: speech where espeak-ng is at hand
+    seconds: Annotated[float, annotated_types.Interval(ge=2, le=36_000)] = 60.  # length of the corpus (s)
+    n_states: Annotated[int, annotated_types.Interval(ge=1, le=4096)] = 34  # spectral states
+    n_iterations: Annotated[int, annotated_types.Ge(1)] = 20  # EM iterations
+    excitation_type: Excitation = "Karplus-Strong"  # source of the synthetic part
+    generate_seconds: Annotated[float, annotated_types.Interval(ge=1, le=600)] = 10.  # length of what is made (s)
+    seed: Seed = 0  # same seed, same sound
 
     def plan(self) -> str: "What a run would do."; return f"{self.seconds:.0f} s of {self.kind} audio, {self.n_states} states, {self.n_iterations} iterations, all into {self.folder}"
 
 
 def demo(
-    config:DemoConfig, # what to make
-) -> int: # exit code
+    config: DemoConfig,  # what to make
+) -> int:  # exit code
     "Corpus, training, verified checkpoint, fidelity sweep, page."
     started, folder = time.monotonic(), Path(config.folder)
     files, kind = demo_corpus(folder/"corpus", kind=config.kind, seconds=config.seconds, seed=config.seed)
@@ -80,8 +80,8 @@ def demo(
 
 # %% ../../nbs/ssgs/15_commands.ipynb #1bedafca
 def columns(
-    rows:dict, # name -> {measure: value}
-) -> str: # text
+    rows: dict,  # name -> {measure: value}
+) -> str:  # text
     "A table for the terminal: a line for each measure, a column for each name."
     measures = list(dict.fromkeys(key for row in rows.values() for key in row))
     cells = [["", *rows]] + [[key, *(f"{row[key] if abs(row[key]) > 1e-9 else 0:.3g}" if isinstance(row.get(key), (int, float)) else "-" for row in rows.values())] for key in measures]
@@ -90,23 +90,23 @@ def columns(
 
 
 def fit_peak(
-    audio:np.ndarray, # waveform [T]
-    peak:float=0.99, # largest magnitude that is left alone
-) -> np.ndarray: # the same, or turned down as a whole
+    audio: np.ndarray,  # waveform [T]
+    peak: float = 0.99,  # largest magnitude that is left alone
+) -> np.ndarray:  # the same, or turned down as a whole
     "Turn a sound down, only if it would clip in a file."
     return audio*min(1., peak/max(float(np.abs(audio).max()), 1e-9))
 
 
 def sweep_columns(
-    sweep, # of `fidelity_sweep`
-) -> dict: # for `columns`
+    sweep,  # of `fidelity_sweep`
+) -> dict:  # for `columns`
     "A column for each fidelity, and one for the source."
     return {f"f={row['fidelity']:g}": {k: v for k, v in row.items() if k != "fidelity"} for row in sweep.rows} | ({"source": sweep.reference} if sweep.reference else {})
 
 
 def compare_saved(
-    model:SpectralStateGuidedSynthesis, # in memory
-    path:Path, # the same model, saved
+    model: SpectralStateGuidedSynthesis,  # in memory
+    path: Path,  # the same model, saved
 ) -> None:
     "Check digests, load, and compare parameters and one second of sound. Raises CheckpointError at the first difference."
     report = verify_checkpoint(path)
@@ -121,25 +121,25 @@ def compare_saved(
 @dataclass
 class GenerateConfig:
     "Make sound from a trained model."
-    model: str = "models/checkpoint_final.safetensors" # checkpoint, or .npz of the original program
-    out: str = "outputs/synthetic.wav" # file to write; its ending says the format
-    seconds: Seconds|None = None # length; the guide's if not given, else 5 s
-    fidelity: Share = 0.0 # 0 fully synthetic, 1 exact reconstruction
-    excitation_type: Excitation = "Karplus-Strong" # noise, residual, pulse, harmonic, glottal, Karplus-Strong or Wavelet
-    path: Literal["sample", "replay"] = "sample" # who chooses the states: the model, or the training order
-    guide: str|None = None # recording whose states are followed
-    temperature: Annotated[float, annotated_types.Gt(0)] = 1.0 # above 1 for more surprising successions, below for less
-    variation: Annotated[float, annotated_types.Interval(ge=0, le=4)] = 1.0 # how much loudness and colour wander within a state
-    peak: Share|None = None # scale to this peak; None keeps the level of the model
-    sample_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)]|None = None # Hz; the model's if not given
-    seed: Seed|None = None # same seed, same sound
+    model: str = "models/checkpoint_final.safetensors"  # checkpoint, or .npz of the original program
+    out: str = "outputs/synthetic.wav"  # file to write; its ending says the format
+    seconds: Seconds|None = None  # length; the guide's if not given, else 5 s
+    fidelity: Share = 0.0  # 0 fully synthetic, 1 exact reconstruction
+    excitation_type: Excitation = "Karplus-Strong"  # noise, residual, pulse, harmonic, glottal, Karplus-Strong or Wavelet
+    path: Literal["sample", "replay"] = "sample"  # who chooses the states: the model, or the training order
+    guide: str|None = None  # recording whose states are followed
+    temperature: Annotated[float, annotated_types.Gt(0)] = 1.0  # above 1 for more surprising successions, below for less
+    variation: Annotated[float, annotated_types.Interval(ge=0, le=4)] = 1.0  # how much loudness and colour wander within a state
+    peak: Share|None = None  # scale to this peak; None keeps the level of the model
+    sample_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)]|None = None  # Hz; the model's if not given
+    seed: Seed|None = None  # same seed, same sound
 
     def plan(self) -> str: "What a run would do."; return f"{f'{self.seconds or 5:g} s' if self.seconds or not self.guide else 'as long as ' + self.guide} at fidelity {self.fidelity} from {self.model} into {self.out}"
 
 
 def generate_command(
-    config:GenerateConfig, # what to make
-) -> int: # exit code
+    config: GenerateConfig,  # what to make
+) -> int:  # exit code
     "Generate one file."
     if not Path(config.model).is_file(): raise CheckpointError("there is no such file: train a model first (audiolab ssgs train), or name one with --model", config.model)
     model = SpectralStateGuidedSynthesis.load_checkpoint(config.model)
@@ -160,19 +160,19 @@ def generate_command(
 @dataclass
 class EvaluateConfig:
     "Measure a model over the range of fidelity, and write a page."
-    model: str = "models/checkpoint_final.safetensors" # checkpoint with training audio
-    out: str = "evaluation" # folder for the page, its sounds and evaluation.json
-    seconds: Annotated[float, annotated_types.Interval(ge=1, le=3600)] = 10. # length of each sound (s)
-    fidelities: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0) # points of the sweep
-    excitation_type: Excitation = "Karplus-Strong" # source of the synthetic part
-    seed: Seed = 0 # same seed, same sound
+    model: str = "models/checkpoint_final.safetensors"  # checkpoint with training audio
+    out: str = "evaluation"  # folder for the page, its sounds and evaluation.json
+    seconds: Annotated[float, annotated_types.Interval(ge=1, le=3600)] = 10.  # length of each sound (s)
+    fidelities: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # points of the sweep
+    excitation_type: Excitation = "Karplus-Strong"  # source of the synthetic part
+    seed: Seed = 0  # same seed, same sound
 
     def plan(self) -> str: "What a run would do."; return f"measure {self.model} at {', '.join(map(str, self.fidelities))} into {self.out}"
 
 
 def evaluate_command(
-    config:EvaluateConfig, # what to measure
-) -> int: # exit code
+    config: EvaluateConfig,  # what to measure
+) -> int:  # exit code
     "Fidelity sweep and measures of a model."
     if not Path(config.model).is_file(): raise CheckpointError("there is no such file: name a model with --model", config.model)
     model = SpectralStateGuidedSynthesis.load_checkpoint(config.model)
@@ -188,14 +188,14 @@ def evaluate_command(
 @dataclass
 class VerifyConfig:
     "Check that models load and generate; without files, that saving and loading work here."
-    files: Positional[tuple[str, ...]] = () # models to check
+    files: Positional[tuple[str, ...]] = ()  # models to check
 
     def plan(self) -> str: "What a run would do."; return f"check {', '.join(self.files)}" if self.files else "make a small model, save, load, compare, resume, adapt"
 
 
 def verify_command(
-    config:VerifyConfig, # which files
-) -> int: # exit code: 1 if any check failed
+    config: VerifyConfig,  # which files
+) -> int:  # exit code: 1 if any check failed
     "Verify model files, or the machinery."
     failed = 0
     for name, check in (([(o, lambda o=o: check_file(o)) for o in config.files]) or self_checks()):
@@ -206,8 +206,8 @@ def verify_command(
 
 
 def check_file(
-    path:str, # model file
-) -> str: # what was found
+    path: str,  # model file
+) -> str:  # what was found
     "Load a model, check its digests where it has any, and make it speak."
     legacy = is_legacy(path)
     if not legacy:
@@ -219,7 +219,7 @@ def check_file(
     return f"{'original format' if legacy else 'digests hold'}, {model!r}"
 
 # %% ../../nbs/ssgs/15_commands.ipynb #ad245d80
-def self_checks() -> list: # of (name, function that returns a short text or raises)
+def self_checks() -> list:  # of (name, function that returns a short text or raises)
     "A small model, and everything that saving and loading must keep."
     import tempfile
     from audiolab.audio import instrument_corpus
@@ -256,17 +256,17 @@ def self_checks() -> list: # of (name, function that returns a short text or rai
 @dataclass
 class CheckpointDemoConfig:
     "Train, save, load, resume, adapt and generate, step by step."
-    folder: str = "ssgs-demo" # where everything is written
-    seconds: Annotated[float, annotated_types.Interval(ge=2, le=36_000)] = 30. # length of the corpus (s)
-    n_states: Annotated[int, annotated_types.Interval(ge=1, le=4096)] = 16 # spectral states
-    seed: Seed = 0 # same seed, same sound
+    folder: str = "ssgs-demo"  # where everything is written
+    seconds: Annotated[float, annotated_types.Interval(ge=2, le=36_000)] = 30.  # length of the corpus (s)
+    n_states: Annotated[int, annotated_types.Interval(ge=1, le=4096)] = 16  # spectral states
+    seed: Seed = 0  # same seed, same sound
 
     def plan(self) -> str: "What a run would do."; return f"a {self.n_states}-state model of {self.seconds:.0f} s of instruments, into {self.folder}"
 
 
 def checkpoint_demo(
-    config:CheckpointDemoConfig, # what to make
-) -> int: # exit code
+    config: CheckpointDemoConfig,  # what to make
+) -> int:  # exit code
     "Show the life of a checkpoint."
     folder = Path(config.folder)
     files, _ = demo_corpus(folder/"corpus", kind="instruments", seconds=config.seconds, seed=config.seed)

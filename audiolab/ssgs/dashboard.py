@@ -21,9 +21,9 @@ from .excitation import EXCITATIONS
 
 # %% ../../nbs/ssgs/14_dashboard.ipynb #faaf98a8
 def state_runs(
-    model, # `SpectralStateGuidedSynthesis` with its training audio
-    state:int, # which
-) -> np.ndarray: # recording, first frame and number of frames of each run, the longest first [runs, 3]
+    model,  # `SpectralStateGuidedSynthesis` with its training audio
+    state: int,  # which
+) -> np.ndarray:  # recording, first frame and number of frames of each run, the longest first [runs, 3]
     "The stretches of training audio in one state."
     rows = [np.zeros((0, 3), int)]
     for i, path in enumerate(model.recordings.paths):
@@ -34,11 +34,11 @@ def state_runs(
 
 
 def state_excerpt(
-    model, # `SpectralStateGuidedSynthesis` with its training audio
-    state:int, # which
-    seconds:float=0.5, # stop when this much is together (s)
-    fade:float=0.005, # at both ends of each stretch (s)
-) -> np.ndarray: # waveform [T] at the model's rate, empty if the state never occurs
+    model,  # `SpectralStateGuidedSynthesis` with its training audio
+    state: int,  # which
+    seconds: float = 0.5,  # stop when this much is together (s)
+    fade: float = 0.005,  # at both ends of each stretch (s)
+) -> np.ndarray:  # waveform [T] at the model's rate, empty if the state never occurs
     "The longest stretches of training audio in one state, one after another."
     hop, n, pieces = model.hop_size, max(1, round(fade*model.sample_rate)), [np.zeros(0, np.float32)]
     for recording, first, frames in state_runs(model, state):
@@ -72,8 +72,8 @@ def _line(text, colour="inherit"): return f'<span style="color:{colour}">{html.e
 class Dashboard(W.VBox):
     "A panel to look at a model, listen to its states and make sound."
     def __init__(self,
-        model, # trained `SpectralStateGuidedSynthesis`
-        keep:int=4, # how many earlier sounds stay on the panel
+        model,  # trained `SpectralStateGuidedSynthesis`
+        keep: int = 4,  # how many earlier sounds stay on the panel
     ):
         self.synthesis, self.keep, self.audio = model, keep, None
         order, full, narrow = state_order(model), W.Layout(width="820px", max_width="100%"), W.Layout(width="330px")
@@ -107,7 +107,7 @@ class Dashboard(W.VBox):
 
 # %% ../../nbs/ssgs/14_dashboard.ipynb #4f1881cd
 @patch
-def refresh(self:Dashboard) -> None:
+def refresh(self: Dashboard) -> None:
     "Draw the model anew, after more training for instance."
     model = self.synthesis
     text = f"{model.n_states} states, order {model.lpc_order}, {model.sample_rate} Hz, iteration {model.iteration}"
@@ -117,7 +117,7 @@ def refresh(self:Dashboard) -> None:
 
 
 @patch
-def _listen(self:Dashboard):
+def _listen(self: Dashboard):
     "Show and sound the chosen state."
     model, k = self.synthesis, self.state.value
     self.states_picture.value = _png(plot_states(model, chosen=k))
@@ -136,7 +136,7 @@ def _listen(self:Dashboard):
 
 # %% ../../nbs/ssgs/14_dashboard.ipynb #0a1bc57c
 @patch
-def _generate(self:Dashboard):
+def _generate(self: Dashboard):
     "Make a sound with the settings of the panel."
     model = self.synthesis
     audio = model.generate(self.seconds.value, model.sample_rate, self.fidelity.value, self.excitation.value, seed=self.seed.value)
@@ -152,7 +152,7 @@ def _generate(self:Dashboard):
 
 
 @patch
-def picture(self:Dashboard) -> Image.Image:
+def picture(self: Dashboard) -> Image.Image:
     "What the panel shows, as a picture that needs no widgets: for documents."
     rows = [Image.open(BytesIO(o.value)).convert("RGB") for o in (self.states_picture, self.transitions_picture, self.spectrogram) if o.value]
     whole = Image.new("RGB", (max(o.width for o in rows), sum(o.height for o in rows)), "white")

@@ -27,9 +27,9 @@ from .synthesis import state_distance
 
 # %% ../../nbs/ssgs/12_evaluation.ipynb #6b5d9c75
 def source_audio(
-    model, # `SpectralStateGuidedSynthesis` with its training audio
-    samples:int, # length of the result
-) -> np.ndarray: # waveform [samples] at the model's rate
+    model,  # `SpectralStateGuidedSynthesis` with its training audio
+    samples: int,  # length of the result
+) -> np.ndarray:  # waveform [samples] at the model's rate
     "The training recordings in their order, as `path='replay'` follows them. Raises ValueError when the model holds no audio."
     pieces, hop = [], model.hop_size
     while (have := sum(map(len, pieces))) < samples:
@@ -40,9 +40,9 @@ def source_audio(
 
 
 def training_excerpt(
-    model, # `SpectralStateGuidedSynthesis` with its training audio
-    seconds:float=60.0, # length at most
-) -> np.ndarray: # waveform [T] at the model's rate
+    model,  # `SpectralStateGuidedSynthesis` with its training audio
+    seconds: float = 60.0,  # length at most
+) -> np.ndarray:  # waveform [T] at the model's rate
     "The beginnings of all recordings in equal shares. Raises ValueError when the model holds no audio."
     sounds = sorted((o.audio for o in model.recordings.frames), key=len)
     left, pieces = round(seconds*model.sample_rate), []
@@ -92,10 +92,10 @@ def _mel_image(audio, sample_rate, columns=240):
 
 
 def draw_spectrograms(
-    axes, # matplotlib axes, one for each sound
-    sounds:dict, # name -> waveform [T]
-    sample_rate:int, # Hz, of all
-    depth:float=70.0, # dB between the loudest point of the first sound and black
+    axes,  # matplotlib axes, one for each sound
+    sounds: dict,  # name -> waveform [T]
+    sample_rate: int,  # Hz, of all
+    depth: float = 70.0,  # dB between the loudest point of the first sound and black
 ) -> None:
     "Draw mel spectrograms of sounds on one scale."
     top = None
@@ -117,12 +117,12 @@ def _tidy(rows, hidden=("fidelity", "duration (s)", "level (dBFS)")):
 @dataclass
 class Sweep:
     "One piece at several fidelities: `rows` of measures, and the `sounds`. Drawn as a table in a notebook."
-    rows: list[dict] # one a fidelity
-    reference: dict # the same measures of what the sounds are compared with; empty if there is nothing
-    sounds: dict # name -> waveform [T]; the first one is "source" where there is one
-    sample_rate: int # Hz
-    path: str # "replay" or "sample"
-    excitation_type: str # of the synthetic part
+    rows: list[dict]  # one a fidelity
+    reference: dict  # the same measures of what the sounds are compared with; empty if there is nothing
+    sounds: dict  # name -> waveform [T]; the first one is "source" where there is one
+    sample_rate: int  # Hz
+    path: str  # "replay" or "sample"
+    excitation_type: str  # of the synthetic part
 
     @property
     def table(self) -> Table:
@@ -157,15 +157,15 @@ def _plot_sweep(sweep):
 
 # %% ../../nbs/ssgs/12_evaluation.ipynb #2c346484
 def fidelity_sweep(
-    model, # `SpectralStateGuidedSynthesis`
-    fidelities:Iterable[float]=(0, .25, .5, .75, 1), # settings to try, each 0..1
+    model,  # `SpectralStateGuidedSynthesis`
+    fidelities: Iterable[float] = (0, .25, .5, .75, 1),  # settings to try, each 0..1
     *,
-    seconds:float=10., # length of each sound (s)
-    excitation_type:str="Karplus-Strong", # a name in `EXCITATIONS`
-    seed:int=0, # the same for every sound
-    path:str="replay", # "replay" follows the training audio, "sample" walks a path of its own
-    reference:np.ndarray|None=None, # waveform [T] at the model's rate to compare with; None for the training audio
-) -> Sweep: # rows, sounds, table and plot
+    seconds: float = 10.,  # length of each sound (s)
+    excitation_type: str = "Karplus-Strong",  # a name in `EXCITATIONS`
+    seed: int = 0,  # the same for every sound
+    path: str = "replay",  # "replay" follows the training audio, "sample" walks a path of its own
+    reference: np.ndarray|None = None,  # waveform [T] at the model's rate to compare with; None for the training audio
+) -> Sweep:  # rows, sounds, table and plot
     "The same piece at several fidelities. Raises ValueError for settings outside 0..1, and for a replay without training audio."
     fidelities, aligned = [float(o) for o in fidelities], path == "replay"
     if not fidelities: raise ValueError("fidelities is empty: give at least one value from 0 to 1")
@@ -233,13 +233,13 @@ def _model_facts(model):
 
 # %% ../../nbs/ssgs/12_evaluation.ipynb #bd0a0509
 def evaluate(
-    model, # `SpectralStateGuidedSynthesis`; without training audio there is less to say
+    model,  # `SpectralStateGuidedSynthesis`; without training audio there is less to say
     *,
-    seconds:float=10., # length of each sound (s)
-    seed:int=0, # of the first piece; the others count on from it
-    excitation_types:Iterable[str]|None=None, # names in `EXCITATIONS`; None for all that the model can use
-    pieces:int=3, # how many to make with each excitation
-) -> Evaluation: # "model", "training" (None without audio), "excitation" {name: measures}
+    seconds: float = 10.,  # length of each sound (s)
+    seed: int = 0,  # of the first piece; the others count on from it
+    excitation_types: Iterable[str]|None = None,  # names in `EXCITATIONS`; None for all that the model can use
+    pieces: int = 3,  # how many to make with each excitation
+) -> Evaluation:  # "model", "training" (None without audio), "excitation" {name: measures}
     "Measure what the model makes at fidelity 0 on paths of its own, against the training audio."
     if pieces < 1: raise ValueError(f"pieces must be at least 1, got {pieces}")
     if excitation_types is None: excitation_types = [o for o in EXCITATIONS if model.has_audio or o != "residual"]
@@ -265,26 +265,26 @@ def evaluate(
 
 # %% ../../nbs/ssgs/12_evaluation.ipynb #1f217365
 def state_envelopes(
-    model, # `SpectralStateGuidedSynthesis`
-    bins:int=257, # frequencies from 0 Hz to Nyquist
-) -> np.ndarray: # dB, mean power 0 dB [K, bins]
+    model,  # `SpectralStateGuidedSynthesis`
+    bins: int = 257,  # frequencies from 0 Hz to Nyquist
+) -> np.ndarray:  # dB, mean power 0 dB [K, bins]
     "The spectral envelope of every state."
     power = 1/np.maximum(np.abs(np.fft.rfft(np.column_stack([np.ones(model.n_states), model.state_lpc]), 2*(bins - 1)))**2, 1e-12)
     return 10*np.log10(power/power.mean(1, keepdims=True))
 
 
 def state_order(
-    model, # `SpectralStateGuidedSynthesis`
-) -> np.ndarray: # indices of the states [K]
+    model,  # `SpectralStateGuidedSynthesis`
+) -> np.ndarray:  # indices of the states [K]
     "States from dark to bright, by the centroid of their envelope."
     power = 10**(state_envelopes(model)/10)
     return np.argsort((power*np.arange(power.shape[1])).sum(1)/power.sum(1), kind="stable")
 
 
 def plot_states(
-    model, # `SpectralStateGuidedSynthesis`
-    chosen:int|None=None, # a state to point at
-) -> AudioFigure: # one column a state
+    model,  # `SpectralStateGuidedSynthesis`
+    chosen: int|None = None,  # a state to point at
+) -> AudioFigure:  # one column a state
     "Envelopes of all states from dark to bright, with loudness and share of time."
     order, K = state_order(model), model.n_states
     figure = AudioFigure(figsize=(8, 3.2), dpi=72, layout="constrained")
@@ -332,8 +332,8 @@ def _apart(place, gap=0.07):
 
 
 def plot_transitions(
-    model, # `SpectralStateGuidedSynthesis`
-) -> AudioFigure: # a graph and a matrix
+    model,  # `SpectralStateGuidedSynthesis`
+) -> AudioFigure:  # a graph and a matrix
     "The states as a graph and their transitions as a matrix, both arranged by similarity."
     order, place = _similarity(model)
     place = _apart(place)
@@ -363,8 +363,8 @@ def plot_transitions(
 
 # %% ../../nbs/ssgs/12_evaluation.ipynb #65e009dc
 def plot_likelihood(
-    history:list[dict], # `model.history`: one row an iteration
-) -> AudioFigure: # two curves
+    history: list[dict],  # `model.history`: one row an iteration
+) -> AudioFigure:  # two curves
     "Log-likelihood and evenness of the states over training. Raises ValueError for an empty history."
     if not history: raise ValueError("the history is empty: this model was not trained by expectation-maximisation yet")
     figure = AudioFigure(figsize=(8, 2.4), dpi=72, layout="constrained")
@@ -384,10 +384,10 @@ def plot_likelihood(
 
 
 def plot_path(
-    states, # state indices [frames], or a dict name -> indices
-    frame_rate:float=62.5, # frames a second: sample rate / hop
-    order:np.ndarray|None=None, # states from bottom to top, as of `state_order`; None by number
-) -> AudioFigure: # one panel a path
+    states,  # state indices [frames], or a dict name -> indices
+    frame_rate: float = 62.5,  # frames a second: sample rate / hop
+    order: np.ndarray|None = None,  # states from bottom to top, as of `state_order`; None by number
+) -> AudioFigure:  # one panel a path
     "State paths over time."
     paths = states if isinstance(states, dict) else {"": states}
     figure = AudioFigure(figsize=(8, 0.6 + 1.3*len(paths)), dpi=72, layout="constrained")

@@ -18,10 +18,10 @@ import numpy as np
 @dataclass
 class Controls:
     "What the model says about a block of F frames; tracks have one value more than there are frames, for interpolation."
-    f0: np.ndarray # fundamental frequency [F + 1] (Hz)
-    voicing: np.ndarray # periodicity [F + 1], 0 (noise) to 1 (a perfect tone)
-    onset: np.ndarray # True where a new state begins [F]
-    residual: np.ndarray|None = None # excitation [F * hop_size] of the training frames that were chosen, where there are any
+    f0: np.ndarray  # fundamental frequency [F + 1] (Hz)
+    voicing: np.ndarray  # periodicity [F + 1], 0 (noise) to 1 (a perfect tone)
+    onset: np.ndarray  # True where a new state begins [F]
+    residual: np.ndarray|None = None  # excitation [F * hop_size] of the training frames that were chosen, where there are any
 
     def __len__(self): return len(self.onset)
 
@@ -30,8 +30,8 @@ EXCITATIONS: dict[str, Callable] = {}
 
 
 def register_excitation(
-    name:str, # what users write as `excitation_type`; upper and lower case are the same
-) -> Callable: # class decorator
+    name: str,  # what users write as `excitation_type`; upper and lower case are the same
+) -> Callable:  # class decorator
     "Add a source to the registry: a class with `__init__(sample_rate, hop_size, rng)` and `__call__(controls) -> [F * hop_size]`."
     def add(cls):
         EXCITATIONS[name] = cls
@@ -40,11 +40,11 @@ def register_excitation(
 
 
 def make_excitation(
-    name:str, # a registered name, such as "Karplus-Strong"
-    sample_rate:int, # Hz
-    hop_size:int, # samples
-    rng:np.random.Generator, # source of randomness
-): # callable that turns `Controls` into samples
+    name: str,  # a registered name, such as "Karplus-Strong"
+    sample_rate: int,  # Hz
+    hop_size: int,  # samples
+    rng: np.random.Generator,  # source of randomness
+):  # callable that turns `Controls` into samples
     "Build a source by name. Raises ValueError that lists the names."
     for known, cls in EXCITATIONS.items():
         if known.lower() == str(name).lower(): return cls(sample_rate, hop_size, rng)
@@ -68,10 +68,10 @@ class Residual:
 
 # %% ../../nbs/ssgs/05_excitation.ipynb #05228e31
 _TABLE = 2048
-_COUNTS = np.unique(np.round(1.3**np.arange(0, 23)).astype(int)) # 1 ... 321 harmonics
+_COUNTS = np.unique(np.round(1.3**np.arange(0, 23)).astype(int))  # 1 ... 321 harmonics
 
 
-def _lf_phases(n:int, open_end:float=0.6, peak:float=0.45, tail:float=0.05) -> np.ndarray:
+def _lf_phases(n: int, open_end: float = 0.6, peak: float = 0.45, tail: float = 0.05) -> np.ndarray:
     "Phases of the first n harmonics of a Liljencrants-Fant glottal flow derivative."
     t = np.arange(_TABLE)/_TABLE
     w, decay = np.pi/peak, 1/tail

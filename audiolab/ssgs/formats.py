@@ -44,7 +44,7 @@ def _stabilise(a):
     return stabilise_lpc(a)
 
 # %% ../../nbs/ssgs/08_formats.ipynb #1e06357f
-_DRAWS = 512 # for each state; the error of a standard deviation is about 3 %
+_DRAWS = 512  # for each state; the error of a standard deviation is about 3 %
 
 
 def _draw(mean, covariance, rng):
@@ -54,10 +54,10 @@ def _draw(mean, covariance, rng):
 
 
 def gaussians_to_lsf(
-    means:np.ndarray, # of predictor coefficients [K, p], stable or not
-    covariances:np.ndarray, # [K, p, p]
-    seed:int=0, # of the draws
-) -> tuple[np.ndarray, np.ndarray]: # means [K, p] (rad, ascending) and covariances [K, p, p] (rad^2) of line spectral frequencies
+    means: np.ndarray,  # of predictor coefficients [K, p], stable or not
+    covariances: np.ndarray,  # [K, p, p]
+    seed: int = 0,  # of the draws
+) -> tuple[np.ndarray, np.ndarray]:  # means [K, p] (rad, ascending) and covariances [K, p, p] (rad^2) of line spectral frequencies
     "Gaussians over predictors to Gaussians over line spectral frequencies, by exact means and sampled covariances."
     rng, out = np.random.default_rng(seed), np.empty(np.shape(covariances))
     for k, (mean, covariance) in enumerate(zip(means, covariances)):
@@ -66,11 +66,11 @@ def gaussians_to_lsf(
 
 
 def gaussians_to_lpc(
-    means:np.ndarray, # of line spectral frequencies [K, p] (rad)
-    covariances:np.ndarray, # [K, p, p] (rad^2)
-    gap:float=0.008, # least distance of the frequencies of a draw (rad); 20 Hz at 16 kHz
-    seed:int=0, # of the draws
-) -> tuple[np.ndarray, np.ndarray]: # means [K, p] and covariances [K, p, p] of predictor coefficients
+    means: np.ndarray,  # of line spectral frequencies [K, p] (rad)
+    covariances: np.ndarray,  # [K, p, p] (rad^2)
+    gap: float = 0.008,  # least distance of the frequencies of a draw (rad); 20 Hz at 16 kHz
+    seed: int = 0,  # of the draws
+) -> tuple[np.ndarray, np.ndarray]:  # means [K, p] and covariances [K, p, p] of predictor coefficients
     "The way back: Gaussians over line spectral frequencies to Gaussians over predictors, whose means are stable filters."
     rng, out = np.random.default_rng(seed), np.empty(np.shape(covariances))
     for k, (mean, covariance) in enumerate(zip(means, covariances)):
@@ -89,9 +89,9 @@ def _real_frames(frames, hop):
 
 
 def frames_to_recordings(
-    frames:np.ndarray, # raw overlapping frames [T, frame_size]
-    hop_size:int=256, # distance between frames (samples)
-) -> list[np.ndarray]: # waveforms, float32
+    frames: np.ndarray,  # raw overlapping frames [T, frame_size]
+    hop_size: int = 256,  # distance between frames (samples)
+) -> list[np.ndarray]:  # waveforms, float32
     "Join frames that overlap exactly; a recording ends where the next frame does not continue it, or where only zeros say so."
     if len(frames) == 0: return []
     shared = frames.shape[1] - hop_size
@@ -104,12 +104,12 @@ def frames_to_recordings(
 # %% ../../nbs/ssgs/08_formats.ipynb #7eaea8fc
 _SETTINGS = {"lpc_order": (None, 1, 128, int), "frame_size": (1024, 2, 1 << 20, int), "hop_size": (256, 1, 1 << 20, int),
              "sample_rate": (16000, 1, 10_000_000, int), "n_states": (None, 1, 65_536, int), "smoothness_weight": (0.5, 0., 1e6, float)}
-_HEADER_LIMIT = 1 << 20 # bytes
+_HEADER_LIMIT = 1 << 20  # bytes
 
 
 def is_legacy(
-    path:str|Path, # any file
-) -> bool: # True for a checkpoint or an export of SSGS 1.x
+    path: str|Path,  # any file
+) -> bool:  # True for a checkpoint or an export of SSGS 1.x
     "Whether a file looks like one of SSGS 1.x, from its header or directory alone. False for what cannot be read."
     path = Path(path)
     try:
@@ -216,18 +216,18 @@ def _loudness(lsf_means, lsf_covariances, frames, sample_rate):
 @dataclass
 class LegacyModel:
     "A model of SSGS 1.x, as stored and in our feature space [p LSF (rad), log RMS]."
-    initial: np.ndarray # [K]
-    transition: np.ndarray # rows sum to 1 [K, K]
-    lpc_means: np.ndarray # as stored, perhaps unstable [K, p]
-    lpc_covariances: np.ndarray # as stored [K, p, p]
-    means: np.ndarray # [K, p + 1]
-    covariances: np.ndarray # positive definite, loudness uncorrelated [K, p + 1, p + 1]
-    sample_rate: int # Hz
-    frame_size: int # samples
-    hop_size: int # samples
-    smoothness_weight: float # preference for similar neighbours in a path
-    recordings: list[np.ndarray] = field(default_factory=list) # training audio, float32 [T] each
-    adaptive: dict|None = None # adaptation statistics under their stored names
+    initial: np.ndarray  # [K]
+    transition: np.ndarray  # rows sum to 1 [K, K]
+    lpc_means: np.ndarray  # as stored, perhaps unstable [K, p]
+    lpc_covariances: np.ndarray  # as stored [K, p, p]
+    means: np.ndarray  # [K, p + 1]
+    covariances: np.ndarray  # positive definite, loudness uncorrelated [K, p + 1, p + 1]
+    sample_rate: int  # Hz
+    frame_size: int  # samples
+    hop_size: int  # samples
+    smoothness_weight: float  # preference for similar neighbours in a path
+    recordings: list[np.ndarray] = field(default_factory=list)  # training audio, float32 [T] each
+    adaptive: dict|None = None  # adaptation statistics under their stored names
 
 
 def _adaptive(arrays, K, p, path):
@@ -242,8 +242,8 @@ def _adaptive(arrays, K, p, path):
 
 
 def read_legacy(
-    path:str|Path, # safetensors checkpoint or npz export
-) -> LegacyModel: # the model
+    path: str|Path,  # safetensors checkpoint or npz export
+) -> LegacyModel:  # the model
     "Read a model of SSGS 1.x (format version 1, either kind). CheckpointError (a ValueError) names what is missing, misshapen or impossible."
     path = Path(path)
     arrays, notes = _open_legacy(path)
@@ -341,22 +341,22 @@ def _replace(path, save):
 
 # %% ../../nbs/ssgs/08_formats.ipynb #010244be
 def export_npz(
-    path:str|Path, # file to write; its suffix becomes .npz
+    path: str|Path,  # file to write; its suffix becomes .npz
     *,
-    initial:np.ndarray, # [K]
-    transition:np.ndarray, # [K, K]
-    means:np.ndarray, # of line spectral frequencies (rad) and log RMS [K, p + 1]
-    covariances:np.ndarray, # [K, p + 1, p + 1]
-    sample_rate:int, # Hz
-    frame_size:int=1024, # samples
-    hop_size:int=256, # samples
-    smoothness_weight:float=0.5, # preference for similar neighbours in a path
-    recordings:list[np.ndarray]=(), # training audio [T] each, stored as overlapping frames if given
-    pack_covariances:bool=True, # keep only the lower triangles
-    precision:str="float32", # "float16", "float32" or "float64"
-    use_compression:bool=True, # deflate the file
-    counts:np.ndarray|None=None, # frames in each state [K]; with them the file holds the statistics that adaptation starts from
-) -> Path: # the file
+    initial: np.ndarray,  # [K]
+    transition: np.ndarray,  # [K, K]
+    means: np.ndarray,  # of line spectral frequencies (rad) and log RMS [K, p + 1]
+    covariances: np.ndarray,  # [K, p + 1, p + 1]
+    sample_rate: int,  # Hz
+    frame_size: int = 1024,  # samples
+    hop_size: int = 256,  # samples
+    smoothness_weight: float = 0.5,  # preference for similar neighbours in a path
+    recordings: list[np.ndarray] = (),  # training audio [T] each, stored as overlapping frames if given
+    pack_covariances: bool = True,  # keep only the lower triangles
+    precision: str = "float32",  # "float16", "float32" or "float64"
+    use_compression: bool = True,  # deflate the file
+    counts: np.ndarray|None = None,  # frames in each state [K]; with them the file holds the statistics that adaptation starts from
+) -> Path:  # the file
     "Write an npz model that SSGS 1.x opens (format version 1); loudness has no place in it. ValueError for impossible arrays."
     path, dtype, means, covariances = Path(path), np.dtype(precision), np.asarray(means, float), np.asarray(covariances, float)
     if dtype.kind != "f": raise ValueError(f"precision must be a floating-point dtype, got {dtype}")
@@ -397,9 +397,9 @@ def _pack(audio):
 
 
 def pack_audio(
-    recordings:list[np.ndarray], # waveforms [T] each, any float type
-    sample_rate:int, # Hz
-) -> tuple[dict[str, np.ndarray], list[dict]]: # tensors (name -> uint8 [bytes]) and a table of plain numbers, one row a recording
+    recordings: list[np.ndarray],  # waveforms [T] each, any float type
+    sample_rate: int,  # Hz
+) -> tuple[dict[str, np.ndarray], list[dict]]:  # tensors (name -> uint8 [bytes]) and a table of plain numbers, one row a recording
     "Pack waveforms for a checkpoint, exactly if they have 16 bits, else to 24 bits. ValueError for NaN or more than one channel."
     tensors, table = {}, []
     for i, audio in enumerate(recordings):
@@ -431,10 +431,10 @@ def _unpack(data, samples, bits, scale):
 
 
 def unpack_audio(
-    tensors:dict[str, np.ndarray], # as `pack_audio` made them; others may be among them
-    table:list[dict], # as `pack_audio` made it
-    max_samples:int=1 << 30, # most samples of all recordings together, against decompression bombs
-) -> list[np.ndarray]: # waveforms [T], float32
+    tensors: dict[str, np.ndarray],  # as `pack_audio` made them; others may be among them
+    table: list[dict],  # as `pack_audio` made it
+    max_samples: int = 1 << 30,  # most samples of all recordings together, against decompression bombs
+) -> list[np.ndarray]:  # waveforms [T], float32
     "Unpack waveforms. CheckpointError names the recording whose row, stream or checksum is wrong."
     out, total = [], 0
     if not isinstance(table, list): raise CheckpointError("the table of recordings is not a list")

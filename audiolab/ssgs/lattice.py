@@ -16,7 +16,7 @@ from audiolab.ssgs.lpc import (
 )
 
 # %% ../../nbs/ssgs/01_lattice.ipynb #815bb793
-_EVERY = 4 # samples between two steps of the interpolated coefficients: a quarter of a millisecond, unheard
+_EVERY = 4  # samples between two steps of the interpolated coefficients: a quarter of a millisecond, unheard
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -68,19 +68,19 @@ def _analyse(audio, k, log_gain, hop, state, out):
 
 # %% ../../nbs/ssgs/01_lattice.ipynb #0f41056f
 def lsf_to_parcor(
-    lsf:np.ndarray, # line spectral frequencies [..., p] (rad)
-) -> np.ndarray: # reflection coefficients [..., p], |k| <= 0.9995
+    lsf: np.ndarray,  # line spectral frequencies [..., p] (rad)
+) -> np.ndarray:  # reflection coefficients [..., p], |k| <= 0.9995
     "The lattice's coefficients of spectral envelopes given as line spectral frequencies."
     return np.clip(lpc_to_parcor(lsf_to_lpc(lsf)), -MAX_REFLECTION, MAX_REFLECTION)
 
 
 def lattice_synthesis(
-    excitation:np.ndarray, # unit-power source [(frames - 1) * hop_size]
-    parcor:np.ndarray, # reflection coefficients at the frame centres [frames, p]
-    log_gain:np.ndarray, # natural log of the RMS at the frame centres [frames]
-    hop_size:int=256, # distance between frames (samples)
-    state:np.ndarray|None=None, # lattice state [p + 1] of the piece before, changed in place
-) -> np.ndarray: # waveform [(frames - 1) * hop_size]
+    excitation: np.ndarray,  # unit-power source [(frames - 1) * hop_size]
+    parcor: np.ndarray,  # reflection coefficients at the frame centres [frames, p]
+    log_gain: np.ndarray,  # natural log of the RMS at the frame centres [frames]
+    hop_size: int = 256,  # distance between frames (samples)
+    state: np.ndarray|None = None,  # lattice state [p + 1] of the piece before, changed in place
+) -> np.ndarray:  # waveform [(frames - 1) * hop_size]
     "Filter `excitation` by the time-varying normalised lattice (Gray and Markel 1975). Never unstable."
     excitation, parcor, log_gain, state = _prepared(excitation, parcor, log_gain, state)
     if len(excitation) != (len(parcor) - 1)*hop_size:
@@ -91,12 +91,12 @@ def lattice_synthesis(
 
 
 def lattice_residual(
-    audio:np.ndarray, # waveform [T], T <= (frames - 1) * hop_size
-    parcor:np.ndarray, # reflection coefficients at the frame centres [frames, p]
-    log_gain:np.ndarray, # natural log of the RMS at the frame centres [frames]
-    hop_size:int=256, # distance between frames (samples)
-    state:np.ndarray|None=None, # lattice state [p + 1] of the piece before, changed in place
-) -> np.ndarray: # excitation [T] of about unit power; `lattice_synthesis` turns it back into `audio`
+    audio: np.ndarray,  # waveform [T], T <= (frames - 1) * hop_size
+    parcor: np.ndarray,  # reflection coefficients at the frame centres [frames, p]
+    log_gain: np.ndarray,  # natural log of the RMS at the frame centres [frames]
+    hop_size: int = 256,  # distance between frames (samples)
+    state: np.ndarray|None = None,  # lattice state [p + 1] of the piece before, changed in place
+) -> np.ndarray:  # excitation [T] of about unit power; `lattice_synthesis` turns it back into `audio`
     "The exact inverse of `lattice_synthesis`."
     audio, parcor, log_gain, state = _prepared(audio, parcor, log_gain, state)
     if len(audio) > (len(parcor) - 1)*hop_size: raise ValueError(f"{len(audio)} samples need {n_frames(len(audio), hop_size)} frames, got {len(parcor)}")
@@ -139,13 +139,13 @@ def _pitch(signal, window, hop, size, shortest, longest, voicing, period):
 
 
 def pitch_track(
-    residual:np.ndarray, # lattice residual [T]
-    sample_rate:int, # Hz
-    frames:int, # how many centred frames
-    hop_size:int=256, # distance between frames (samples)
-    lowest:float=60., # Hz
-    highest:float=600., # Hz
-) -> tuple[np.ndarray, np.ndarray]: # fundamental frequency [frames] (Hz, carried through unvoiced frames), voicing [frames] in 0..1
+    residual: np.ndarray,  # lattice residual [T]
+    sample_rate: int,  # Hz
+    frames: int,  # how many centred frames
+    hop_size: int = 256,  # distance between frames (samples)
+    lowest: float = 60.,  # Hz
+    highest: float = 600.,  # Hz
+) -> tuple[np.ndarray, np.ndarray]:  # fundamental frequency [frames] (Hz, carried through unvoiced frames), voicing [frames] in 0..1
     "Fundamental frequency and periodicity of every frame, by autocorrelation of the decimated residual."
     from scipy.signal import resample_poly
     factor = max(1, sample_rate//4000)
@@ -166,13 +166,13 @@ def pitch_track(
 @dataclass
 class Frames:
     "The tracks of one recording, frame by frame, and the means to rebuild it."
-    audio: np.ndarray # waveform [T]
-    sample_rate: int # Hz
-    hop_size: int # samples
-    lsf: np.ndarray # line spectral frequencies [frames, p] (rad)
-    log_rms: np.ndarray # natural log of the RMS [frames]
-    f0: np.ndarray # fundamental frequency [frames] (Hz)
-    voicing: np.ndarray # periodicity [frames], 0..1
+    audio: np.ndarray  # waveform [T]
+    sample_rate: int  # Hz
+    hop_size: int  # samples
+    lsf: np.ndarray  # line spectral frequencies [frames, p] (rad)
+    log_rms: np.ndarray  # natural log of the RMS [frames]
+    f0: np.ndarray  # fundamental frequency [frames] (Hz)
+    voicing: np.ndarray  # periodicity [frames], 0..1
 
     def __len__(self): return len(self.lsf)
 
@@ -184,12 +184,12 @@ class Frames:
 
 
 def analyse_frames(
-    audio:np.ndarray, # mono waveform [T]
-    sample_rate:int, # Hz
-    order:int|None=None, # predictor order; None for `default_order`
-    frame_size:int=1024, # window length (samples)
-    hop_size:int=256, # distance between frames (samples)
-) -> Frames: # tracks of the sound
+    audio: np.ndarray,  # mono waveform [T]
+    sample_rate: int,  # Hz
+    order: int|None = None,  # predictor order; None for `default_order`
+    frame_size: int = 1024,  # window length (samples)
+    hop_size: int = 256,  # distance between frames (samples)
+) -> Frames:  # tracks of the sound
     "Envelope, loudness, pitch and voicing of every frame of a sound."
     lsf, log_rms = analyse(audio, sample_rate, order, frame_size, hop_size)
     out = Frames(np.asarray(audio), sample_rate, hop_size, lsf, log_rms, None, None)

@@ -27,19 +27,19 @@ _log = logging.getLogger(__name__)
 class _Base:
     "Configuration, parameters, and the training material of a model."
     def __init__(self,
-        n_states:int=34, # number of spectral states K
-        lpc_order:int|None=None, # order of linear prediction p; None for 2 + sample rate / 1000 (18 at 16 kHz)
-        frame_size:int=1024, # analysis window (samples)
-        hop_size:int=256, # distance between frames (samples)
-        smoothness_weight:float=0.5, # how strongly generation prefers steps between similar states; 0 for none
-        auto_n_states:bool=False, # choose n_states by BIC among 8, 16, 24, 32, 34 and 42
-        adaptive_memory_limit:int=6000, # frames of audio kept when adapting
+        n_states: int = 34,  # number of spectral states K
+        lpc_order: int|None = None,  # order of linear prediction p; None for 2 + sample rate / 1000 (18 at 16 kHz)
+        frame_size: int = 1024,  # analysis window (samples)
+        hop_size: int = 256,  # distance between frames (samples)
+        smoothness_weight: float = 0.5,  # how strongly generation prefers steps between similar states; 0 for none
+        auto_n_states: bool = False,  # choose n_states by BIC among 8, 16, 24, 32, 34 and 42
+        adaptive_memory_limit: int = 6000,  # frames of audio kept when adapting
         *,
-        seed:int=0, # of initialisation and training
-        mode:str="batch", # "batch", "incremental" (several updates in one pass) or "online" (for streams)
-        dtype:str="float32", # precision of the E-step, "float32" or "float64"
-        device:str="cpu", # torch device of the E-step
-        tolerance:float=1e-5, # training stops when an iteration gains less than this (nats a frame)
+        seed: int = 0,  # of initialisation and training
+        mode: str = "batch",  # "batch", "incremental" (several updates in one pass) or "online" (for streams)
+        dtype: str = "float32",  # precision of the E-step, "float32" or "float64"
+        device: str = "cpu",  # torch device of the E-step
+        tolerance: float = 1e-5,  # training stops when an iteration gains less than this (nats a frame)
     ):
         for name, value, least in (("n_states", n_states, 1), ("lpc_order", 2 if lpc_order is None else lpc_order, 2), ("frame_size", frame_size, 16), ("hop_size", hop_size, 1),
                                    ("adaptive_memory_limit", adaptive_memory_limit, 1)):
@@ -135,9 +135,9 @@ class _Parameters(_Base):
 class _Training(_Parameters):
     "Learning from sound."
     def extract_features(self,
-        audio_signal, # waveform [T], file, or a list of either
-        sample_rate:int=16000, # Hz; files are resampled to it
-    ) -> tuple[np.ndarray, np.ndarray]: # predictor coefficients [frames, p] and residual [frames, hop_size]
+        audio_signal,  # waveform [T], file, or a list of either
+        sample_rate: int = 16000,  # Hz; files are resampled to it
+    ) -> tuple[np.ndarray, np.ndarray]:  # predictor coefficients [frames, p] and residual [frames, hop_size]
         "Analyse sounds and make them the training material."
         self._learn_from(audio_signal, sample_rate)
         return self.lpc_coefficients, self.residual_signals
@@ -149,11 +149,11 @@ class _Training(_Parameters):
         self.frames, self.files, self._audio = [self._analyse(o) for o in waveforms], names, None
         self._changed(material=True)
 
-    def extract_features_from_files(self, audio_files:Iterable, sample_rate:int=16000): "As `extract_features`, for files."; return self.extract_features(list(audio_files), sample_rate)
+    def extract_features_from_files(self, audio_files: Iterable, sample_rate: int = 16000): "As `extract_features`, for files."; return self.extract_features(list(audio_files), sample_rate)
 
     def attach_audio(self,
-        audio, # the files or waveforms that the model was trained on
-        sample_rate:int|None=None, # Hz of waveforms; None for the model's
+        audio,  # the files or waveforms that the model was trained on
+        sample_rate: int|None = None,  # Hz of waveforms; None for the model's
     ) -> None:
         "Give a loaded model its training material back, so that training can go on or fidelity can rise above 0."
         self._need()
@@ -186,8 +186,8 @@ class _Training(_Parameters):
 class _Iterations(_Training):
     "Expectation-maximisation, an iteration at a time."
     def iterations(self,
-        place=None, # `Distributed`: share the work with other processes that do the same; None: alone
-    ) -> Iterator[tuple[dict, bool]]: # history row of the iteration just made, and whether training has come to rest
+        place=None,  # `Distributed`: share the work with other processes that do the same; None: alone
+    ) -> Iterator[tuple[dict, bool]]:  # history row of the iteration just made, and whether training has come to rest
         "Go on training, an iteration each time the next row is asked for, for ever."
         self._need("audio")
         for result in iterate(self._sequences(), self.hmm, prior=self.prior, mode=self.mode, tolerance=self.tolerance, dtype=getattr(torch, self.dtype),
@@ -201,18 +201,18 @@ class _Iterations(_Training):
 # %% ../../nbs/ssgs/09_learning.ipynb #c1cd921e
 class _Refinement(_Iterations):
     "Expectation-maximisation."
-    def run_em_iteration(self) -> tuple[float, float, float]: # log-likelihood, occupancy entropy (nats), mean smoothness penalty
+    def run_em_iteration(self) -> tuple[float, float, float]:  # log-likelihood, occupancy entropy (nats), mean smoothness penalty
         "One more iteration over the training material."
         return self.iterative_refinement(1)
 
     def iterative_refinement(self,
-        n_iterations:int=10, # how many more
+        n_iterations: int = 10,  # how many more
         *,
-        preview_every:int=0, # iterations between previews; 0 for none
-        preview_duration_frames:int=32, # length of a preview
-        preview_callback:Callable|None=None, # called with each preview
-        callback:Callable|None=None, # called with each history row
-    ) -> tuple[float, float, float]: # log-likelihood, occupancy entropy (nats), mean smoothness penalty
+        preview_every: int = 0,  # iterations between previews; 0 for none
+        preview_duration_frames: int = 32,  # length of a preview
+        preview_callback: Callable|None = None,  # called with each preview
+        callback: Callable|None = None,  # called with each history row
+    ) -> tuple[float, float, float]:  # log-likelihood, occupancy entropy (nats), mean smoothness penalty
         "Go on training. Stops early when an iteration gains less than `tolerance`."
         self._need("audio")
         if n_iterations < 1: raise ValueError(f"n_iterations must be at least 1, got {n_iterations}")
@@ -227,10 +227,10 @@ class _Refinement(_Iterations):
         return self.history[-1]["log_likelihood"], self.history[-1]["occupancy_entropy"], penalty
 
     def train(self,
-        audio_signal, # waveform [T], file, or a list of either
-        sample_rate:int=16000, # Hz; files are resampled to it
-        n_em_iterations:int=10, # EM iterations
-        **settings, # of `iterative_refinement`: previews and callback
+        audio_signal,  # waveform [T], file, or a list of either
+        sample_rate: int = 16000,  # Hz; files are resampled to it
+        n_em_iterations: int = 10,  # EM iterations
+        **settings,  # of `iterative_refinement`: previews and callback
     ):
         "Learn from sounds, from the beginning. Returns the model."
         self._learn_from(audio_signal, sample_rate)

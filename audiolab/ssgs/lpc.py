@@ -16,17 +16,17 @@ import numpy as np
 
 # %% ../../nbs/ssgs/00_lpc.ipynb #7a104ced
 def n_frames(
-    n_samples:int, # length of the signal (samples)
-    hop_size:int=256, # distance between frames (samples)
-) -> int: # frames whose centres 0, hop, 2 hop, ... enclose every sample
+    n_samples: int,  # length of the signal (samples)
+    hop_size: int = 256,  # distance between frames (samples)
+) -> int:  # frames whose centres 0, hop, 2 hop, ... enclose every sample
     "How many centred frames a signal of `n_samples` has."
     return -(-n_samples//hop_size) + 1
 
 
 @lru_cache
 def hann_window(
-    frame_size:int, # length (samples)
-) -> np.ndarray: # window [frame_size], periodic
+    frame_size: int,  # length (samples)
+) -> np.ndarray:  # window [frame_size], periodic
     "The Hann window, periodic so that shifted copies add to a constant."
     return 0.5 - 0.5*np.cos(2*np.pi*np.arange(frame_size)/frame_size)
 
@@ -49,11 +49,11 @@ def _autocorrelation(audio, window, hop, n_lags, out):
 
 
 def autocorrelation(
-    audio:np.ndarray, # waveform [T], any float type
-    order:int, # highest lag, the predictor order p
-    frame_size:int=1024, # window length (samples)
-    hop_size:int=256, # distance between frames (samples)
-) -> np.ndarray: # r [frames, p + 1] float64; column 0 is the mean power of each frame
+    audio: np.ndarray,  # waveform [T], any float type
+    order: int,  # highest lag, the predictor order p
+    frame_size: int = 1024,  # window length (samples)
+    hop_size: int = 256,  # distance between frames (samples)
+) -> np.ndarray:  # r [frames, p + 1] float64; column 0 is the mean power of each frame
     "Windowed short-time autocorrelation of every centred frame."
     audio = np.ascontiguousarray(audio)
     if audio.ndim != 1: raise ValueError(f"autocorrelation takes one channel [T], got shape {audio.shape}")
@@ -63,14 +63,14 @@ def autocorrelation(
     return out/(window@window)
 
 # %% ../../nbs/ssgs/00_lpc.ipynb #609c1829
-NOISE_FLOOR = 1e-10 # power, -100 dB relative to full scale
+NOISE_FLOOR = 1e-10  # power, -100 dB relative to full scale
 
 
 def condition(
-    r:np.ndarray, # autocorrelation [..., p + 1]
-    sample_rate:int, # Hz
-    bandwidth:float=40., # widening of spectral lines (Hz)
-) -> np.ndarray: # autocorrelation that is safely positive definite, [..., p + 1]
+    r: np.ndarray,  # autocorrelation [..., p + 1]
+    sample_rate: int,  # Hz
+    bandwidth: float = 40.,  # widening of spectral lines (Hz)
+) -> np.ndarray:  # autocorrelation that is safely positive definite, [..., p + 1]
     "Lag-window `r` and add a noise floor, so that Levinson's recursion is stable on any input."
     lags = np.arange(r.shape[-1])
     r = r*np.exp(-0.5*(2*np.pi*bandwidth*lags/sample_rate)**2)
@@ -79,8 +79,8 @@ def condition(
 
 # %% ../../nbs/ssgs/00_lpc.ipynb #20a660e7
 def levinson(
-    r:np.ndarray, # autocorrelation [..., p + 1]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # predictor a [..., p], reflection k [..., p], error power [...]
+    r: np.ndarray,  # autocorrelation [..., p + 1]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # predictor a [..., p], reflection k [..., p], error power [...]
     "Levinson-Durbin recursion for A(z) = 1 + sum a_k z^-k, batched over all leading dimensions."
     p = r.shape[-1] - 1
     a, k, error = np.zeros(r.shape[:-1] + (p,)), np.zeros(r.shape[:-1] + (p,)), r[..., 0].copy()
@@ -93,12 +93,12 @@ def levinson(
     return a, k, error
 
 # %% ../../nbs/ssgs/00_lpc.ipynb #2234d2c8
-MAX_REFLECTION = 0.9995 # nearest to the unit circle that a filter may come
+MAX_REFLECTION = 0.9995  # nearest to the unit circle that a filter may come
 
 
 def parcor_to_lpc(
-    k:np.ndarray, # reflection coefficients [..., p]
-) -> np.ndarray: # predictor coefficients [..., p]
+    k: np.ndarray,  # reflection coefficients [..., p]
+) -> np.ndarray:  # predictor coefficients [..., p]
     "Step-up recursion: reflection coefficients to A(z) = 1 + sum a_k z^-k."
     a = np.zeros_like(k, dtype=float)
     for i in range(k.shape[-1]):
@@ -109,8 +109,8 @@ def parcor_to_lpc(
 
 
 def lpc_to_parcor(
-    a:np.ndarray, # predictor coefficients [..., p] of stable filters
-) -> np.ndarray: # reflection coefficients [..., p]
+    a: np.ndarray,  # predictor coefficients [..., p] of stable filters
+) -> np.ndarray:  # reflection coefficients [..., p]
     "Step-down recursion. A value with |k| >= 1 says that the filter is unstable."
     a, k = np.array(a, dtype=float), np.zeros_like(a, dtype=float)
     for i in reversed(range(a.shape[-1])):
@@ -143,8 +143,8 @@ def _deflated(a):
 
 
 def lsf_to_lpc(
-    lsf:np.ndarray, # line spectral frequencies [..., p], ascending, in (0, pi) rad
-) -> np.ndarray: # predictor coefficients [..., p]; always a stable filter
+    lsf: np.ndarray,  # line spectral frequencies [..., p], ascending, in (0, pi) rad
+) -> np.ndarray:  # predictor coefficients [..., p]; always a stable filter
     "Line spectral frequencies to A(z), after Itakura (1975)."
     p = lsf.shape[-1]
     c = -2*np.cos(lsf)
@@ -244,8 +244,8 @@ def _find_lsf(P, Q, k, grid, table, out):
 
 
 def lpc_to_lsf(
-    a:np.ndarray, # predictor coefficients [..., p] of stable filters
-) -> np.ndarray: # line spectral frequencies [..., p], ascending, in (0, pi) rad
+    a: np.ndarray,  # predictor coefficients [..., p] of stable filters
+) -> np.ndarray:  # line spectral frequencies [..., p], ascending, in (0, pi) rad
     "A(z) to line spectral frequencies. Raises ValueError for an unstable filter."
     a = np.asarray(a, dtype=float)
     k = lpc_to_parcor(a)
@@ -259,9 +259,9 @@ def lpc_to_lsf(
 
 # %% ../../nbs/ssgs/00_lpc.ipynb #c422221e
 def space_lsf(
-    lsf:np.ndarray, # line spectral frequencies [..., p] (rad), in any state of disorder
-    gap:float, # least distance between neighbours, and from 0 and pi (rad)
-) -> np.ndarray: # ascending frequencies [..., p], at least `gap` apart
+    lsf: np.ndarray,  # line spectral frequencies [..., p] (rad), in any state of disorder
+    gap: float,  # least distance between neighbours, and from 0 and pi (rad)
+) -> np.ndarray:  # ascending frequencies [..., p], at least `gap` apart
     "Sort line spectral frequencies and push them apart, so that they always make a stable filter."
     p = lsf.shape[-1]
     gap = min(gap, np.pi/(p + 2))
@@ -271,8 +271,8 @@ def space_lsf(
 
 
 def stabilise_lpc(
-    a:np.ndarray, # predictor coefficients [..., p], stable or not
-) -> np.ndarray: # predictor coefficients [..., p] with every |k| <= 0.9995
+    a: np.ndarray,  # predictor coefficients [..., p], stable or not
+) -> np.ndarray:  # predictor coefficients [..., p] with every |k| <= 0.9995
     "Reflect poles outside the unit circle to 1/conj(pole), then bound the reflection coefficients."
     a = np.asarray(a, dtype=float)
     flat = a.reshape(-1, a.shape[-1]).copy()
@@ -288,19 +288,19 @@ def stabilise_lpc(
 
 # %% ../../nbs/ssgs/00_lpc.ipynb #d72d9626
 def default_order(
-    sample_rate:int, # Hz
-) -> int: # predictor order, even
+    sample_rate: int,  # Hz
+) -> int:  # predictor order, even
     "2 + sample_rate / 1000, rounded to even: 18 at 16 kHz."
     return 2*round((2 + sample_rate/1000)/2)
 
 
 def analyse(
-    audio:np.ndarray, # mono waveform [T]
-    sample_rate:int, # Hz
-    order:int|None=None, # predictor order p; None for `default_order`
-    frame_size:int=1024, # window length (samples)
-    hop_size:int=256, # distance between frames (samples)
-) -> tuple[np.ndarray, np.ndarray]: # LSF [frames, p] (rad) and log RMS [frames] (natural log)
+    audio: np.ndarray,  # mono waveform [T]
+    sample_rate: int,  # Hz
+    order: int|None = None,  # predictor order p; None for `default_order`
+    frame_size: int = 1024,  # window length (samples)
+    hop_size: int = 256,  # distance between frames (samples)
+) -> tuple[np.ndarray, np.ndarray]:  # LSF [frames, p] (rad) and log RMS [frames] (natural log)
     "Line spectral frequencies and loudness of every centred frame. Raises ValueError for NaN or infinite samples."
     audio = np.asarray(audio)
     if not np.isfinite(audio).all(): raise ValueError("the waveform holds NaN or infinite samples")

@@ -31,17 +31,17 @@ from audiolab.ssgs.synthesis import (
 class _Generation(LearntModel):
     "Making sound."
     def stream(self,
-        fidelity:float=0.0, # 0 (synthetic) to 1 (the recording)
-        excitation_type:str="Karplus-Strong", # a name in `audiolab.ssgs.EXCITATIONS`
+        fidelity: float = 0.0,  # 0 (synthetic) to 1 (the recording)
+        excitation_type: str = "Karplus-Strong",  # a name in `audiolab.ssgs.EXCITATIONS`
         *,
-        sample_rate:int|None=None, # Hz; None for the model's own
-        seed:int|None=None, # same seed, same sound
-        rng:np.random.Generator|None=None, # in place of a seed
-        path:str="sample", # "sample" or "replay"
-        states:Iterable[int]|None=None, # states to follow, one a frame; the last is held
-        temperature:float=1.0, # above 1 for more surprising successions, below for less
-        variation:float=1.0, # how far tracks wander within a state; 0 for not at all
-    ) -> Stream: # `read(n)` gives the next n samples
+        sample_rate: int|None = None,  # Hz; None for the model's own
+        seed: int|None = None,  # same seed, same sound
+        rng: np.random.Generator|None = None,  # in place of a seed
+        path: str = "sample",  # "sample" or "replay"
+        states: Iterable[int]|None = None,  # states to follow, one a frame; the last is held
+        temperature: float = 1.0,  # above 1 for more surprising successions, below for less
+        variation: float = 1.0,  # how far tracks wander within a state; 0 for not at all
+    ) -> Stream:  # `read(n)` gives the next n samples
         "An endless sound, in pieces of any length."
         self._need()
         if not 0 <= fidelity <= 1: raise ValueError(f"fidelity must be between 0 and 1, got {fidelity}")
@@ -64,8 +64,8 @@ class _Generation(LearntModel):
         return Stream(model, plan, recordings, fidelity, excitation_type, rng, sample_rate, variation)
 
     def chain(self,
-        temperature:float=1.0, # above 1 for more surprising successions, below for less
-    ) -> np.ndarray: # [K, K], rows sum to 1
+        temperature: float = 1.0,  # above 1 for more surprising successions, below for less
+    ) -> np.ndarray:  # [K, K], rows sum to 1
         "The transition matrix that generation uses: smoothed, tempered, within `allowed_transitions`, with the share of each state preserved."
         model = self.states
         return balanced_transitions(model.transition, model.occupancy, state_distance(model.mean[:, :-2], model.spread[:-2]), self.smoothness_weight, temperature,
@@ -75,20 +75,20 @@ class _Generation(LearntModel):
 class _Rendering(_Generation):
     "Sounds of a given length."
     def generate(self,
-        duration_seconds:float|None=None, # s; None for the length of the guide or of `states`
-        sample_rate:int|None=None, # Hz; None for the model's own; any other is resampled to
-        fidelity:float=0.0, # 0 (synthetic) to 1 (the recording)
-        excitation_type:str="Karplus-Strong", # a name in `audiolab.ssgs.EXCITATIONS`
-        rng:np.random.Generator|None=None, # source of randomness
-        seed:int|None=None, # same seed, same sound
+        duration_seconds: float|None = None,  # s; None for the length of the guide or of `states`
+        sample_rate: int|None = None,  # Hz; None for the model's own; any other is resampled to
+        fidelity: float = 0.0,  # 0 (synthetic) to 1 (the recording)
+        excitation_type: str = "Karplus-Strong",  # a name in `audiolab.ssgs.EXCITATIONS`
+        rng: np.random.Generator|None = None,  # source of randomness
+        seed: int|None = None,  # same seed, same sound
         *,
-        path:str="sample", # "sample", "replay" or "viterbi"
-        guide=None, # waveform at `sample_rate`, or file, whose states path="viterbi" follows
-        states:Iterable[int]|None=None, # states to follow, one a frame
-        peak:float|None=None, # scale the result to this peak; None leaves the level of the model
-        dtype=np.float32, # of the result
-        **settings, # of `stream`: temperature, variation
-    ) -> np.ndarray: # waveform [T]
+        path: str = "sample",  # "sample", "replay" or "viterbi"
+        guide=None,  # waveform at `sample_rate`, or file, whose states path="viterbi" follows
+        states: Iterable[int]|None = None,  # states to follow, one a frame
+        peak: float|None = None,  # scale the result to this peak; None leaves the level of the model
+        dtype=np.float32,  # of the result
+        **settings,  # of `stream`: temperature, variation
+    ) -> np.ndarray:  # waveform [T]
         "New sound from the model. `fidelity=1` returns the training audio."
         self._need()
         if (path == "viterbi") != (guide is not None): raise ValueError("path='viterbi' and guide=... belong together")
@@ -105,21 +105,21 @@ class _Rendering(_Generation):
         if peak is not None: audio = audio*(peak/max(np.abs(audio).max(), 1e-9))
         return audio.astype(dtype)
 
-    def synthesize_audio(self, target_duration_seconds:float, *args, **settings) -> np.ndarray: "Another name of `generate`."; return self.generate(target_duration_seconds, *args, **settings)
+    def synthesize_audio(self, target_duration_seconds: float, *args, **settings) -> np.ndarray: "Another name of `generate`."; return self.generate(target_duration_seconds, *args, **settings)
 
     def decode(self,
-        audio, # waveform [T], or a file
-        sample_rate:int|None=None, # Hz of the waveform; None for the model's
-    ) -> np.ndarray: # most probable state of each frame [frames]
+        audio,  # waveform [T], or a file
+        sample_rate: int|None = None,  # Hz of the waveform; None for the model's
+    ) -> np.ndarray:  # most probable state of each frame [frames]
         "How the model hears a sound (Viterbi)."
         self._need()
         return viterbi(self.hmm, self._features(self._analyse(self._waveforms(audio, self.sample_rate, sample_rate)[0][0])))[0]
 
     def render_preview(self,
-        n_frames:int=32, # length (frames)
-        sample_rate:int|None=None, # Hz; None for the model's
-        state_sequence:Iterable[int]|None=None, # states to follow; None to sample
-    ) -> tuple[np.ndarray, int]: # waveform and its rate
+        n_frames: int = 32,  # length (frames)
+        sample_rate: int|None = None,  # Hz; None for the model's
+        state_sequence: Iterable[int]|None = None,  # states to follow; None to sample
+    ) -> tuple[np.ndarray, int]:  # waveform and its rate
         "A short seeded sound at fidelity 0."
         self._need()
         rate = sample_rate or self.sample_rate
@@ -129,8 +129,8 @@ class _Rendering(_Generation):
 class _Graph(_Rendering):
     "The graph of states."
     def identify_graph_constraints(self,
-        min_state_probability:float=1e-4, # states with a smaller share of the time are left out
-    ) -> dict: # what was found
+        min_state_probability: float = 1e-4,  # states with a smaller share of the time are left out
+    ) -> dict:  # what was found
         "Describe the graph of transitions, and keep rare states out of generation."
         from scipy.sparse.csgraph import connected_components
         self._need()
@@ -174,15 +174,15 @@ def _excerpts(recordings, limit, hop):
 class _Adaptation(_Graph):
     "Moving towards a new sound."
     def adapt_to_audio(self,
-        audio_signal, # waveform [T], file, or a list of either
-        sample_rate:int=16000, # Hz of waveforms; files have their own
+        audio_signal,  # waveform [T], file, or a list of either
+        sample_rate: int = 16000,  # Hz of waveforms; files have their own
         *,
-        adaptation_rate:float=0.25, # share of the new sound in the statistics, 0..1
-        stability_bias:float=0.05, # part of that share that is held back, 0..1
-        memory_blend:float=0.7, # share of the audio memory that old recordings keep, 0..1
-        memory_limit:int|None=None, # frames in the audio memory; None for `adaptive_memory_limit`
-        n_adaptation_iterations:int=1, # EM passes over the new sound
-    ) -> dict: # log_likelihood, occupancy_entropy, adaptation_rate, memory_limit, frames_used, avg_energy, avg_rms
+        adaptation_rate: float = 0.25,  # share of the new sound in the statistics, 0..1
+        stability_bias: float = 0.05,  # part of that share that is held back, 0..1
+        memory_blend: float = 0.7,  # share of the audio memory that old recordings keep, 0..1
+        memory_limit: int|None = None,  # frames in the audio memory; None for `adaptive_memory_limit`
+        n_adaptation_iterations: int = 1,  # EM passes over the new sound
+    ) -> dict:  # log_likelihood, occupancy_entropy, adaptation_rate, memory_limit, frames_used, avg_energy, avg_rms
         "Adapt the model to a new sound (MAP-EM with the model so far as prior). Raises ValueError for rates outside 0..1."
         self._need()
         if not 0 <= memory_blend <= 1: raise ValueError(f"memory_blend must be within 0..1, got {memory_blend}")
@@ -219,23 +219,23 @@ class _Adaptation(_Graph):
 # %% ../../nbs/ssgs/10_model.ipynb #af5908ab
 class _Retrieval(_Adaptation):
     "Searching the training audio."
-    def build_feature_index(self, feature_space:str="lpc", *, normalize:bool=True): # `FeatureIndex`
+    def build_feature_index(self, feature_space: str = "lpc", *, normalize: bool = True):  # `FeatureIndex`
         "A k-d tree over the frames in the space \"lpc\", \"lsf\", \"extended\", \"residual\" or \"tracks\", kept until the training material changes."
         key = feature_space, normalize
         if key not in self._indexes: self._indexes[key] = build_index(self._frames(), feature_space, normalize, self.get_frame_metadata())
         return self._indexes[key]
 
-    def query_similar_frames(self, frame_idx:int, *, k:int=5, feature_space:str="lpc", normalize:bool=True, include_metadata:bool=True) -> FrameQueryResult:
+    def query_similar_frames(self, frame_idx: int, *, k: int = 5, feature_space: str = "lpc", normalize: bool = True, include_metadata: bool = True) -> FrameQueryResult:
         "The k frames most like a given frame."
         return similar_frames(self.build_feature_index(feature_space, normalize=normalize), frame_idx, k, include_metadata)
 
-    def query_frames_by_features(self, vector, *, k:int=5, feature_space:str="lpc", normalize:bool=True, include_metadata:bool=True) -> FrameQueryResult:
+    def query_frames_by_features(self, vector, *, k: int = 5, feature_space: str = "lpc", normalize: bool = True, include_metadata: bool = True) -> FrameQueryResult:
         "The k frames nearest to a feature vector (for \"extended\" also a dict of features)."
         return query_index(self.build_feature_index(feature_space, normalize=normalize), vector, k, include_metadata)
 
     search_by_feature_vector = query_frames_by_features
 
-    def get_frame_metadata(self, key:str|None=None, indices=None): # dict of arrays, or one array
+    def get_frame_metadata(self, key: str|None = None, indices=None):  # dict of arrays, or one array
         "Energy, loudness, spectral centroid and more of the training frames."
         if "metadata" not in self._indexes: self._indexes["metadata"] = frame_metadata(self._frames(), self.frame_size)
         everything = self._indexes["metadata"]
@@ -249,7 +249,7 @@ class _Retrieval(_Adaptation):
     @property
     def spectral_flux(self) -> np.ndarray: "Change of the spectrum from frame to frame [frames]."; return self.get_frame_metadata("spectral_flux")
 
-    def top_frames(self, metric:str, *, k:int=10, descending:bool=True) -> np.ndarray: # frame indices [k]
+    def top_frames(self, metric: str, *, k: int = 10, descending: bool = True) -> np.ndarray:  # frame indices [k]
         "The frames with the largest (or smallest) value of a metric."
         values = self.get_frame_metadata(metric)
         order = np.argsort(-values if descending else values, kind="stable")
@@ -264,10 +264,10 @@ class _Saving(_Retrieval):
     "Writing models."
     def to_tensors(self,
         *,
-        precision=np.float64, # of the parameters
-        include_training_artifacts:bool=True, # the training audio
-        include_adaptive_statistics:bool=True, # what resuming and adapting need
-    ) -> tuple[dict, dict]: # tensors and metadata of a checkpoint
+        precision=np.float64,  # of the parameters
+        include_training_artifacts: bool = True,  # the training audio
+        include_adaptive_statistics: bool = True,  # what resuming and adapting need
+    ) -> tuple[dict, dict]:  # tensors and metadata of a checkpoint
         "The model as named tensors and notes (format audiolab.ssgs, version 2)."
         self._need()
         states, lower = self.states, np.tril_indices(self.hmm.n_features)
@@ -292,12 +292,12 @@ class _Saving(_Retrieval):
 class _Files(_Saving):
     "Writing models to files."
     def save_checkpoint(self,
-        filepath, # ends with .safetensors, which is added where it is missing
+        filepath,  # ends with .safetensors, which is added where it is missing
         *,
-        precision=np.float64, # of the parameters; float32 halves the file, and resumes to 1e-6 instead of bit for bit
-        include_training_artifacts:bool=True, # the training audio; False for a minimal checkpoint
-        include_adaptive_statistics:bool=True, # what resuming and adapting need
-    ) -> Path: # the file
+        precision=np.float64,  # of the parameters; float32 halves the file, and resumes to 1e-6 instead of bit for bit
+        include_training_artifacts: bool = True,  # the training audio; False for a minimal checkpoint
+        include_adaptive_statistics: bool = True,  # what resuming and adapting need
+    ) -> Path:  # the file
         "Write a checkpoint durably: a crash leaves the old file or the new one, never half of one."
         path = Path(filepath)
         if path.suffix != ".safetensors": path = path.with_name(path.name + ".safetensors")
@@ -305,14 +305,14 @@ class _Files(_Saving):
                                                        include_adaptive_statistics=include_adaptive_statistics))
 
     def export_model(self,
-        filepath, # ends with .npz
+        filepath,  # ends with .npz
         *,
-        use_compression:bool=True, # smaller and slower
-        precision=np.float32, # of the arrays
-        pack_covariances:bool=True, # lower triangles only
-        include_training_artifacts:bool=False, # frames and residuals, large
-        include_adaptive_statistics:bool=True, # what the original's adaptation starts from
-    ) -> Path: # the file
+        use_compression: bool = True,  # smaller and slower
+        precision=np.float32,  # of the arrays
+        pack_covariances: bool = True,  # lower triangles only
+        include_training_artifacts: bool = False,  # frames and residuals, large
+        include_adaptive_statistics: bool = True,  # what the original's adaptation starts from
+    ) -> Path:  # the file
         "Write the original's .npz format (version 1), with predictor coefficients recomputed from the states."
         self._need()
         recordings = [o.audio for o in self._frames()] if include_training_artifacts and self.has_audio else ()
@@ -386,8 +386,8 @@ class SpectralStateGuidedSynthesis(_LegacyModels):
     "Spectral-state guided synthesis: a hidden Markov model over spectra that is learnt from sound and generates sound."
     @classmethod
     def load_checkpoint(cls,
-        filepath, # .safetensors of this library, or .safetensors or .npz of the original program
-    ): # the model
+        filepath,  # .safetensors of this library, or .safetensors or .npz of the original program
+    ):  # the model
         "Load a model. Raises CheckpointError naming the tensor if the file is damaged or incomplete."
         path = Path(filepath)
         if is_legacy(path): return cls._from_legacy(read_legacy(path))
@@ -395,10 +395,10 @@ class SpectralStateGuidedSynthesis(_LegacyModels):
 
     @classmethod
     def from_tensors(cls,
-        tensors:dict, # as of `to_tensors`; others are left alone
-        metadata:dict, # as of `to_tensors`
-        path:str|Path|None=None, # where they are from, for error messages
-    ): # the model
+        tensors: dict,  # as of `to_tensors`; others are left alone
+        metadata: dict,  # as of `to_tensors`
+        path: str|Path|None = None,  # where they are from, for error messages
+    ):  # the model
         "The model that `to_tensors` took apart. Raises CheckpointError naming what is missing or impossible."
         if metadata.get("format") != "audiolab.ssgs": raise CheckpointError(f"not an SSGS model (format {metadata.get('format')!r})", path)
         if metadata.get("version") != "2": raise CheckpointError(f"version {metadata.get('version')!r} of the format is not known: update audiolab", path)

@@ -65,14 +65,14 @@ def _states(page, model, evaluation):
 
 # %% ../../nbs/ssgs/13_report.ipynb #9b44a8bd
 def write_report(
-    folder, # where `report.html` and its folder `report_files` are written; made if missing
-    model, # `SpectralStateGuidedSynthesis`
-    sweep:Sweep|None=None, # of `fidelity_sweep`; None to make one, if the model has its audio
-    evaluation:Evaluation|None=None, # of `evaluate`; None to make one
+    folder,  # where `report.html` and its folder `report_files` are written; made if missing
+    model,  # `SpectralStateGuidedSynthesis`
+    sweep: Sweep|None = None,  # of `fidelity_sweep`; None to make one, if the model has its audio
+    evaluation: Evaluation|None = None,  # of `evaluate`; None to make one
     *,
-    title:str="A model of sound", # heading of the page
-    next_lines:Iterable[str]=(), # what to type next, one command each
-) -> Path: # the page
+    title: str = "A model of sound",  # heading of the page
+    next_lines: Iterable[str] = (),  # what to type next, one command each
+) -> Path:  # the page
     "Write one HTML page about a model, with its sounds and pictures beside it."
     if evaluation is None or not getattr(evaluation, "sounds", None): evaluation = evaluate(model)
     if sweep is None and model.has_audio: sweep = fidelity_sweep(model)

@@ -17,7 +17,7 @@ from .lpc import hann_window, lsf_to_lpc
 from .synthesis import tracks
 
 # %% ../../nbs/ssgs/07_retrieval.ipynb #d21b12c9
-_BLOCK = 2048 # frames analysed at a time
+_BLOCK = 2048  # frames analysed at a time
 
 
 def _blocks(signal, n, hop, size):
@@ -54,9 +54,9 @@ def _metadata(one, frame_size):
 
 
 def frame_metadata(
-    frames:list[Frames], # analysed recordings
-    frame_size:int=1024, # samples looked at around the centre of each frame
-) -> dict[str, np.ndarray]: # name -> values of all frames of all recordings, one after another
+    frames: list[Frames],  # analysed recordings
+    frame_size: int = 1024,  # samples looked at around the centre of each frame
+) -> dict[str, np.ndarray]:  # name -> values of all frames of all recordings, one after another
     "Energy, RMS, zero crossings, norm of the predictor, RMS of its error, spectral centroid, bandwidth, peak (Hz) and flux, file number and time (s)."
     if not frames: raise ValueError("no recordings: give at least one")
     parts = [_metadata(one, frame_size) for one in frames]
@@ -85,10 +85,10 @@ def _periodicity(one, size=1024, bands=32):
 
 
 def feature_matrix(
-    frames:list[Frames], # analysed recordings
-    space:str="lpc", # one of `SPACES`
-    metadata:dict|None=None, # from `frame_metadata`, if it is there already
-) -> np.ndarray: # [frames of all recordings, D]
+    frames: list[Frames],  # analysed recordings
+    space: str = "lpc",  # one of `SPACES`
+    metadata: dict|None = None,  # from `frame_metadata`, if it is there already
+) -> np.ndarray:  # [frames of all recordings, D]
     "One row of features a frame, not yet normalised. ValueError for an unknown space or no recordings."
     if space not in SPACES: raise ValueError(f"unknown feature space {space!r}; known are {', '.join(SPACES)}")
     if not frames: raise ValueError("no recordings: give at least one")
@@ -104,29 +104,29 @@ def feature_matrix(
 @dataclass
 class FeatureIndex:
     "A k-d tree over frames, and how features are normalised before they enter it."
-    feature_space: str # one of `SPACES`
-    tree: cKDTree # normalised features
-    mean: np.ndarray # [D]
-    std: np.ndarray # [D]
-    metadata_keys: tuple[str, ...] = () # features taken from the metadata, at the end of a row
-    metadata: dict[str, np.ndarray] = field(default_factory=dict) # of all frames, to go with results
+    feature_space: str  # one of `SPACES`
+    tree: cKDTree  # normalised features
+    mean: np.ndarray  # [D]
+    std: np.ndarray  # [D]
+    metadata_keys: tuple[str, ...] = ()  # features taken from the metadata, at the end of a row
+    metadata: dict[str, np.ndarray] = field(default_factory=dict)  # of all frames, to go with results
 
 
 @dataclass
 class FrameQueryResult:
     "Frames found, nearest first."
-    indices: np.ndarray # among the frames of all recordings [k]
-    distances: np.ndarray # Euclidean, of normalised features [k]
-    metadata: dict[str, np.ndarray] # name -> values [k]
-    feature_space: str # where we searched
+    indices: np.ndarray  # among the frames of all recordings [k]
+    distances: np.ndarray  # Euclidean, of normalised features [k]
+    metadata: dict[str, np.ndarray]  # name -> values [k]
+    feature_space: str  # where we searched
 
 
 def build_index(
-    frames:list[Frames], # analysed recordings
-    space:str="lpc", # one of `SPACES`
-    normalize:bool=True, # scale each feature to unit variance
-    metadata:dict|None=None, # from `frame_metadata`, if it is there already; {} for none
-) -> FeatureIndex: # ready to be asked
+    frames: list[Frames],  # analysed recordings
+    space: str = "lpc",  # one of `SPACES`
+    normalize: bool = True,  # scale each feature to unit variance
+    metadata: dict|None = None,  # from `frame_metadata`, if it is there already; {} for none
+) -> FeatureIndex:  # ready to be asked
     "Index all frames of some recordings. ValueError for an unknown space or no recordings."
     if metadata is None and frames: metadata = frame_metadata(frames)
     features = feature_matrix(frames, space, metadata)
@@ -162,11 +162,11 @@ def _result(index, found, distances, include_metadata):
 
 
 def query_index(
-    index:FeatureIndex, # from `build_index`
-    query:np.ndarray|dict, # features [D]; in the extended space also a dict of "lpc" [p] and metadata values
-    k:int=5, # how many frames, at least 1; no more are found than there are
-    include_metadata:bool=True, # say what is known about them
-) -> FrameQueryResult: # the k nearest
+    index: FeatureIndex,  # from `build_index`
+    query: np.ndarray|dict,  # features [D]; in the extended space also a dict of "lpc" [p] and metadata values
+    k: int = 5,  # how many frames, at least 1; no more are found than there are
+    include_metadata: bool = True,  # say what is known about them
+) -> FrameQueryResult:  # the k nearest
     "Frames nearest to given features. ValueError for a wrong number of values, an unknown name or k < 1."
     if k < 1: raise ValueError(f"k must be at least 1, got {k}")
     vector, use = _encode(index, query)
@@ -180,11 +180,11 @@ def query_index(
 
 # %% ../../nbs/ssgs/07_retrieval.ipynb #44f61aa1
 def similar_frames(
-    index:FeatureIndex, # from `build_index`
-    frame_idx:int, # a frame, counted through all recordings
-    k:int=5, # how many others, at least 1; no more are found than there are
-    include_metadata:bool=True, # say what is known about them
-) -> FrameQueryResult: # the k nearest other frames
+    index: FeatureIndex,  # from `build_index`
+    frame_idx: int,  # a frame, counted through all recordings
+    k: int = 5,  # how many others, at least 1; no more are found than there are
+    include_metadata: bool = True,  # say what is known about them
+) -> FrameQueryResult:  # the k nearest other frames
     "Frames like a given frame, without that one. IndexError for a frame that does not exist, ValueError for k < 1."
     if k < 1: raise ValueError(f"k must be at least 1, got {k}")
     if not 0 <= frame_idx < index.tree.n: raise IndexError(f"there is no frame {frame_idx}; they run from 0 to {index.tree.n - 1}")

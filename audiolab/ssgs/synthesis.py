@@ -25,17 +25,17 @@ from .lpc import space_lsf
 @dataclass
 class States:
     "K states as the generator sees them; a row of tracks is [p LSF (rad), log RMS, voicing, log F0]."
-    sample_rate: int # Hz
-    hop_size: int # samples
-    initial: np.ndarray # probability of being first [K]
-    transition: np.ndarray # probability of state j after state i [K, K]
-    occupancy: np.ndarray # share of the training frames [K]
-    mean: np.ndarray # tracks [K, p + 3]
-    variance: np.ndarray # within the state [K, p + 3]
-    delta_variance: np.ndarray # mean squared change from frame to frame [K, p + 3]
-    peak: float = 1.0 # largest sample of the training audio
-    loudest: np.ndarray|None = None # greatest log RMS heard in each state [K]; None for no limit
-    colour: np.ndarray|None = None # gain of noise-like and of pulse-like excitations, from 0 Hz to Nyquist [2, bins]; None for flat
+    sample_rate: int  # Hz
+    hop_size: int  # samples
+    initial: np.ndarray  # probability of being first [K]
+    transition: np.ndarray  # probability of state j after state i [K, K]
+    occupancy: np.ndarray  # share of the training frames [K]
+    mean: np.ndarray  # tracks [K, p + 3]
+    variance: np.ndarray  # within the state [K, p + 3]
+    delta_variance: np.ndarray  # mean squared change from frame to frame [K, p + 3]
+    peak: float = 1.0  # largest sample of the training audio
+    loudest: np.ndarray|None = None  # greatest log RMS heard in each state [K]; None for no limit
+    colour: np.ndarray|None = None  # gain of noise-like and of pulse-like excitations, from 0 Hz to Nyquist [2, bins]; None for flat
 
     @property
     def center(self) -> np.ndarray:
@@ -49,29 +49,29 @@ class States:
 
 
 def tracks(
-    frames:Frames, # an analysed recording
-) -> np.ndarray: # [frames, p + 3]
+    frames: Frames,  # an analysed recording
+) -> np.ndarray:  # [frames, p + 3]
     "The tracks of a recording, one row a frame."
     return np.column_stack([frames.lsf, frames.log_rms, frames.voicing, np.log(frames.f0)])
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #4efca319
 def state_distance(
-    mean:np.ndarray, # tracks of the states [K, D]
-    spread:np.ndarray, # standard deviations [D]
-) -> np.ndarray: # root mean square distance [K, K], in standard deviations
+    mean: np.ndarray,  # tracks of the states [K, D]
+    spread: np.ndarray,  # standard deviations [D]
+) -> np.ndarray:  # root mean square distance [K, K], in standard deviations
     "How far apart two states sound."
     z = mean/spread
     return np.sqrt(np.maximum(((z[:, None] - z[None])**2).mean(-1), 0))
 
 
 def balanced_transitions(
-    transition:np.ndarray, # [K, K]
-    occupancy:np.ndarray, # share of time in each state [K]
-    distance:np.ndarray, # [K, K]
-    smoothness:float=0.5, # weight of the distance; 0 changes nothing
-    temperature:float=1.0, # > 1 flattens the choice of the next state, < 1 sharpens it
-    allowed:np.ndarray|None=None, # transitions that may happen [K, K] bool; None for all
-) -> np.ndarray: # [K, K], rows sum to 1
+    transition: np.ndarray,  # [K, K]
+    occupancy: np.ndarray,  # share of time in each state [K]
+    distance: np.ndarray,  # [K, K]
+    smoothness: float = 0.5,  # weight of the distance; 0 changes nothing
+    temperature: float = 1.0,  # > 1 flattens the choice of the next state, < 1 sharpens it
+    allowed: np.ndarray|None = None,  # transitions that may happen [K, K] bool; None for all
+) -> np.ndarray:  # [K, K], rows sum to 1
     "Transitions weighted by smoothness and temperature, with each state's share of time and its mean duration preserved."
     if temperature <= 0: raise ValueError(f"temperature must be above 0, got {temperature}")
     K = len(transition)
@@ -115,10 +115,10 @@ def _solve_tracks(mean, variance, delta, out):
 
 
 def smooth_tracks(
-    mean:np.ndarray, # the states' tracks along the path [frames, D]
-    variance:np.ndarray, # their variances [frames, D]
-    delta_variance:np.ndarray, # mean squared change from the frame before [frames, D]
-) -> np.ndarray: # smooth tracks [frames, D]
+    mean: np.ndarray,  # the states' tracks along the path [frames, D]
+    variance: np.ndarray,  # their variances [frames, D]
+    delta_variance: np.ndarray,  # mean squared change from the frame before [frames, D]
+) -> np.ndarray:  # smooth tracks [frames, D]
     "Tracks that maximise the likelihood of values and changes (MLPG, Tokuda et al. 2000)."
     out = np.empty(mean.shape)
     _solve_tracks(np.ascontiguousarray(mean), np.ascontiguousarray(variance), np.ascontiguousarray(delta_variance), out)
@@ -137,9 +137,9 @@ def _wander(variance, delta, draws, state, out):
 class Recordings:
     "The training audio of a model, with the state of every frame."
     def __init__(self,
-        frames:list[Frames], # analysed recordings
-        paths:list[np.ndarray], # the state of each of their frames, [frames] each
-        n_states:int, # K
+        frames: list[Frames],  # analysed recordings
+        paths: list[np.ndarray],  # the state of each of their frames, [frames] each
+        n_states: int,  # K
     ):
         self.frames, self.paths = frames, paths
         self.offsets = np.cumsum([0] + [len(o) for o in frames])
@@ -158,25 +158,25 @@ class Recordings:
 
     def __len__(self): return len(self.states)
 
-    def residual(self, file:int) -> np.ndarray:
+    def residual(self, file: int) -> np.ndarray:
         "Excitation of a recording [frames * hop_size]; the last few are kept."
         if file not in self.residuals:
             while len(self.residuals) >= 16: self.residuals.pop(next(iter(self.residuals)))
             self.residuals[file] = self.frames[file].residual()
         return self.residuals[file]
 
-    def locate(self, n:int) -> tuple[int, int]:
+    def locate(self, n: int) -> tuple[int, int]:
         "File and local frame of the n-th frame of all."
         file = int(np.searchsorted(self.offsets, n, side="right")) - 1
         return file, n - int(self.offsets[file])
 
-    def open(self, state:int, rng:np.random.Generator) -> int:
+    def open(self, state: int, rng: np.random.Generator) -> int:
         "A frame of `state` to begin with, where possible the beginning of a recording."
         begins = self.offsets[:-1][self.states[self.offsets[:-1]] == state]
         members = begins if len(begins) else self.members[state]
         return int(rng.choice(members)) if len(members) else int(rng.integers(len(self)))
 
-    def choose(self, state:int, before:int, rng:np.random.Generator) -> int:
+    def choose(self, state: int, before: int, rng: np.random.Generator) -> int:
         "The frame of `state` that best continues frame `before`, other than its own successor."
         members = self.members[state]
         if len(members) > 600: start = rng.integers(len(members) - 599); members = members[start:start + 600]
@@ -187,13 +187,13 @@ class Recordings:
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #ec598aaf
 def sampled_plan(
-    states:States, # the model
-    transition:np.ndarray, # transitions to use [K, K]; those of probability 0 are never taken
-    recordings:Recordings|None, # training audio, needed for fidelity > 0
-    fidelity:float, # probability of following the training succession
-    rng:np.random.Generator, # source of randomness
-    given:np.ndarray|None=None, # states to follow instead of sampling; the last one is held
-) -> Iterator[tuple[int, int, bool]]: # state, frame, fresh
+    states: States,  # the model
+    transition: np.ndarray,  # transitions to use [K, K]; those of probability 0 are never taken
+    recordings: Recordings|None,  # training audio, needed for fidelity > 0
+    fidelity: float,  # probability of following the training succession
+    rng: np.random.Generator,  # source of randomness
+    given: np.ndarray|None = None,  # states to follow instead of sampling; the last one is held
+) -> Iterator[tuple[int, int, bool]]:  # state, frame, fresh
     "Sample states (or follow `given` ones), and follow the training succession with probability `fidelity`."
     cumulative, entered = np.cumsum(transition, 1), (transition > 0).sum(0) - (np.diag(transition) > 0) > 0
     draw = lambda row: min(int(np.searchsorted(row, rng.random()*row[-1], side="right")), len(row) - 1)
@@ -217,9 +217,9 @@ def sampled_plan(
 
 
 def replay_plan(
-    recordings:Recordings, # training audio
-    start:int=0, # first frame
-) -> Iterator[tuple[int, int, bool]]: # state, frame, fresh
+    recordings: Recordings,  # training audio
+    start: int = 0,  # first frame
+) -> Iterator[tuple[int, int, bool]]:  # state, frame, fresh
     "The training frames in their order, round and round."
     while True:
         for frame in range(start, len(recordings)):
@@ -230,8 +230,8 @@ def replay_plan(
 class Colour:
     "A minimum-phase filter with a given gain, applied block by block."
     def __init__(self,
-        gain:np.ndarray, # from 0 Hz to Nyquist [bins]
-        taps:int=1024, # length of the filter
+        gain: np.ndarray,  # from 0 Hz to Nyquist [bins]
+        taps: int = 1024,  # length of the filter
     ):
         log = np.interp(np.linspace(0, 1, 2*taps + 1), np.linspace(0, 1, len(gain)), np.log(gain))
         cepstrum = np.fft.irfft(log)
@@ -240,7 +240,7 @@ class Colour:
         self.filter = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)))[:taps]*np.cos(0.5*np.pi*np.arange(taps)/taps)**0.5
         self.tail = np.zeros(taps - 1)
 
-    def __call__(self, x:np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         y = fftconvolve(x, self.filter)
         y[:len(self.tail)] += self.tail
         self.tail = y[len(x):].copy()
@@ -248,9 +248,9 @@ class Colour:
 
 
 def smooth_power(
-    power:np.ndarray, # power spectrum [bins]
-    octaves:float=1/6, # width of the average
-) -> np.ndarray: # [bins]
+    power: np.ndarray,  # power spectrum [bins]
+    octaves: float = 1/6,  # width of the average
+) -> np.ndarray:  # [bins]
     "Average a spectrum over a constant fraction of an octave, at least three bins."
     sums, n = np.concatenate([[0.], np.cumsum(power)]), np.arange(len(power))
     half = np.maximum(1, np.round(n*(2**(octaves/2) - 1))).astype(int)
@@ -259,9 +259,9 @@ def smooth_power(
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #6ec68cf0
 def soft_limit(
-    audio:np.ndarray, # any shape
-    knee:float, # magnitude up to which nothing is changed; above 1, where the training audio itself goes beyond full scale, nothing ever is
-) -> np.ndarray: # same shape, magnitudes at most 1 (or 0.02 more than the knee)
+    audio: np.ndarray,  # any shape
+    knee: float,  # magnitude up to which nothing is changed; above 1, where the training audio itself goes beyond full scale, nothing ever is
+) -> np.ndarray:  # same shape, magnitudes at most 1 (or 0.02 more than the knee)
     "Bend magnitudes above `knee` smoothly towards 1, sample by sample."
     if knee > 1: return audio
     knee = max(knee, 0.5)
@@ -269,7 +269,7 @@ def soft_limit(
     return np.where(over > 0, np.sign(audio)*(knee + room*np.tanh(over/room)), audio)
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #6c23c7fc
-BLOCK, CONTEXT = 64, 32 # frames made at a time, and seen on either side for smoothing
+BLOCK, CONTEXT = 64, 32  # frames made at a time, and seen on either side for smoothing
 
 
 class _Tracks:
@@ -342,14 +342,14 @@ class _RealExcitation:
 class Stream:
     "An endless sound. `read(n)` returns the next n samples; pieces of any length join to the same whole."
     def __init__(self,
-        states:States, # the model
-        plan:Iterator, # states and frames to follow
-        recordings:Recordings|None=None, # training audio, needed for fidelity > 0
-        fidelity:float=0.0, # 0 (synthetic) to 1 (the recording)
-        excitation_type:str="Karplus-Strong", # a name in `EXCITATIONS`
-        rng:np.random.Generator|None=None, # source of randomness
-        sample_rate:int|None=None, # Hz of the output; None for the model's own
-        variation:float=1.0, # how far tracks wander within a state; 0 for not at all
+        states: States,  # the model
+        plan: Iterator,  # states and frames to follow
+        recordings: Recordings|None = None,  # training audio, needed for fidelity > 0
+        fidelity: float = 0.0,  # 0 (synthetic) to 1 (the recording)
+        excitation_type: str = "Karplus-Strong",  # a name in `EXCITATIONS`
+        rng: np.random.Generator|None = None,  # source of randomness
+        sample_rate: int|None = None,  # Hz of the output; None for the model's own
+        variation: float = 1.0,  # how far tracks wander within a state; 0 for not at all
     ):
         rng = rng or np.random.default_rng()
         if recordings is None: fidelity = 0.
@@ -368,8 +368,8 @@ class Stream:
         self.done, self.node, self.buffer, self.lattice = 0, None, np.zeros(0), np.zeros(states.mean.shape[1] - 2)
 
     def read(self,
-        n:int, # how many samples
-    ) -> np.ndarray: # [n] float64
+        n: int,  # how many samples
+    ) -> np.ndarray:  # [n] float64
         "The next n samples."
         pieces, have = [self.buffer], len(self.buffer)
         while have < n:
@@ -384,7 +384,7 @@ class Stream:
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #39c45b3a
 @patch
-def _prepare(self:Stream):
+def _prepare(self: Stream):
     "Tracks [65, p + 3] and excitation of the next block, and where in it recordings begin."
     first, last, f = self.done, self.done + BLOCK, self.fidelity
     while len(self.states) <= last + CONTEXT:
@@ -406,7 +406,7 @@ def _prepare(self:Stream):
 
 
 @patch
-def _filter(self:Stream, nodes, excitation, begins):
+def _filter(self: Stream, nodes, excitation, begins):
     "Sound of a block [64 * hop_size]."
     hop, parcor, out = self.model.hop_size, lsf_to_parcor(nodes[:, :-3]), []
     cuts = sorted({0, BLOCK, *begins})
@@ -417,11 +417,11 @@ def _filter(self:Stream, nodes, excitation, begins):
 
 # %% ../../nbs/ssgs/06_synthesis.ipynb #bff4f29b
 def measure_colour(
-    states:States, # a model without its colour
-    recordings:Recordings, # its training audio
-    seconds:float=60., # how much of it to use, the beginning of each recording
-    n_fft:int=2048, # resolution
-) -> np.ndarray: # gain for noise-like and for pulse-like excitations [2, n_fft / 2 + 1], -40 to +12 dB
+    states: States,  # a model without its colour
+    recordings: Recordings,  # its training audio
+    seconds: float = 60.,  # how much of it to use, the beginning of each recording
+    n_fft: int = 2048,  # resolution
+) -> np.ndarray:  # gain for noise-like and for pulse-like excitations [2, n_fft / 2 + 1], -40 to +12 dB
     "The long-term spectrum of the training audio relative to its resynthesis from states and noise, and from states and pulses."
     return np.stack([_measure_colour(states, recordings, o, seconds, n_fft) for o in ("noise", "pulse")])
 

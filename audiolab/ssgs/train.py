@@ -41,10 +41,10 @@ class NoAudio(ValueError):
 
 
 def read_all(
-    files:list[Path], # audio files
-    sample_rate:int, # Hz, of the result
-    max_unreadable:float=1.0, # share of files that may be unreadable, 0..1
-) -> tuple[list[np.ndarray], list[Path], list[AudioError]]: # mono waveforms, their files, and the errors of the others
+    files: list[Path],  # audio files
+    sample_rate: int,  # Hz, of the result
+    max_unreadable: float = 1.0,  # share of files that may be unreadable, 0..1
+) -> tuple[list[np.ndarray], list[Path], list[AudioError]]:  # mono waveforms, their files, and the errors of the others
     "Read files, leaving out those that cannot be read. Raises `NoAudio` when none is left or too many are bad."
     sounds, good, bad = [], [], []
     for path in tqdm(files, desc="reading", unit="file", disable=None, leave=False):
@@ -63,28 +63,28 @@ def read_all(
 @dataclass
 class TrainConfig:
     "Learn spectral states from folders of audio."
-    folders: tuple[str, ...] = ("training_001", "training_002") # folders (or files) with training audio
-    sample_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)] = 16000 # Hz; files are resampled to it
-    n_states: Annotated[int, annotated_types.Interval(ge=1, le=4096)] = 34 # spectral states; more are more expressive (8, 16, 34, 42 are usual)
-    n_iterations: Annotated[int, annotated_types.Ge(0)] = 20 # EM iterations; with --resume this many more
-    checkpoint_dir: str = "models" # where checkpoints and results are written
-    checkpoint_interval: Annotated[int, annotated_types.Ge(0)] = 5 # iterations between checkpoints; 0 for none
-    resume: str|None = None # checkpoint to go on from; "auto" takes the newest sound one in checkpoint_dir
-    extensions: tuple[str, ...] = (".mp3", ".wav", ".flac", ".ogg") # endings of audio files
-    recursive: bool = False # look into folders inside the folders
-    artifacts: bool = True # keep the training audio in the checkpoints (needed for fidelity above 0)
-    max_unreadable: Annotated[float, annotated_types.Interval(ge=0, le=1)] = 1.0 # share of unreadable files that is tolerated; the run fails in any case when none is left
-    lpc_order: Annotated[int, annotated_types.Interval(ge=2, le=128)]|None = None # order of linear prediction; 2 + sample rate / 1000 if not given
-    frame_size: Annotated[int, annotated_types.Interval(ge=16, le=65536)] = 1024 # analysis window (samples)
-    hop_size: Annotated[int, annotated_types.Interval(ge=1, le=65536)] = 256 # distance between frames (samples)
-    smoothness_weight: Annotated[float, annotated_types.Ge(0)] = 0.5 # preference for steps between similar states in generation
-    auto_n_states: bool = False # choose n_states by BIC among 8, 16, 24, 32, 34, 42
-    mode: Literal["batch", "incremental", "online"] = "batch" # how often parameters are updated
-    tolerance: Annotated[float, annotated_types.Ge(0)] = 1e-5 # stop when an iteration gains less than this (nats a frame)
-    dtype: Literal["float32", "float64"] = "float32" # precision of the E-step
-    device: str = "cpu" # torch device of the E-step
-    seed: Annotated[int, annotated_types.Ge(0)] = 0 # same seed, same model
-    processes: Annotated[int, annotated_types.Ge(1)] = 1 # on this machine, sharing the E-steps; the model is the same for any number
+    folders: tuple[str, ...] = ("training_001", "training_002")  # folders (or files) with training audio
+    sample_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)] = 16000  # Hz; files are resampled to it
+    n_states: Annotated[int, annotated_types.Interval(ge=1, le=4096)] = 34  # spectral states; more are more expressive (8, 16, 34, 42 are usual)
+    n_iterations: Annotated[int, annotated_types.Ge(0)] = 20  # EM iterations; with --resume this many more
+    checkpoint_dir: str = "models"  # where checkpoints and results are written
+    checkpoint_interval: Annotated[int, annotated_types.Ge(0)] = 5  # iterations between checkpoints; 0 for none
+    resume: str|None = None  # checkpoint to go on from; "auto" takes the newest sound one in checkpoint_dir
+    extensions: tuple[str, ...] = (".mp3", ".wav", ".flac", ".ogg")  # endings of audio files
+    recursive: bool = False  # look into folders inside the folders
+    artifacts: bool = True  # keep the training audio in the checkpoints (needed for fidelity above 0)
+    max_unreadable: Annotated[float, annotated_types.Interval(ge=0, le=1)] = 1.0  # share of unreadable files that is tolerated; the run fails in any case when none is left
+    lpc_order: Annotated[int, annotated_types.Interval(ge=2, le=128)]|None = None  # order of linear prediction; 2 + sample rate / 1000 if not given
+    frame_size: Annotated[int, annotated_types.Interval(ge=16, le=65536)] = 1024  # analysis window (samples)
+    hop_size: Annotated[int, annotated_types.Interval(ge=1, le=65536)] = 256  # distance between frames (samples)
+    smoothness_weight: Annotated[float, annotated_types.Ge(0)] = 0.5  # preference for steps between similar states in generation
+    auto_n_states: bool = False  # choose n_states by BIC among 8, 16, 24, 32, 34, 42
+    mode: Literal["batch", "incremental", "online"] = "batch"  # how often parameters are updated
+    tolerance: Annotated[float, annotated_types.Ge(0)] = 1e-5  # stop when an iteration gains less than this (nats a frame)
+    dtype: Literal["float32", "float64"] = "float32"  # precision of the E-step
+    device: str = "cpu"  # torch device of the E-step
+    seed: Annotated[int, annotated_types.Ge(0)] = 0  # same seed, same model
+    processes: Annotated[int, annotated_types.Ge(1)] = 1  # on this machine, sharing the E-steps; the model is the same for any number
 
     def files(self) -> list[Path]:
         "The audio files in the folders; of the default folders, those that exist."
@@ -116,9 +116,9 @@ def _keep_settings(model, settings):
 class _Model(Task):
     "A model that may come from a file."
     def __init__(self,
-        config:TrainConfig, # what to train on and how
-        files:list|None=None, # files to train on; None for those that the config names
-        **settings, # of `SpectralStateGuidedSynthesis`, where the config has no field for them
+        config: TrainConfig,  # what to train on and how
+        files: list|None = None,  # files to train on; None for those that the config names
+        **settings,  # of `SpectralStateGuidedSynthesis`, where the config has no field for them
     ):
         self._asked, self.files_given, self.settings, self.model = config, files, settings, None
         self.config = config
@@ -233,13 +233,13 @@ def _make_trainer(config, files=None, sample_every="never", listeners=(), **sett
 
 
 def ssgs_trainer(
-    audio_files:str|Path|list, # files, or folders of files, to train on; [] when resuming from a checkpoint that knows its material
-    checkpoint_dir:str|Path="models", # where everything is written
+    audio_files: str|Path|list,  # files, or folders of files, to train on; [] when resuming from a checkpoint that knows its material
+    checkpoint_dir: str|Path = "models",  # where everything is written
     *,
-    sample_every:str="never", # how often to make three seconds of sound, such as "5 epochs" (iterations)
-    listeners:list[Callable[[Event], None]]=(), # called with every event, such as `TerminalProgress()`
-    **settings, # of `TrainConfig` and of `SpectralStateGuidedSynthesis`
-) -> Trainer: # `fit` it, or `watch` it in a notebook; the model is `trainer.task.model`
+    sample_every: str = "never",  # how often to make three seconds of sound, such as "5 epochs" (iterations)
+    listeners: list[Callable[[Event], None]] = (),  # called with every event, such as `TerminalProgress()`
+    **settings,  # of `TrainConfig` and of `SpectralStateGuidedSynthesis`
+) -> Trainer:  # `fit` it, or `watch` it in a notebook; the model is `trainer.task.model`
     "A run to be started, paused and stopped from Python. Raises AudioError for a file or folder that is not there."
     many = [audio_files] if isinstance(audio_files, (str, Path)) else list(audio_files)
     known = {field.name for field in fields(TrainConfig)}
@@ -249,18 +249,18 @@ def ssgs_trainer(
 
 # %% ../../nbs/ssgs/11_train.ipynb #b79d1ec8
 def train_model(
-    audio_files:list|None, # files to train on; None or empty when resuming from a checkpoint that knows its material
-    sample_rate:int=16000, # Hz
-    n_states:int=34, # number of spectral states
-    n_em_iterations:int=20, # iterations, more when resuming
-    checkpoint_dir:str|Path="models", # where everything is written
-    checkpoint_interval:int=5, # iterations between checkpoints; 0 for none
-    resume_from:str|Path|None=None, # checkpoint, or "auto" for the newest sound one in checkpoint_dir
+    audio_files: list|None,  # files to train on; None or empty when resuming from a checkpoint that knows its material
+    sample_rate: int = 16000,  # Hz
+    n_states: int = 34,  # number of spectral states
+    n_em_iterations: int = 20,  # iterations, more when resuming
+    checkpoint_dir: str|Path = "models",  # where everything is written
+    checkpoint_interval: int = 5,  # iterations between checkpoints; 0 for none
+    resume_from: str|Path|None = None,  # checkpoint, or "auto" for the newest sound one in checkpoint_dir
     *,
-    artifacts:bool=True, # keep the training audio in checkpoints
-    max_unreadable:float=1.0, # share of unreadable files that is tolerated
-    **model_settings, # of `SpectralStateGuidedSynthesis`
-) -> tuple[SpectralStateGuidedSynthesis, int]: # the model, and the signal that stopped the run (0 for none)
+    artifacts: bool = True,  # keep the training audio in checkpoints
+    max_unreadable: float = 1.0,  # share of unreadable files that is tolerated
+    **model_settings,  # of `SpectralStateGuidedSynthesis`
+) -> tuple[SpectralStateGuidedSynthesis, int]:  # the model, and the signal that stopped the run (0 for none)
     "Train on files, with checkpoints; resume with continued numbering."
     files, known = [str(o) for o in audio_files or ()], {field.name for field in fields(TrainConfig)}
     config = TrainConfig(tuple(files), sample_rate, n_states, n_em_iterations, str(checkpoint_dir), checkpoint_interval, str(resume_from) if resume_from else None,
@@ -271,8 +271,8 @@ def train_model(
 
 # %% ../../nbs/ssgs/11_train.ipynb #70f8eef7
 def train_command(
-    config:TrainConfig, # what to train on and how
-) -> int: # exit code: 0; when stopped by a signal 128 + its number, 75 for SIGUSR1
+    config: TrainConfig,  # what to train on and how
+) -> int:  # exit code: 0; when stopped by a signal 128 + its number, 75 for SIGUSR1
     "Train from a configuration."
     started = time.monotonic()
     if int(os.environ.get("RANK") or 0): logging.getLogger("audiolab").setLevel(logging.ERROR)  # one voice is enough

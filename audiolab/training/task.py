@@ -35,35 +35,35 @@ _Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
 @dataclass
 class TrainingConfig:
     "How long, how fast and how carefully to train."
-    steps: _Count = 0 # length of the run in updates; 0: epochs decide
-    epochs: _Count = 0 # length of the run in passes over the data; 0: steps decide
-    batch_size: Annotated[int, annotated_types.Ge(1)] = 16 # items of a batch, over all processes together
-    accumulate: Annotated[int, annotated_types.Ge(1)] = 1 # batches to an update: more is like a larger batch in the same memory
-    schedule: Literal["constant", "cosine", "exponential"] = "cosine" # of the learning rate
-    warmup: Annotated[float, annotated_types.Ge(0)] = 0.0 # steps of linear warm-up; below 1 a share of the run
-    final_factor: _Share = 0.0 # cosine: learning rate at the end as a share of the highest
-    decay: Annotated[float, annotated_types.Interval(gt=0, le=1)] = 0.999996 # exponential: factor for each step
-    clip_norm: Annotated[float, annotated_types.Ge(0)] = 0.0 # longest gradient; 0 for no limit
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto" # of the forward pass; auto: float32 on a CPU, half on a GPU
-    ema_decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.0 # average of weights that is evaluated and exported; 0 for none
-    log_every: Annotated[int, annotated_types.Ge(1)] = 20 # steps between rows of the history
-    validate_every: str = "1 epoch" # such as "500 steps", "1 epoch", "10 minutes", "never"
-    sample_every: str = "1 epoch" # how often to make sound to listen to
-    save_every: str = "10 minutes" # how often to write a checkpoint; at the end there is always one
-    keep_last: _Count = 2 # newest checkpoints to keep, at least 2; 0 keeps all
-    keep_every: _Count = 0 # also keep those whose number is a multiple of this
-    keep_best: _Count = 1 # also keep this many of the best
-    best_metric: str = "loss" # of validation, by which the best model is chosen
-    best_mode: Literal["min", "max"] = "min" # which values of it are better
-    patience: _Count = 0 # stop after this many validations without a better one; 0 for never
-    on_nan: Literal["skip", "stop", "ignore"] = "skip" # what to do where a gradient is not finite
-    max_bad_steps: Annotated[int, annotated_types.Ge(1)] = 20 # stop after so many of them in a row
-    on_save_error: Literal["continue", "stop"] = "continue" # what to do when a checkpoint cannot be written
-    push: str = "" # s3://, hf:// or folder to which checkpoints are copied as they are made
-    num_workers: _Count = 0 # processes that prepare data
-    seed: _Count = 0 # same seed, same run
-    device: str = "auto" # torch device; auto: a GPU if there is one
-    processes: Annotated[int, annotated_types.Ge(1)] = 1 # on this machine; more than one starts torchrun
+    steps: _Count = 0  # length of the run in updates; 0: epochs decide
+    epochs: _Count = 0  # length of the run in passes over the data; 0: steps decide
+    batch_size: Annotated[int, annotated_types.Ge(1)] = 16  # items of a batch, over all processes together
+    accumulate: Annotated[int, annotated_types.Ge(1)] = 1  # batches to an update: more is like a larger batch in the same memory
+    schedule: Literal["constant", "cosine", "exponential"] = "cosine"  # of the learning rate
+    warmup: Annotated[float, annotated_types.Ge(0)] = 0.0  # steps of linear warm-up; below 1 a share of the run
+    final_factor: _Share = 0.0  # cosine: learning rate at the end as a share of the highest
+    decay: Annotated[float, annotated_types.Interval(gt=0, le=1)] = 0.999996  # exponential: factor for each step
+    clip_norm: Annotated[float, annotated_types.Ge(0)] = 0.0  # longest gradient; 0 for no limit
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass; auto: float32 on a CPU, half on a GPU
+    ema_decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.0  # average of weights that is evaluated and exported; 0 for none
+    log_every: Annotated[int, annotated_types.Ge(1)] = 20  # steps between rows of the history
+    validate_every: str = "1 epoch"  # such as "500 steps", "1 epoch", "10 minutes", "never"
+    sample_every: str = "1 epoch"  # how often to make sound to listen to
+    save_every: str = "10 minutes"  # how often to write a checkpoint; at the end there is always one
+    keep_last: _Count = 2  # newest checkpoints to keep, at least 2; 0 keeps all
+    keep_every: _Count = 0  # also keep those whose number is a multiple of this
+    keep_best: _Count = 1  # also keep this many of the best
+    best_metric: str = "loss"  # of validation, by which the best model is chosen
+    best_mode: Literal["min", "max"] = "min"  # which values of it are better
+    patience: _Count = 0  # stop after this many validations without a better one; 0 for never
+    on_nan: Literal["skip", "stop", "ignore"] = "skip"  # what to do where a gradient is not finite
+    max_bad_steps: Annotated[int, annotated_types.Ge(1)] = 20  # stop after so many of them in a row
+    on_save_error: Literal["continue", "stop"] = "continue"  # what to do when a checkpoint cannot be written
+    push: str = ""  # s3://, hf:// or folder to which checkpoints are copied as they are made
+    num_workers: _Count = 0  # processes that prepare data
+    seed: _Count = 0  # same seed, same run
+    device: str = "auto"  # torch device; auto: a GPU if there is one
+    processes: Annotated[int, annotated_types.Ge(1)] = 1  # on this machine; more than one starts torchrun
 
 # %% ../../nbs/training/04_task.ipynb #c9baa720
 class Task(ABC):

@@ -27,12 +27,12 @@ class VocoderError(ValueError):
 @dataclass(frozen=True)
 class MelFormat:
     "How a log-mel spectrogram is made (magnitudes, natural logarithm, floor 1e-5); only from the same can sound be rebuilt."
-    sample_rate: int = 16000 # Hz
-    n_mels: int = 80 # bands
-    n_fft: int = 1024 # samples of a frame
-    hop_length: int = 256 # samples between frames
-    f_min: float = 0.0 # Hz, lower edge of the lowest band
-    f_max: float|None = None # Hz, upper edge of the highest band; half the sample rate if not given
+    sample_rate: int = 16000  # Hz
+    n_mels: int = 80  # bands
+    n_fft: int = 1024  # samples of a frame
+    hop_length: int = 256  # samples between frames
+    f_min: float = 0.0  # Hz, lower edge of the lowest band
+    f_max: float|None = None  # Hz, upper edge of the highest band; half the sample rate if not given
 
     def __post_init__(self):
         top = self.f_max or self.sample_rate/2
@@ -42,22 +42,22 @@ class MelFormat:
                                         "0 <= f_min < f_max <= half the sample rate")
 
     def __call__(self,
-        audio, # [..., T] at `sample_rate`, array or tensor
-    ) -> torch.Tensor: # [..., n_mels, T//hop_length+1]
+        audio,  # [..., T] at `sample_rate`, array or tensor
+    ) -> torch.Tensor:  # [..., n_mels, T//hop_length+1]
         "The log-mel spectrogram of a sound."
         return log_mel(audio, self.sample_rate, n_mels=self.n_mels, n_fft=self.n_fft, hop_length=self.hop_length, f_min=self.f_min, f_max=self.f_max)
 
 # %% ../../nbs/vocoder/00_network.ipynb #82060baf
 @lru_cache(maxsize=16)
-def _tables(mel, device): # (filters [M, K], their pseudo-inverse [K, M], band levels to bin levels [K, M], bandwidths [M, 1])
+def _tables(mel, device):  # (filters [M, K], their pseudo-inverse [K, M], band levels to bin levels [K, M], bandwidths [M, 1])
     filters = mel_filterbank(mel.sample_rate, mel.n_fft, mel.n_mels, mel.f_min, mel.f_max)
     spread = filters.T/filters.sum(0)[:, None]
-    covered = torch.nonzero(filters.sum(0) > 0)[:, 0] # bins below, above and between the bands take the level of the nearest one
+    covered = torch.nonzero(filters.sum(0) > 0)[:, 0]  # bins below, above and between the bands take the level of the nearest one
     nearest = (torch.arange(len(spread))[:, None]-covered).abs().argmin(1)
     return tuple(t.to(device) for t in (filters, torch.linalg.pinv(filters), spread[covered[nearest]], filters.sum(1)[:, None]))
 
 
-def _sound(spectrum, mel, length=None): # complex [B, K, F] -> [B, T]
+def _sound(spectrum, mel, length=None):  # complex [B, K, F] -> [B, T]
     window = torch.hann_window(mel.n_fft, device=spectrum.device)
     return torch.istft(spectrum, mel.n_fft, mel.hop_length, window=window, length=(spectrum.shape[-1]-1)*mel.hop_length if length is None else length)
 
@@ -65,20 +65,20 @@ def _sound(spectrum, mel, length=None): # complex [B, K, F] -> [B, T]
 def _spectrum(audio, mel): return stft(audio, mel.n_fft, mel.hop_length)
 
 
-def _size(x): return (x.real.square()+x.imag.square()+1e-20).sqrt() # twice as fast as abs(), and with a gradient at 0
+def _size(x): return (x.real.square()+x.imag.square()+1e-20).sqrt()  # twice as fast as abs(), and with a gradient at 0
 
 
-def _unit(x): return x*(1/(_size(x)+1e-5)) # the phase alone; 0 where there is none
+def _unit(x): return x*(1/(_size(x)+1e-5))  # the phase alone; 0 where there is none
 
 
-def _agreed(magnitude, now, log_mel, mel): # magnitudes between the wanted and the possible ones, corrected by what the mel of `now` lacks
+def _agreed(magnitude, now, log_mel, mel):  # magnitudes between the wanted and the possible ones, corrected by what the mel of `now` lacks
     filters, _, spread, _ = _tables(mel, log_mel.device)
     found = _size(now)
     lacking = (log_mel-(filters@found).clamp(min=1e-5).log()).clamp(-2, 2)
     return (magnitude*found+1e-9).sqrt()*(spread@lacking).exp()
 
 
-def _iterate(spectrum, log_mel, mel, rounds, momentum=.99, follow_mel=True): # spectrum [B, K, F] -> that of a sound which is nearer to the mels
+def _iterate(spectrum, log_mel, mel, rounds, momentum=.99, follow_mel=True):  # spectrum [B, K, F] -> that of a sound which is nearer to the mels
     magnitude, before = _size(spectrum), 0
     for _ in range(rounds):
         now = _spectrum(_sound(spectrum, mel), mel)
@@ -87,26 +87,26 @@ def _iterate(spectrum, log_mel, mel, rounds, momentum=.99, follow_mel=True): # s
     return spectrum
 
 
-def _start(log_mel, mel): # what the bands say about magnitudes; every frame a pulse in its middle, not at random: the same mel, the same sound
+def _start(log_mel, mel):  # what the bands say about magnitudes; every frame a pulse in its middle, not at random: the same mel, the same sound
     centred = torch.tensor([1., -1.], device=log_mel.device).repeat(mel.n_fft//4+1)[:mel.n_fft//2+1, None]
     return (_tables(mel, log_mel.device)[1]@log_mel.exp()).clamp(min=1e-6)*centred.to(torch.complex64)
 
 # %% ../../nbs/vocoder/00_network.ipynb #ae3c4c8f
 def griffin_lim(
-    log_mel, # [n_mels, F] or [B, n_mels, F], array or tensor
-    mel:MelFormat=MelFormat(), # how it was made
-    rounds:int=60, # iterations
-    momentum:float=0.99, # of the overshooting; 0 is the method of 1984
-    follow_mel:bool=True, # correct the magnitudes by the mel of the sound made so far? False: keep the first guess
-    length:int|None=None, # samples wanted; (F-1)*hop_length if not given
-) -> torch.Tensor: # [T] or [B, T] at mel.sample_rate
+    log_mel,  # [n_mels, F] or [B, n_mels, F], array or tensor
+    mel: MelFormat = MelFormat(),  # how it was made
+    rounds: int = 60,  # iterations
+    momentum: float = 0.99,  # of the overshooting; 0 is the method of 1984
+    follow_mel: bool = True,  # correct the magnitudes by the mel of the sound made so far? False: keep the first guess
+    length: int|None = None,  # samples wanted; (F-1)*hop_length if not given
+) -> torch.Tensor:  # [T] or [B, T] at mel.sample_rate
     "Sound from a log-mel spectrogram without training (Griffin and Lim 1984, Perraudin et al. 2013). Raises `VocoderError`."
     x, single = _checked_mel(log_mel, mel)
     with torch.no_grad(): out = _sound(_iterate(_start(x, mel), x, mel, rounds, momentum, follow_mel), mel, length)
     return out[0] if single else out
 
 
-def _checked_mel(log_mel, mel): # (float32 [B, n_mels, F], whether it was a single one)
+def _checked_mel(log_mel, mel):  # (float32 [B, n_mels, F], whether it was a single one)
     x = torch.as_tensor(log_mel)
     if not x.is_floating_point() or x.ndim not in (2, 3) or x.shape[-2] != mel.n_mels:
         raise VocoderError(f"got {str(x.dtype).removeprefix('torch.')} {list(x.shape)}: a log-mel spectrogram is floating point, "
@@ -117,13 +117,13 @@ def _checked_mel(log_mel, mel): # (float32 [B, n_mels, F], whether it was a sing
     return (x.float()[None] if x.ndim == 2 else x.float()), x.ndim == 2
 
 # %% ../../nbs/vocoder/00_network.ipynb #34bef403
-def _features(draft, mel): # complex [B, K, F] -> real [B, 5K, F]: level, turns in time, turns in frequency
+def _features(draft, mel):  # complex [B, K, F] -> real [B, 5K, F]: level, turns in time, turns in frequency
     phase = _unit(draft)
     k = torch.arange(len(draft[0]), device=draft.device)
     # what is left of the turn when the advance of the bin's own frequency is taken out
     advance = torch.polar(torch.ones_like(k, dtype=torch.float32), -2*math.pi*k*mel.hop_length/mel.n_fft)
     in_time = F.pad(phase[..., 1:]*phase[..., :-1].conj(), (1, 0))*advance[:, None]
-    in_frequency = -F.pad(phase[:, 1:]*phase[:, :-1].conj(), (0, 0, 0, 1)) # a frame's origin is its start: centred frames turn by pi
+    in_frequency = -F.pad(phase[:, 1:]*phase[:, :-1].conj(), (0, 0, 0, 1))  # a frame's origin is its start: centred frames turn by pi
     return torch.cat([(_size(draft)+1e-5).log()/4+1, in_time.real, in_time.imag, in_frequency.real, in_frequency.imag], 1)
 
 
@@ -133,9 +133,9 @@ class _Block(nn.Module):
         super().__init__()
         self.around = nn.Conv1d(width, width, kernel, padding=kernel//2, groups=width)
         self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.scale = nn.Parameter(torch.full((width,), .2)) # near the identity at first
+        self.scale = nn.Parameter(torch.full((width,), .2))  # near the identity at first
 
-    def forward(self, x): # [B, F, width]
+    def forward(self, x):  # [B, F, width]
         y = self.around(x.transpose(1, 2)).transpose(1, 2)
         return x+self.scale*self.down(F.gelu(self.up(self.norm(y))))
 
@@ -143,13 +143,13 @@ class _Block(nn.Module):
 @dataclass(frozen=True)
 class VocoderModel:
     "Size of the network."
-    width: int = 192 # channels
-    hidden: int = 576 # channels inside a block
-    blocks: int = 6 # ConvNeXt blocks
-    kernel: int = 7 # frames that a block looks at, odd
-    draft_rounds: int = 12 # of Griffin and Lim, before the network
-    polish_rounds: int = 3 # of the same, after it, which it learns to expect
-    extra_rounds: int = 24 # more of them before and after it, when it is used and not trained
+    width: int = 192  # channels
+    hidden: int = 576  # channels inside a block
+    blocks: int = 6  # ConvNeXt blocks
+    kernel: int = 7  # frames that a block looks at, odd
+    draft_rounds: int = 12  # of Griffin and Lim, before the network
+    polish_rounds: int = 3  # of the same, after it, which it learns to expect
+    extra_rounds: int = 24  # more of them before and after it, when it is used and not trained
 
     def __post_init__(self):
         if not (1 <= self.width <= 4096 and 1 <= self.hidden <= 16384 and 0 <= self.blocks <= 64 and self.kernel % 2 and 1 <= self.kernel <= 63
@@ -158,10 +158,10 @@ class VocoderModel:
 
 # %% ../../nbs/vocoder/00_network.ipynb #c277fde8
 class _Head(nn.Module):
-    def _head(self, log_mel, draft, answer): # answer [B, 3K, F] -> spectrum [B, K, F]
+    def _head(self, log_mel, draft, answer):  # answer [B, 3K, F] -> spectrum [B, K, F]
         _, _, spread, bandwidth = _tables(self.mel, log_mel.device)
         gain, real, imaginary = answer.chunk(3, 1)
-        levels = spread@(log_mel-bandwidth.clamp(min=1e-8).log()) # of each band, at all its frequencies: no harmonics in it, but no mistakes
+        levels = spread@(log_mel-bandwidth.clamp(min=1e-8).log())  # of each band, at all its frequencies: no harmonics in it, but no mistakes
         magnitude = (.5*levels+.5*(_size(draft)+1e-5).log()+gain).clamp(max=7).exp()
         spectrum = magnitude*_unit(_unit(draft)*torch.complex(real+.3, imaginary))
         for _ in range(self.settings.polish_rounds):
@@ -174,8 +174,8 @@ class _Head(nn.Module):
 class Vocoder(_Head):
     "Log-mel spectrogram to sound (after Siuzdak 2023, with a drafted phase)."
     def __init__(self,
-        mel:MelFormat=MelFormat(), # what comes in
-        model:VocoderModel=VocoderModel(), # how large
+        mel: MelFormat = MelFormat(),  # what comes in
+        model: VocoderModel = VocoderModel(),  # how large
     ):
         super().__init__()
         self.mel, self.settings, bins = mel, model, mel.n_fft//2+1
@@ -183,7 +183,7 @@ class Vocoder(_Head):
         self.draft_in = nn.Linear(5*bins, model.width)
         self.blocks = nn.ModuleList(_Block(model.width, model.hidden, model.kernel) for _ in range(model.blocks))
         self.norm_in, self.norm_out, self.out = nn.LayerNorm(model.width), nn.LayerNorm(model.width), nn.Linear(model.width, 3*bins)
-        with torch.no_grad(): self.out.weight.mul_(.1); self.out.bias.zero_() # at first the answer is the draft
+        with torch.no_grad(): self.out.weight.mul_(.1); self.out.bias.zero_()  # at first the answer is the draft
 
     @property
     def context(self) -> int:
@@ -192,9 +192,9 @@ class Vocoder(_Head):
         return 4+m.blocks*(m.kernel//2)+overlap*(m.draft_rounds+m.polish_rounds+2*m.extra_rounds+3)
 
     def forward(self,
-        log_mel:torch.Tensor, # [B, n_mels, F]
-        length:int|None=None, # samples wanted; (F-1)*hop_length if not given
-    ) -> torch.Tensor: # [B, T]
+        log_mel: torch.Tensor,  # [B, n_mels, F]
+        length: int|None = None,  # samples wanted; (F-1)*hop_length if not given
+    ) -> torch.Tensor:  # [B, T]
         "The sound of a log-mel spectrogram."
         exact, extra = torch.autocast(log_mel.device.type, enabled=False), 0 if self.training else self.settings.extra_rounds
         with torch.no_grad(), exact:
@@ -210,19 +210,19 @@ class Vocoder(_Head):
             return _sound(spectrum, self.mel, length)
 
 # %% ../../nbs/vocoder/00_network.ipynb #e66ae709
-class _Player: # a network that makes sounds of any length
+class _Player:  # a network that makes sounds of any length
     def __init__(self,
-        net:Vocoder, # trained
+        net: Vocoder,  # trained
     ): self.net, self.mel = net.eval(), net.mel
 
     @property
     def sample_rate(self) -> int: "Hz, of the sound it makes."; return self.mel.sample_rate
 
     def __call__(self,
-        log_mel, # [n_mels, F] or [B, n_mels, F], F at least 2, from `self.mel`; array or tensor
-        length:int|None=None, # samples wanted, at most F*hop_length; (F-1)*hop_length if not given
-        frames_at_once:int=2000, # longer ones are done in pieces
-    ) -> torch.Tensor: # [T] or [B, T]
+        log_mel,  # [n_mels, F] or [B, n_mels, F], F at least 2, from `self.mel`; array or tensor
+        length: int|None = None,  # samples wanted, at most F*hop_length; (F-1)*hop_length if not given
+        frames_at_once: int = 2000,  # longer ones are done in pieces
+    ) -> torch.Tensor:  # [T] or [B, T]
         "Make the sound. The same mel gives the same sound. Raises `VocoderError` for what is no log-mel spectrogram of its format."
         x, single = _checked_mel(log_mel, self.mel)
         frames, hop, context = x.shape[-1], self.mel.hop_length, self.net.context
@@ -248,36 +248,36 @@ class MelVocoder(_Player):
     "A trained vocoder: log-mel spectrogram to sound."
 
     def resynthesize(self,
-        audio, # [T] or [C, T], at the vocoder's sample rate
-        sample_rate:int, # Hz, of `audio`
-    ) -> torch.Tensor: # of the same shape
+        audio,  # [T] or [C, T], at the vocoder's sample rate
+        sample_rate: int,  # Hz, of `audio`
+    ) -> torch.Tensor:  # of the same shape
         "Copy synthesis: to mel and back, which is how a vocoder is judged. Raises `VocoderError`."
         x = torch.as_tensor(audio, dtype=torch.float32)
         if sample_rate != self.mel.sample_rate:
             raise VocoderError(f"the sound has {sample_rate} Hz, the vocoder {self.mel.sample_rate} Hz: resample(audio, {sample_rate}, {self.mel.sample_rate}) first")
         if x.ndim not in (1, 2) or not x.numel() or not torch.isfinite(x).all():
             raise VocoderError(f"the sound {list(x.shape)} must be [T] or [C, T], not empty, and finite")
-        short = max(0, self.mel.hop_length-x.shape[-1]) # one hop makes the two frames that it takes
+        short = max(0, self.mel.hop_length-x.shape[-1])  # one hop makes the two frames that it takes
         return self(self.mel(F.pad(x, (0, short))), x.shape[-1]+short)[..., :x.shape[-1]]
 
     def save(self,
-        path:str|Path, # ends in .safetensors
-    ) -> Path: # the file
+        path: str|Path,  # ends in .safetensors
+    ) -> Path:  # the file
         "Write weights and settings, durably and with digests."
         return write_checkpoint(path, {f"vocoder.{name}": t for name, t in self.net.state_dict().items()},
                                 {"config": json.dumps({"mel": asdict(self.mel), "model": asdict(self.net.settings)})})
 
     @classmethod
     def load(cls,
-        path:str|Path, # from `save`, or a checkpoint of a training run
-        device:str="cpu", # torch device
+        path: str|Path,  # from `save`, or a checkpoint of a training run
+        device: str = "cpu",  # torch device
     ) -> "MelVocoder":
         "Read a vocoder. Raises `CheckpointError` for a damaged file, or one of something else; runs no code of it."
         tensors, metadata = read_checkpoint(path)
         try:
             config = json.loads(metadata["config"])
             parts = [kind(**{f.name: config[name][f.name] for f in fields(kind)}) for name, kind in (("mel", MelFormat), ("model", VocoderModel))]
-            with torch.device("meta"): net = Vocoder(*parts) # takes no memory, whatever the file claims
+            with torch.device("meta"): net = Vocoder(*parts)  # takes no memory, whatever the file claims
         except (ValueError, KeyError, TypeError, RuntimeError, RecursionError) as cause:
             raise CheckpointError(f"holds no vocoder: {type(cause).__name__}: {cause}", path) from cause
         found = {name.removeprefix("vocoder."): torch.as_tensor(t) for name, t in tensors.items() if name.startswith("vocoder.")}

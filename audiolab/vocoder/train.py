@@ -31,19 +31,19 @@ _log = logging.getLogger(__name__)
 class SpectralLoss:
     "Distance of sounds by spectrograms of several windows (after Yamamoto et al. 2020 and Kumar et al. 2023); differentiable."
     def __init__(self,
-        sample_rate:int, # Hz
-        windows:tuple=(2048, 1024, 512, 256), # samples; frames lie a quarter apart
-        log_weight:float=0.3, # of the log magnitudes' difference; that of log-mels counts 1
-        convergence_weight:float=0.5, # of spectral convergence
-        floor:float=1e-4, # smallest magnitude under a logarithm
+        sample_rate: int,  # Hz
+        windows: tuple = (2048, 1024, 512, 256),  # samples; frames lie a quarter apart
+        log_weight: float = 0.3,  # of the log magnitudes' difference; that of log-mels counts 1
+        convergence_weight: float = 0.5,  # of spectral convergence
+        floor: float = 1e-4,  # smallest magnitude under a logarithm
     ):
         self.windows, self.log_weight, self.convergence_weight, self.floor = tuple(windows), log_weight, convergence_weight, floor
         self._filters = {w: mel_filterbank(sample_rate, w, min(80, w//6)) for w in self.windows}
 
     def __call__(self,
-        reference:torch.Tensor, # [B, T]
-        candidate:torch.Tensor, # [B, T]
-    ) -> torch.Tensor: # 0-d; 0 for equal sounds
+        reference: torch.Tensor,  # [B, T]
+        candidate: torch.Tensor,  # [B, T]
+    ) -> torch.Tensor:  # 0-d; 0 for equal sounds
         "The distance, a mean over the batch."
         total = 0.
         for window, filters in self._filters.items():
@@ -59,17 +59,17 @@ class SpectralLoss:
 @dataclass
 class VocoderConfig:
     "Train a vocoder on folders of audio."
-    folders: tuple[str, ...] = () # folders (or files) of audio; none: a demo corpus is made and used
-    output: str = "vocoder" # run folder; an earlier run in it is kept
-    resume: str|None = None # checkpoint to go on from; "auto" takes the newest sound one, if there is one
-    corpus: str = "vocoder_demo" # without folders: where the demo corpus is made
-    corpus_seconds: Annotated[float, annotated_types.Ge(10)] = 300.0 # without folders: s of sound in it
-    validation: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.1 # share of the files kept apart
-    segment_seconds: Annotated[float, annotated_types.Interval(gt=0.1, le=60)] = 0.75 # length of the pieces trained on
-    learning_rate: Annotated[float, annotated_types.Gt(0)] = 2e-3 # highest, of AdamW
-    windows: tuple[int, ...] = (2048, 1024, 512, 256) # of the loss (samples)
-    mel: MelFormat = field(default_factory=MelFormat) # what the vocoder is to be fed
-    model: VocoderModel = field(default_factory=VocoderModel) # its size
+    folders: tuple[str, ...] = ()  # folders (or files) of audio; none: a demo corpus is made and used
+    output: str = "vocoder"  # run folder; an earlier run in it is kept
+    resume: str|None = None  # checkpoint to go on from; "auto" takes the newest sound one, if there is one
+    corpus: str = "vocoder_demo"  # without folders: where the demo corpus is made
+    corpus_seconds: Annotated[float, annotated_types.Ge(10)] = 300.0  # without folders: s of sound in it
+    validation: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.1  # share of the files kept apart
+    segment_seconds: Annotated[float, annotated_types.Interval(gt=0.1, le=60)] = 0.75  # length of the pieces trained on
+    learning_rate: Annotated[float, annotated_types.Gt(0)] = 2e-3  # highest, of AdamW
+    windows: tuple[int, ...] = (2048, 1024, 512, 256)  # of the loss (samples)
+    mel: MelFormat = field(default_factory=MelFormat)  # what the vocoder is to be fed
+    model: VocoderModel = field(default_factory=VocoderModel)  # its size
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=1500, batch_size=8, warmup=.05, clip_norm=5., log_every=25,
         validate_every="250 steps", sample_every="500 steps", save_every="5 minutes"))
 
@@ -79,7 +79,7 @@ class VocoderConfig:
         ends = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
         return f"train a vocoder for {self.mel.n_mels} mels at {self.mel.sample_rate} Hz {data}, {ends}, into {self.output}"
 
-    def clips(self) -> dict: # "train" and, unless there is to be none, "validation"
+    def clips(self) -> dict:  # "train" and, unless there is to be none, "validation"
         "Find the audio; `VocoderError` or `AudioError` if there is none."
         folders = self.folders
         if not folders:
@@ -91,14 +91,14 @@ class VocoderConfig:
         return split_clips(found, validation=self.validation, seed=self.training.seed) if self.validation else {"train": found}
 
 # %% ../../nbs/vocoder/01_train.ipynb #1553299f
-def _at_some_level(audio, rng): return audio*np.float32(rng.uniform(.3, 1)) # rng is the piece's own, so that it does not matter which process makes it
+def _at_some_level(audio, rng): return audio*np.float32(rng.uniform(.3, 1))  # rng is the piece's own, so that it does not matter which process makes it
 
 
 class _VocoderData(Task):
     "The data of a vocoder, and its weights."
     def __init__(self,
-        config:VocoderConfig, # what to train, and how
-        clips:dict|None=None, # {"train": source, "validation": source} to use instead of the folders
+        config: VocoderConfig,  # what to train, and how
+        clips: dict|None = None,  # {"train": source, "validation": source} to use instead of the folders
     ):
         self.config, self.clips, self._kept = config, clips, None
         self.loss = SpectralLoss(config.mel.sample_rate, config.windows)
@@ -106,13 +106,13 @@ class _VocoderData(Task):
     def _open(self, loop):
         c, rate = self.config, self.config.mel.sample_rate
         if self.clips is None:
-            if loop.rank: loop.place.barrier() # the first process makes the corpus, the others find it
+            if loop.rank: loop.place.barrier()  # the first process makes the corpus, the others find it
             self.clips = c.clips()
             if not loop.rank: loop.place.barrier()
         pieces = Segments(self.clips["train"], rate, c.segment_seconds, seed=loop.seed, transform=_at_some_level, per_clip=None)
         loop.data = Loader(pieces, loop.config.batch_size, seed=loop.seed, num_workers=loop.config.num_workers, rank=loop.rank, world=loop.world)
 
-    def _held_out(self, device, seconds=2., most=12): # [B, T]: pieces of the clips kept apart, spread over them
+    def _held_out(self, device, seconds=2., most=12):  # [B, T]: pieces of the clips kept apart, spread over them
         if self._kept is None and "validation" in self.clips:
             grid = Segments(self.clips["validation"], self.config.mel.sample_rate, seconds, placement="grid")
             whole = [i for i in range(len(grid)) if grid.length(i) == grid.samples] or [0]
@@ -120,7 +120,7 @@ class _VocoderData(Task):
         return None if self._kept is None else self._kept.to(device)
 
     def weights(self, loop):
-        settings = {"mel": asdict(self.config.mel), "model": asdict(self.config.model)} # no names of folders
+        settings = {"mel": asdict(self.config.mel), "model": asdict(self.config.model)}  # no names of folders
         return {f"vocoder.{name}": t for name, t in loop.modules["vocoder"].state_dict().items()}, {"config": json.dumps(settings)}
 
 # %% ../../nbs/vocoder/01_train.ipynb #c57d8ae2
@@ -159,26 +159,26 @@ class VocoderTask(_VocoderData):
 
 # %% ../../nbs/vocoder/01_train.ipynb #8ec6bd2e
 def vocoder_trainer(
-    config:VocoderConfig, # what to train, and how
-    clips:dict|None=None, # {"train": source, "validation": source} to use instead of the folders
-    listeners=(), # called with every event of the run
-) -> Trainer: # for `fit`, or for `audiolab.monitor.watch`
+    config: VocoderConfig,  # what to train, and how
+    clips: dict|None = None,  # {"train": source, "validation": source} to use instead of the folders
+    listeners=(),  # called with every event of the run
+) -> Trainer:  # for `fit`, or for `audiolab.monitor.watch`
     "A run that is ready to start."
     return Trainer(VocoderTask(config, clips), config.training, config.output, listeners)
 
 
 def train_vocoder(
-    config:VocoderConfig, # what to train, and how
-    clips:dict|None=None, # {"train": source, "validation": source} to use instead of the folders
-    listeners=(), # called with every event of the run
-) -> Result: # how it ended; the vocoder is model_final.safetensors in the run folder
+    config: VocoderConfig,  # what to train, and how
+    clips: dict|None = None,  # {"train": source, "validation": source} to use instead of the folders
+    listeners=(),  # called with every event of the run
+) -> Result:  # how it ended; the vocoder is model_final.safetensors in the run folder
     "Train to the end, or until stopped. Raises `VocoderError`, `AudioError`, `DataError` and what `Trainer.fit` raises."
     return vocoder_trainer(config, clips, listeners).fit(config.resume)
 
 # %% ../../nbs/vocoder/01_train.ipynb #638b379b
 def vocoder_train_command(
-    config:VocoderConfig, # what to train, and how
-) -> int: # exit code: 0; 128 + signal when stopped by one
+    config: VocoderConfig,  # what to train, and how
+) -> int:  # exit code: 0; 128 + signal when stopped by one
     "Train from a configuration, with progress."
     from audiolab.watch import TerminalProgress
     result = train_vocoder(config, listeners=[TerminalProgress()])
@@ -189,12 +189,12 @@ def vocoder_train_command(
 @dataclass
 class ResynthConfig:
     "Pass audio through a vocoder: to mel and back."
-    source: str # audio file, or folder of them
-    target: str # file to write, or folder (wav files) if the source is one
-    model: str = "vocoder/model_final.safetensors" # trained vocoder
-    device: str = "cpu" # torch device
+    source: str  # audio file, or folder of them
+    target: str  # file to write, or folder (wav files) if the source is one
+    model: str = "vocoder/model_final.safetensors"  # trained vocoder
+    device: str = "cpu"  # torch device
 
-    def jobs(self) -> list[tuple[Path, Path]]: # what to read, what to write
+    def jobs(self) -> list[tuple[Path, Path]]:  # what to read, what to write
         "Pair files; `VocoderError` if nothing is found or something would be overwritten by itself."
         try: return pair_files(self.source, self.target, ".wav")
         except DataError as error: raise VocoderError(str(error)) from None
@@ -206,8 +206,8 @@ class ResynthConfig:
 
 # %% ../../nbs/vocoder/01_train.ipynb #eed4c341
 def vocoder_apply_command(
-    config:ResynthConfig, # what to pass through which vocoder
-) -> int: # exit code: 2 if a file could not be read
+    config: ResynthConfig,  # what to pass through which vocoder
+) -> int:  # exit code: 2 if a file could not be read
     "Copy synthesis of files; those that cannot be read are named and left out."
     vocoder, bad, pairs = MelVocoder.load(config.model, config.device), 0, config.jobs()
     for path, to in pairs:
@@ -216,7 +216,7 @@ def vocoder_apply_command(
             if len(pairs) == 1: raise
             bad += 1; _log.warning("skipped: %s", error); continue
         made = vocoder.resynthesize(audio, rate)
-        if (peak := float(made.abs().max())) > 1: # other phases, other peaks: rather softer than clipped
+        if (peak := float(made.abs().max())) > 1:  # other phases, other peaks: rather softer than clipped
             made = made/peak
             _log.info("%s: turned down by %.1f dB", to, 20*math.log10(peak))
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -66,8 +66,8 @@ def _html_picture(link, caption):
 
 # %% ../../nbs/watch/03_report_page.ipynb #c59c84af
 def replace_file(
-    path:Path, # to write or replace
-    data:bytes, # what is to be in it
+    path: Path,  # to write or replace
+    data: bytes,  # what is to be in it
 ) -> None:
     "Write a small file so that it is there whole or not at all. Raises `OSError`."
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
@@ -117,44 +117,44 @@ def _write_page(page):
     if gain < 1: body += f'\n<p class="soft">All sounds on this page are turned down by {-20*np.log10(gain):.1f} dB, so that the loudest does not clip.</p>'
     lead = f'<p class="soft">{html.escape(page.lead)}</p>' if page.lead else ""
     path = page.folder/f"{page.name}.html"
-    replace_file(path, _PAGE.format(title=title, style=_STYLE, lead=lead, body=body).encode(errors="replace")) # a file name that is no Unicode
+    replace_file(path, _PAGE.format(title=title, style=_STYLE, lead=lead, body=body).encode(errors="replace"))  # a file name that is no Unicode
     return path
 
 # %% ../../nbs/watch/03_report_page.ipynb #245967e4
 class Page:
     "An HTML page in the making, with a folder of sounds and pictures beside it."
     def __init__(self,
-        folder, # where the page is to lie; made if missing
-        title:str, # heading, and the name in the browser's tab
-        lead:str="", # one line below the heading
+        folder,  # where the page is to lie; made if missing
+        title: str,  # heading, and the name in the browser's tab
+        lead: str = "",  # one line below the heading
         *,
-        name:str="page", # of the file, without ending: `page.html`, with `page_files` beside it
+        name: str = "page",  # of the file, without ending: `page.html`, with `page_files` beside it
     ):
         self.folder, self.title, self.lead, self.name = Path(folder), title, lead, _plain(name, ())
         self._body, self._audio, self._pictures = [], {}, {}
 
     def _add(self, content): self._body.append(content); return self
 
-    def heading(self, text:str, level:int=2) -> "Page": "Begin a section, or with level 3 a part of one."; return self._add(f"<h{level}>{html.escape(text)}</h{level}>")
+    def heading(self, text: str, level: int = 2) -> "Page": "Begin a section, or with level 3 a part of one."; return self._add(f"<h{level}>{html.escape(text)}</h{level}>")
 
-    def text(self, text:str) -> "Page": "A paragraph."; return self._add(f"<p>{html.escape(text)}</p>")
+    def text(self, text: str) -> "Page": "A paragraph."; return self._add(f"<p>{html.escape(text)}</p>")
 
-    def note(self, text:str) -> "Page": "A paragraph in grey."; return self._add(f'<p class="soft">{html.escape(text)}</p>')
+    def note(self, text: str) -> "Page": "A paragraph in grey."; return self._add(f'<p class="soft">{html.escape(text)}</p>')
 
     def table(self, table) -> "Page": "Rows of measures (name -> column -> value), or the table `compare_table` made."; return self._add(_html_table(table))
 
-    def facts(self, facts:dict) -> "Page": "Name and value (number, text or None), one a line."; return self._add(_html_facts(facts))
+    def facts(self, facts: dict) -> "Page": "Name and value (number, text or None), one a line."; return self._add(_html_facts(facts))
 
-    def code(self, lines:Iterable[str]) -> "Page": "Lines to type."; return self._add(f"<pre>{html.escape(chr(10).join(map(str, lines)))}</pre>")
+    def code(self, lines: Iterable[str]) -> "Page": "Lines to type."; return self._add(f"<pre>{html.escape(chr(10).join(map(str, lines)))}</pre>")
 
-    def definitions(self, terms:dict) -> "Page":
+    def definitions(self, terms: dict) -> "Page":
         "Terms and what they mean."
         return self._add("<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in terms.items()) + "</dl>")
 
     def sounds(self,
-        sounds:dict, # label -> audio [T] or [C, T], numpy or torch, full scale 1
-        sample_rate:int, # Hz, of all
-        name:str="sound", # beginning of the file names: letters, digits, - and _
+        sounds: dict,  # label -> audio [T] or [C, T], numpy or torch, full scale 1
+        sample_rate: int,  # Hz, of all
+        name: str = "sound",  # beginning of the file names: letters, digits, - and _
     ) -> "Page":
         "A player for each sound, side by side."
         audio = {f"{_plain(name, ())}_{i}.wav": (_samples(label, x), sample_rate) for i, (label, x) in enumerate(sounds.items())}
@@ -163,15 +163,15 @@ class Page:
         return self._add(_html_players((label, f"{self.name}_files/{file}") for label, file in zip(sounds, audio)))
 
     def figure(self,
-        figure, # of matplotlib
-        caption:str, # what it shows
-        name:str="figure", # of the file, without ending: letters, digits, - and _
-        dpi:int=150, # points per inch
+        figure,  # of matplotlib
+        caption: str,  # what it shows
+        name: str = "figure",  # of the file, without ending: letters, digits, - and _
+        dpi: int = 150,  # points per inch
     ) -> "Page":
         "A picture with its caption."
         self._pictures[_plain(name, self._pictures)] = _render(figure, dpi)
         return self._add(_html_picture(f"{self.name}_files/{name}.png", caption))
 
-    def write(self) -> Path: # the page
+    def write(self) -> Path:  # the page
         "Write the page and what it shows. Raises `OSError` or `AudioError`."
         return _write_page(self)
