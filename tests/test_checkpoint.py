@@ -19,6 +19,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from audiolab.files import HOST_DIGEST, being_written
 from audiolab.files import checkpoint_file as checkpoint
 from audiolab.files import (
     CheckpointError, inspect_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint,
@@ -286,7 +287,7 @@ def test_kill_during_overwrite_200_times(tmp_path):
 def test_stale_temps_are_removed_and_live_ones_kept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""]); dead.wait()
     live = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    host, other = checkpoint._HOST, "00000000"
+    host, other = HOST_DIGEST, "00000000"
     names = {f".a.tmp-{dead.pid}-{host}00000000": False, f".a.tmp-{os.getpid()}-{host}00000000": False,
              f".b.tmp-{live.pid}-{host}00000000": True,
              f".a.tmp-{dead.pid}-{other}00000000": True, f".old.tmp-{live.pid}-{other}00000000": False, ".a.tmp-1-xyz": True,
@@ -316,6 +317,7 @@ def test_mode_and_links(tmp_path):
 
 DISK_FULL = """
 import sys, shutil, numpy as np
+from audiolab.files import HOST_DIGEST, being_written
 from audiolab.files import checkpoint_file as checkpoint
 folder, blind = sys.argv[1], sys.argv[2] == "blind"
 if blind: shutil.disk_usage = lambda folder: shutil._ntuple_diskusage(10**12, 0, 10**12)  # so that the reservation has to find out
@@ -356,7 +358,7 @@ def test_failures_on_the_way_clean_up(tmp_path, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(error):
             patch.setattr(os, name, function)
             write_checkpoint(path, {"w": np.zeros(3)})
-        assert os.listdir(tmp_path) == ["model"] and read_checkpoint(path)[0]["w"].sum() == 3 and not checkpoint._writing
+        assert os.listdir(tmp_path) == ["model"] and read_checkpoint(path)[0]["w"].sum() == 3 and not being_written
 
 
 def test_network_file_systems_without_these_calls(tmp_path, monkeypatch):
@@ -387,9 +389,10 @@ def test_a_file_system_that_loses_the_end_is_noticed(tmp_path, monkeypatch):
 
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "folder").mkdir(); (tmp_path / "file").touch()
-    for path in (tmp_path / "folder", tmp_path / "file" / "model", tmp_path / ("x" * 250)):
+    for path in (tmp_path / "folder", tmp_path / "file" / "model", tmp_path / ("x" * 256)):
         with pytest.raises(CheckpointError, match="not written"): write_checkpoint(path, {})
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert write_checkpoint(tmp_path / ("x" * 255), {}).is_file()  # the longest name that there is
 
 
 POWER = """

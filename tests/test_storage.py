@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, strategies
 
 from audiolab.remote import store as objects
-from audiolab.remote import FolderStore, StorageError, Transfer, check_name
+from audiolab.remote import FolderStore, StorageError, Transfer, check_name, fetch_object
 from audiolab.remote import (
     PullConfig, PushConfig, Pusher, get, open_store, parse_manifest, pull, pull_command, push,
     push_command, put,
@@ -115,7 +115,7 @@ def write(url, path, transfer, **options):
 
 def fetch(url, path, transfer, **options):
     place, name = url.rsplit("/", 1)
-    return objects._fetch(open_store(place, **options), name, path, transfer)
+    return fetch_object(open_store(place, **options), name, path, transfer)
 
 
 # --- a server that dies

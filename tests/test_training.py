@@ -283,12 +283,12 @@ def test_disk_full_is_told_and_by_default_the_run_goes_on(tmp_path, monkeypatch)
     trainer.listeners.append(seen.append)
     first = tmp_path/"checkpoints"/"checkpoint_step_4.safetensors"
     def usage(path): return real(path)._replace(free=10) if first.is_file() and trainer.loop.step < 12 else real(path)
-    monkeypatch.setattr("audiolab.files.checkpoint_file.shutil.disk_usage", usage)
+    monkeypatch.setattr("audiolab.files.atomic.shutil.disk_usage", usage)
     result = trainer.fit()
     assert result.state == "completed" and any("the disk has 10 free" in event.values["message"] for event in seen if event.kind == "problem")
     assert (tmp_path/"checkpoints"/"checkpoint_step_4.safetensors").is_file() and (tmp_path/"checkpoints"/"checkpoint_final.safetensors").is_file()
     with pytest.raises(CheckpointError, match="disk has 10 free"):
-        monkeypatch.setattr("audiolab.files.checkpoint_file.shutil.disk_usage", lambda path: real(path)._replace(free=10))
+        monkeypatch.setattr("audiolab.files.atomic.shutil.disk_usage", lambda path: real(path)._replace(free=10))
         Trainer(Denoise(), config(on_save_error="stop"), tmp_path/"b").fit()
 
 

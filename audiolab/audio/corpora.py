@@ -23,6 +23,8 @@ import numpy as np
 from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 from tqdm.auto import tqdm
 
+from ..files import replacing
+
 from .sound_files import read_audio, resample, write_audio
 
 log = logging.getLogger(__name__)
@@ -355,9 +357,8 @@ def _write_corpus(folder, settings, clips, n_files, seconds):  # paths; clips yi
             paths.append(write_audio(folder/name, audio, rate)); made += len(audio)/rate
             bar.update(1 if n_files else round(made)-bar.n)
             if len(paths) == n_files or (n_files is None and made >= seconds): break
-    new = folder/f'.{_LIST}.tmp-{os.getpid()}'
-    new.write_text(json.dumps({'settings': settings, 'files': {p.name: _digest(p) for p in paths}}, indent=1), encoding='utf-8')
-    os.replace(new, folder/_LIST)
+    content = json.dumps({'settings': settings, 'files': {p.name: _digest(p) for p in paths}}, indent=1)
+    with replacing(folder/_LIST, durable=False) as new: new.write_text(content, encoding='utf-8')
     log.info("%d files, %.1f s of %s in %s", len(paths), made, settings['kind'], folder)
     return paths
 

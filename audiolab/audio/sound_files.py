@@ -11,7 +11,6 @@ __all__ = ['RATE_LIMITS', 'MAX_CHANNELS', 'MAX_SAMPLES', 'UNKNOWN_FRAMES', 'EXTE
 # %% ../../nbs/audio/00_sound_files.ipynb #37d71113
 import math
 import os
-import secrets
 import shlex
 import warnings
 from collections.abc import Iterable
@@ -29,6 +28,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from ..files import replacing
 
 # %% ../../nbs/audio/00_sound_files.ipynb #9fd21785
 class AudioError(ValueError):
@@ -313,15 +314,14 @@ def write_audio(
         warnings.warn(f"{path}: {n} samples beyond ±1 are clipped (peak {abs(x).max():.3g})", stacklevel=2)
         x = x.clip(-1, 1)
     if '\0' in str(path) or not path.parent.is_dir(): raise AudioError(path, f"the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = path
     try:
-        with sf.SoundFile(str(temporary) if os.name == 'nt' else os.fsencode(temporary), 'w', sample_rate, x.shape[1], subtype, format=kind) as f:
+        with (replacing(path, durable=False) as temporary,
+              sf.SoundFile(str(temporary) if os.name == 'nt' else os.fsencode(temporary), 'w', sample_rate, x.shape[1], subtype, format=kind) as f):
             for i in range(0, len(x), sample_rate): f.write(np.ascontiguousarray(x[i:i+sample_rate]))
-        os.replace(temporary, path)
     except (sf.SoundFileError, RuntimeError, OSError, ValueError) as e:
         hint = "; opus takes 8, 12, 16, 24 or 48 kHz only" if subtype == 'OPUS' else ''
         raise AudioError(path, f"cannot be written as {kind} {subtype} at {sample_rate} Hz: {str(e).replace(str(temporary), path.name)}{hint}") from None
-    finally: temporary.unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/audio/00_sound_files.ipynb #c6206b8f

@@ -8,7 +8,6 @@ __all__ = ['to_plain', 'Resolved', 'load_config', 'save_config', 'describe_confi
 # %% ../../nbs/config/02_layers.ipynb #a3e75955
 import dataclasses
 import json
-import os
 import re
 import types
 from enum import Enum
@@ -18,6 +17,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
+from ..files import replacing
 from .setting_names import describe_aliases, flags_of_own_names, own_names
 from audiolab.config.strict_yaml import (
     MAX_DEPTH, ConfigError, PlainTree, Problem, config_error, did_you_mean, dotted_path,
@@ -303,12 +303,7 @@ def save_config(
     path = Path(path)
     text = "".join(f"{line}\n" for line, _ in _yaml_lines(config)) or "{}\n"  # checks the values for JSON too
     if path.suffix.lower() == ".json": text = json.dumps(to_plain(config), indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as f: f.write(text); f.flush(); os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary: temporary.write_text(text, encoding="utf-8")
     return path
 
 

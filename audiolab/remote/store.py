@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import re
-import secrets
 import shutil
 import threading
 import time
@@ -24,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ..files import HOST_DIGEST, remove_stale_temps, sync_folder, being_written
+from ..files import make_folders, replacing, settle
 
 # %% ../../nbs/remote/00_store.ipynb #8a393aae
 _log = logging.getLogger(__name__)
@@ -130,20 +129,6 @@ def check_name(
     if bad: raise StorageError(f"{name[:100]!r} cannot name an object; use relative names without '..', ':', '\\' and control characters", kind="url")
     return name
 
-# %% ../../nbs/remote/00_store.ipynb #1cb0f325
-def _make_folders(folder: Path) -> None:
-    "Make a folder and those above it so that a power cut does not undo it."
-    for missing in [p for p in (folder.absolute(), *folder.absolute().parents) if not p.exists()][::-1]:
-        missing.mkdir(exist_ok=True)
-        sync_folder(missing.parent)
-
-def _settle(file: BinaryIO, temp: Path, path: Path) -> None:
-    "Give a finished temporary file its name, durably."
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(temp, path)
-    sync_folder(path.parent)
-
 # %% ../../nbs/remote/00_store.ipynb #08fab6e3
 class FolderStore:
     "Objects as files below a local folder."
@@ -172,18 +157,8 @@ class FolderStore:
     def write(self, name: str, file: BinaryIO, transfer: Transfer) -> ObjectInfo:
         "Copy a file to a temporary name, flush it to the disk and rename it."
         path, sha256, size = self.folder / check_name(name), hashlib.sha256(), file.seek(0, 2)
-        temp = path.with_name(f".{path.name}.tmp-{os.getpid()}-{HOST_DIGEST}{secrets.token_hex(4)}")
-        being_written.add(temp.name)
-        with file_errors(path):
-            try:
-                _make_folders(path.parent)
-                remove_stale_temps(path.parent)
-                with open(temp, "xb") as copy:
-                    for block in file_blocks(file, size): copy.write(block); sha256.update(block); transfer.moved(len(block))
-                    _settle(copy, temp, path)
-            finally:
-                with suppress(OSError): temp.unlink(missing_ok=True)
-                being_written.discard(temp.name)
+        with file_errors(path), replacing(path) as temp, open(temp, "xb") as copy:
+            for block in file_blocks(file, size): copy.write(block); sha256.update(block); transfer.moved(len(block))
         return ObjectInfo(size, f"sha256:{sha256.hexdigest()}", self.head(name).version)
 
     def finish(self, transfer: Transfer) -> None: "Everything is visible already."
@@ -213,7 +188,7 @@ def _partial_file(path: Path, url: str, version: str) -> Iterator[tuple[BinaryIO
     mark = hashlib.sha256(f"{url}\0{version}".encode()).hexdigest()[:16]
     temp = path.with_name(f".{path.name}.part-{mark}")
     with file_errors(path):
-        _make_folders(path.parent)
+        make_folders(path.parent)
         for old in path.parent.iterdir():
             if old != temp and re.fullmatch(re.escape(f".{path.name}.part-") + "[0-9a-f]{16}", old.name): old.unlink(missing_ok=True)
         file = open(os.open(temp, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b", buffering=0)
@@ -294,7 +269,7 @@ def fetch_object(store: Store, name: str, path: Path, transfer: Transfer, expect
                 raise StorageError("its content or size is not what its digest says, twice: it was damaged or tampered with in the store; "
                                    "push it again", url, "tampered")
             if not digest: _log.warning("%s: the store knows no digest of it; only its size is verified", url)
-            with file_errors(path): _settle(file, temp, path)
+            with file_errors(path): settle(temp, path)
         return ObjectInfo(info.size, f"sha256:{hashes.sha256.hexdigest()}", info.version)
 
     return transfer.retry(attempt)

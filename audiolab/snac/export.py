@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..files import CheckpointError, durable_write
+from ..files import CheckpointError, save_bytes
 from .config import SnacError
 from .generator import SNAC
 from .pretrained import from_pretrained, save_pretrained
@@ -189,7 +189,7 @@ def export_onnx(
         try: import onnxruntime  # noqa: F401
         except ImportError: _log.warning("not verified, because onnxruntime is missing: pip install onnxruntime")
         else: _log.info("%s", verify_onnx(found, model))
-    try: return {name: durable_write(Path(folder)/f"{name}.onnx", [raw]) for name, raw in found.items()}
+    try: return {name: save_bytes(Path(folder)/f"{name}.onnx", [raw]) for name, raw in found.items()}
     except (CheckpointError, OSError) as error: raise SnacError(str(error)) from error
 
 # %% ../../nbs/snac/13_export.ipynb #1a10b18a

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from audiolab.files import (
-    CheckpointError, durable_write, open_regular, checked_tensor, read_header, read_tensor,
+    CheckpointError, save_bytes, open_regular, checked_tensor, read_header, read_tensor,
 )
 from ..files import CheckpointFolder
 from .config import SnacError
@@ -270,12 +270,12 @@ def save_pretrained(
     buffer = io.BytesIO(); torch.save(state, buffer)
     text = "{\n"+",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in config.items())+"\n}\n"
     try:
-        durable_write(folder/"pytorch_model.bin", [buffer.getbuffer()])
+        save_bytes(folder/"pytorch_model.bin", [buffer.getbuffer()])
         if safetensors:
             from audiolab.files import write_checkpoint
             write_checkpoint(folder/"model.safetensors", state, {"format": "pt", "config": json.dumps({"model": config})})
         else: (folder/"model.safetensors").unlink(missing_ok=True)  # an older one would be read in its place
-        durable_write(folder/"config.json", [text.encode()])
+        save_bytes(folder/"config.json", [text.encode()])
     except (CheckpointError, OSError) as error: raise SnacError(str(error)) from error
     return folder
 

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..audio import AudioError, find_audio_files, read_audio, write_audio
-from ..files import durable_write, inspect_checkpoint
+from ..files import inspect_checkpoint, save_bytes
 from ..training import DistributedError
 from ..watch import TerminalProgress
 from ..training import Event, RunFolder, Sample, set_aside
@@ -221,7 +221,7 @@ class StateLearning(_Material):
     def end(self, loop):
         folder, model = loop.folder.path, self.model
         model.export_model(set_aside(folder/"model_final.npz"))
-        durable_write(set_aside(folder/"training_history.json"), [json.dumps(model.history, indent=1).encode()])
+        save_bytes(set_aside(folder/"training_history.json"), [json.dumps(model.history, indent=1).encode()])
         write_audio(set_aside(folder/"test_generation.wav"), self.speak(), model.sample_rate)
 
 # %% ../../nbs/ssgs/11_train.ipynb #568a905e

@@ -24,7 +24,7 @@ import numpy as np
 
 import audiolab
 from ..audio import write_audio
-from ..files import durable_write
+from ..files import remove_stale_temps, save_bytes
 from ..config import save_config, to_plain
 
 _log = logging.getLogger(__name__)
@@ -138,11 +138,11 @@ class _Folder:
     ) -> None:
         "Write down what is asked of the run and where it starts."
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in (*self.path.glob(".config.yaml.*.tmp"), *self.samples.glob(".*.tmp-*")): left.unlink(missing_ok=True)  # of a process that was killed; no other one writes here
+        for folder in filter(Path.is_dir, (self.path, self.samples)): remove_stale_temps(folder)
         if config is not None: save_config(config, self.config_file)
         starts = self.starts()
         starts.append({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_versions(), **_plain(to_plain(about))})
-        durable_write(self.path / "run.json", [json.dumps(starts[-100:], indent=1).encode()])
+        save_bytes(self.path / "run.json", [json.dumps(starts[-100:], indent=1).encode()])
 
     def starts(self) -> list[dict]:
         "The notes of each start of the run, from run.json; [] where there are none."
@@ -198,7 +198,7 @@ class RunFolder(_Folder):
         self.close()
         if not self.history_file.exists(): return
         kept = [line for line, row in _read_lines(self.history_file) if row and row["step"] <= step and row["kind"] not in ("end", "state")]
-        durable_write(self.history_file, [b"".join(kept)])
+        save_bytes(self.history_file, [b"".join(kept)])
 
     def close(self) -> None:
         "Flush and close the history; `append` opens it again."

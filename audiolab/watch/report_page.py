@@ -7,9 +7,7 @@ __all__ = ['replace_file', 'Page']
 
 # %% ../../nbs/watch/03_report_page.ipynb #d4bb2039
 import html
-import os
 import re
-import secrets
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ..audio import write_audio
+from ..files import replacing
 from ..measure import compare_table
 
 # %% ../../nbs/watch/03_report_page.ipynb #fb85109d
@@ -70,11 +69,7 @@ def replace_file(
     data: bytes,  # what is to be in it
 ) -> None:
     "Write a small file so that it is there whole or not at all. Raises `OSError`."
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    with replacing(path, durable=False) as temporary: temporary.write_bytes(data)
 
 
 def _render(figure, dpi):
