@@ -12,4 +12,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "read_header", "read_tensor", "save_bytes", "verify_checkpoint", "write_checkpoint"],
     "checkpoint_folder": ["CheckpointFolder", "load_state", "pack_state", "read_npz",
         "save_state", "unpack_state"],
+    "untrusted_pickle": ["archived_pickle", "read_torch_file", "scan_pickle"],
 })
