@@ -9,10 +9,7 @@ __all__ = ['check_config', 'read_state', 'from_pretrained', 'save_pretrained', '
 import io
 import json
 import math
-import pickletools
 import re
-import struct
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -21,7 +18,8 @@ from pathlib import Path
 import torch
 
 from audiolab.files import (
-    CheckpointError, save_bytes, open_regular, checked_tensor, read_header, read_tensor,
+    CheckpointError, checked_tensor, open_regular, read_header, read_tensor, read_torch_file,
+    save_bytes,
 )
 from ..files import CheckpointFolder
 from .config import SnacError
@@ -75,53 +73,11 @@ def _shapes(config, where):  # name -> shape of every tensor of a state dict
     try: return _cached_shapes(json.dumps(config))
     except SnacError as error: raise SnacError(f"{where}{error}") from error
 
-# %% ../../nbs/snac/04_pretrained.ipynb #a21cb87f
-_MAX_PICKLE, _MAX_ENTRIES, _MAX_TUPLES = 1 << 24, 50_000, 50_000  # bytes, files, tuples that could nest
-_NAMES = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size|device|float\w+|bfloat16|int\w+|uint\w+|bool)")
-_CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER"}  # other ways to name or make things
-
-
-def _scan_pickle(raw, path):  # raise for anything that a state dict does not need
-    tuples = 0
-    for op, arg, _ in pickletools.genops(raw):
-        if op.name in _CALLS: raise SnacError(f"{path}: refused, its pickle makes objects ({op.name}) as no weights do; get the weights from somebody you trust, as safetensors")
-        if op.name == "GLOBAL" and not _NAMES.fullmatch(arg):
-            raise SnacError(f"{path}: refused, it names {arg.replace(' ', '.')[:80]!r}, which weights never do: opened by other programs, this file may run code")
-        tuples += op.name.startswith("TUPLE")
-        if tuples > _MAX_TUPLES: raise SnacError(f"{path}: refused, more than {_MAX_TUPLES} tuples in its pickle")
-
 # %% ../../nbs/snac/04_pretrained.ipynb #68d60225
-def _check_archive(file, size, path):  # the pickle of a sound archive; SnacError otherwise
-    file.seek(max(0, size-98)); tail = file.read(98)
-    if len(tail) < 98 or tail[76:80] != b"PK\x05\x06": raise SnacError(f"{path}: cut off: the directory at its end is missing; get the file again")
-    if tail[56:60] == b"PK\x06\x07" and struct.unpack("<Q", tail[64:72])[0] != size-98: raise SnacError(f"{path}: its directory is not where it says")
-    if int.from_bytes(tail[86:88], "little") > _MAX_ENTRIES: raise SnacError(f"{path}: more than {_MAX_ENTRIES} entries")
-    file.seek(0)
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        names = {e.filename.lower() for e in entries}
-        if len(names) < len(entries) or not 0 < len(entries) <= _MAX_ENTRIES: raise SnacError(f"{path}: an archive of {len(entries)} entries, some with the same name")
-        for e in entries:
-            if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size or e.flag_bits & 1: raise SnacError(f"{path}: its entry {e.filename[:60]!r} is packed, which PyTorch never does")
-        if sum(e.file_size for e in entries) > size: raise SnacError(f"{path}: its entries overlap")
-        pickles = [e for e in entries if e.filename.lower().endswith("/data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE: raise SnacError(f"{path}: not a file of torch.save")
-        return archive.read(pickles[0])
-
-
-def _read_pickled(path):  # what torch.save wrote; its tensors stay on disk until they are used
-    with open_regular(path) as file:
-        head, size = file.read(4), file.seek(0, 2)
-        if head[:2] != b"PK":
-            old = head[:1] == b"\x80"
-            raise SnacError(f"{path}: {'a bare pickle, which is not opened; if it is yours, write it again with torch.save' if old else 'not a file of torch.save'}")
-        try:
-            _scan_pickle(_check_archive(file, size, path), path)
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-        except SnacError: raise
-        except MemoryError as error: raise SnacError(f"{path}: does not fit into the memory") from error
-        except Exception as error:  # zipfile, pickletools and torch fail in a dozen ways on damaged input
-            raise SnacError(f"{path}: damaged or not a file of torch.save ({(str(error) or type(error).__name__).splitlines()[0][:120]}); get it again") from error
+def _read_pickled(path):
+    "What torch.save wrote; its tensors stay on disk until they are used"
+    try: return read_torch_file(path)
+    except CheckpointError as error: raise SnacError(str(error)) from error
 
 # %% ../../nbs/snac/04_pretrained.ipynb #3bd1a668
 _GAIN, _DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
