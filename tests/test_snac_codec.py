@@ -185,8 +185,8 @@ def test_long_sounds_are_encoded_exactly_in_bounded_pieces(codec, monkeypatch):
     codes = codec.encode(x)
     hook.remove()
     around = codec.model.encoder_context_frames
-    assert len(seen) > 3 and max(seen) <= (codec._piece+2*around)*codec.hop
-    cut = torch.cat([z[..., around*(i > 0):][..., :codec._piece] for i, z in enumerate(latents)], -1)
+    assert len(seen) > 3 and max(seen) <= (codec.piece_frames+2*around)*codec.hop
+    cut = torch.cat([z[..., around*(i > 0):][..., :codec.piece_frames] for i, z in enumerate(latents)], -1)
     torch.testing.assert_close(cut, latent, atol=1e-5, rtol=0)
     assert [len(c) for c in codes.codes] == [len(c) for c in whole]
     assert torch.cat([a == b for a, b in zip(codes.codes, whole)]).float().mean() > .999
@@ -216,7 +216,7 @@ def test_streams_are_exact(codec, push):
         parts.append(stream.push(codes.cut(i, i+push)))
         out, pushed = sum(map(len, parts)), min((i+push)*coarse, codes.frames*codec.hop)
         assert out >= min(codes.length, pushed-stream.latency*codec.sample_rate) and out <= pushed
-    assert sum(map(len, stream.codes)) < 3*sum(map(len, codes.codes))/4 or codec.model.attn_window_size  # what is done is forgotten
+    assert sum(map(len, stream.waiting.levels)) < 3*sum(map(len, codes.codes))/4 or codec.model.attn_window_size  # what is done is forgotten
     parts.append(stream.finish())
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=0)
     with pytest.raises(SnacError, match="after the end"): stream.push(codes.cut(0, 1))

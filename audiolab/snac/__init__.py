@@ -3,10 +3,13 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "adversarial_step": ["Comparison", "codec_loss", "make_discriminators"],
+    "any_length": ["Span", "decode_in_pieces", "decode_together", "encode_in_pieces",
+        "encode_together", "exact_spans", "similar_sizes", "sound_frames"],
     "codebooks": ["CodebookTrainer", "codebook_use"],
-    "codec": ["Codec", "StreamDecoder", "compare_by_ear"],
+    "codec": ["Codec", "StreamDecoder", "WaitingCodes"],
     "codes": ["Codes", "load_codes", "save_codes", "token_order", "unflatten"],
     "commands": ["DecodeConfig", "EncodeConfig", "decode_command", "encode_command"],
+    "comparison_player": ["compare_by_ear"],
     "config": ["CodebookConfig", "DATASET_CONFIGS", "DataConfig", "DiscriminatorConfig",
         "FineTuningConfig", "LossConfig", "MODELS", "ModelConfig", "PathsConfig", "SnacError",
         "SnacTrainingConfig", "TrainConfig", "as_config", "create_snac_24khz_config",
