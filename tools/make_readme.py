@@ -7,15 +7,17 @@ import argparse, difflib, json, sys, tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from preview_docs import ROOT, DocsError, pandoc, process, to_page, walk
+from preview_docs import DROP, ROOT, DocsError, pandoc, process, to_page, walk
 
 
 def relink(node):
     "Links and pictures as seen from the top of the repository; links nbdev made from names in backticks become plain names"
+    if node["t"] == "Div" and "site-only" in node["c"][0][1]: return DROP  # players, which a README cannot play
     if node["t"] not in ("Link", "Image"): return node
     url = urlsplit(node["c"][2][0])
     if url.scheme or url.netloc or not url.path: return node
-    if url.path.startswith("/"): return {"t": "Span", "c": [["", [], []], node["c"][1]]}   # a path from the root of a site that has no address yet
+    if url.path.startswith("/"):  # a path from the root of a site that has no address yet
+        return {"t": "Span", "c": [["", [], []], node["c"][1]]}
     if not (ROOT/"nbs"/url.path).is_file(): raise DocsError(f"index.ipynb: {url.path} does not exist in nbs/")
     node["c"][2][0] = "nbs/" + url.path + (f"#{url.fragment}" if url.fragment else "")
     return node

@@ -29,7 +29,9 @@ body { font: 16px/1.55 system-ui, sans-serif; color: #24292f; margin: 0; display
   grid-template-columns: 13rem minmax(0, 52rem) 13rem; justify-content: center; padding: 0 1rem; }
 nav { font-size: 85%; position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto; padding: 1.2rem 0; }
 nav ul { list-style: none; padding-left: .7rem; margin: .2rem 0 .9rem; } nav > ul { padding-left: 0; }
-nav .room { font-weight: 600; } nav a { color: #57606a; text-decoration: none; } nav a.here { color: #0b5cad; font-weight: 600; }
+nav summary { font-weight: 600; cursor: pointer; } nav details { margin-bottom: .5rem; }
+#find { width: 100%; box-sizing: border-box; margin-bottom: .8rem; padding: .3rem .5rem; } #found { padding-left: 0; }
+.turn { display: flex; justify-content: space-between; gap: 2rem; margin-top: 3rem; border-top: 1px solid #d8dee4; padding-top: .8rem; } nav a { color: #57606a; text-decoration: none; } nav a.here { color: #0b5cad; font-weight: 600; }
 nav li { margin: .15rem 0; overflow-wrap: anywhere; }
 main { padding: 1.2rem 0 4rem; min-width: 0; }
 h1 { margin-bottom: .2rem; } .subtitle { color: #57606a; margin-top: 0; } a { color: #0b5cad; }
@@ -45,12 +47,27 @@ div[class*="callout"] { border-left: 4px solid #0b5cad; padding: .1rem 1rem; bac
 $for(css)$<link rel="stylesheet" href="$css$">$endfor$
 </head>
 <body>
-<nav class="rooms">$rooms$</nav>
+<nav class="rooms"><input id="find" type="search" placeholder="Search" aria-label="Search the docs"><ul id="found"></ul>$rooms$</nav>
 <main><h1>$pagetitle$</h1>
 $if(subtitle)$<p class="subtitle">$subtitle$</p>$endif$
 $body$
+<div class="turn">$turn$</div>
 </main>
 <nav class="toc">$if(toc)$$table-of-contents$$endif$</nav>
+<script src="$up$search.js"></script>
+<script>
+const box = document.getElementById("find"), list = document.getElementById("found");
+box.addEventListener("input", () => {
+  const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  const score = o => words.every(w => o.text.includes(w)) ? (o.name.toLowerCase().startsWith(words[0]) ? 2 : 1) : 0;
+  const hits = words.length ? PLACES.map(o => [score(o), o]).filter(([n]) => n).sort((a, b) => b[0] - a[0]).slice(0, 20) : [];
+  list.replaceChildren(...hits.map(([, o]) => {
+    const item = document.createElement("li"), link = item.appendChild(document.createElement("a"));
+    link.href = "$up$" + o.url; link.textContent = o.name + (o.page === o.name ? "" : " · " + o.page);
+    return item;
+  }));
+});
+</script>
 </body>
 </html>
 """
@@ -202,7 +219,7 @@ def is_source_link(url): return url.startswith("/blob/")   # what nbdev makes of
 def relink(page, pages):
     "Point the links of `page` at pages relative to it, where nbdev left notebooks or paths from the site's root"
     by_source, by_target = {p.source: p for p in pages}, {p.target: p for p in pages}
-    up = "../"*page.target.count("/")
+    up = up_from(page)
 
     def change(node):
         if node["t"] == "Para" and not node["c"]: return DROP
@@ -230,13 +247,61 @@ def read_sidebar(proc):
 
 
 def rooms_html(rooms, pages, here):
-    "The left navigation of the page `here`"
-    by_source, up, res = {p.source: p for p in pages}, "../"*here.target.count("/"), []
-    for room, sources in rooms:
-        items = "".join(f'<li><a href="{up}{by_source[s].target}"{" class=here" if s == here.source else ""}>{html.escape(by_source[s].title)}</a></li>'
-                        for s in sources)
-        res.append((f'<li><span class="room">{html.escape(room)}</span>' if room else "<li>") + f"<ul>{items}</ul></li>")
-    return f"<ul>{''.join(res)}</ul>"
+    "The left navigation of the page `here`: the room it stands in is open, the others are closed"
+    by_source, up = {p.source: p for p in pages}, up_from(here)
+
+    def item(source):
+        mark = " class=here" if source == here.source else ""
+        return f'<li><a href="{up}{by_source[source].target}"{mark}>{html.escape(by_source[source].title)}</a></li>'
+
+    def part(room, sources):
+        items = f"<ul>{''.join(map(item, sources))}</ul>"
+        if not room: return items
+        is_open = " open" if here.source in sources or room == rooms[0][0] else ""
+        return f"<details{is_open}><summary>{html.escape(room)}</summary>{items}</details>"
+    return "".join(part(room, sources) for room, sources in rooms)
+
+
+def up_from(page): return "../"*page.target.count("/")
+
+
+def turn_html(rooms, pages, here):
+    "Links to the page before and the page after, in reading order"
+    by_source = {p.source: p for p in pages}
+    order = [by_source[s] for _, sources in rooms for s in sources]
+    at = order.index(here) if here in order else None
+    if at is None: return ""
+    def link(page, text): return f'<a href="{up_from(here)}{page.target}">{text}</a>'
+
+    before = link(order[at - 1], f"← {html.escape(order[at - 1].title)}") if at else "<span></span>"
+    after = link(order[at + 1], f"{html.escape(order[at + 1].title)} →") if at + 1 < len(order) else "<span></span>"
+    return before + after
+
+
+def plain(node):
+    "The words of a piece of a syntax tree"
+    if isinstance(node, list): return "".join(map(plain, node))
+    if not isinstance(node, dict): return ""
+    if node["t"] in ("Str", "Code"): return node["c"] if node["t"] == "Str" else node["c"][1]
+    return " " if node["t"] in ("Space", "SoftBreak") else plain(node.get("c", []))
+
+
+def places(page):
+    "What search finds of a page: each heading, with the words of the first paragraph below it"
+    found = [dict(name=page.title, page=page.title, url=page.target, text=f"{page.title} {page.subtitle}".lower())]
+    for block in page.tree["blocks"]:
+        if block["t"] == "Header":
+            name = plain(block["c"][2]).strip()
+            found.append(dict(name=name, page=page.title, url=f"{page.target}#{block['c'][1][0]}", text=name.lower()))
+        elif block["t"] in ("Para", "Plain") and len(found[-1]["text"]) < 400:
+            found[-1]["text"] += " " + plain(block["c"]).lower()
+    return found
+
+
+def write_search(pages, out):
+    "A script with all places, which a page can load from a disk, too"
+    found = json.dumps([place for page in pages for place in places(page)], ensure_ascii=False)
+    (out/"search.js").write_text(f"const PLACES = {found};\n", encoding="utf-8")
 
 
 def highlight(pages, template):
@@ -257,9 +322,10 @@ def highlight(pages, template):
 
 def write_page(page, pages, rooms, out, template, css):
     "Write one page as HTML"
-    up = "../"*page.target.count("/")
+    up = up_from(page)
     args = ["-f", "json", "-t", "html5", "--standalone", "--toc", "--toc-depth=2", "--mathml", f"--template={template}", "--css", up + "styles.css",
-            "-V", f"pagetitle={html.escape(page.title)}", "-V", f"subtitle={html.escape(page.subtitle)}", "-V", f"rooms={rooms_html(rooms, pages, page)}", "-V", f"highlighting-css={css}"]
+            "-V", f"pagetitle={html.escape(page.title)}", "-V", f"subtitle={html.escape(page.subtitle)}", "-V", f"rooms={rooms_html(rooms, pages, page)}",
+            "-V", f"turn={turn_html(rooms, pages, page)}", "-V", f"up={up}", "-V", f"highlighting-css={css}"]
     dest = out/page.target
     dest.parent.mkdir(parents=True, exist_ok=True)
     dest.write_text(pandoc(args, json.dumps(page.tree), page.source), encoding="utf-8")
@@ -326,6 +392,7 @@ def build(out):
         template = Path(tmp)/"page.html"
         template.write_text(TEMPLATE, encoding="utf-8")
         for page in pages: relink(page, pages)
+        write_search(pages, out)
         css = highlight(pages, Path(tmp)/"code.html") if pages else ""
         for page in pages:
             try: write_page(page, pages, rooms, out, template, css)
