@@ -2,7 +2,8 @@
 import os
 
 # Before numpy and torch are imported, here and in every process a test starts.
-os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", MPLBACKEND="agg", TQDM_MININTERVAL="5")
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+os.environ.update(MPLBACKEND="agg", TQDM_MININTERVAL="5")
 
 import random, shutil, sys
 
@@ -13,12 +14,9 @@ import pytest
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("repeatable")
 
-# The files that take longest, longest first: workers that begin with them end at about the same time (`--no-loadscope-reorder`).
-LONG = ["test_notebooks", "test_training", "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui", "test_fuzz", "test_monitor_ui", "test_storage"]
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))  # stable: the others keep their order
+# The files that take longest, longest first (`--no-loadscope-reorder`): workers that begin with them end together.
+LONG = ["test_notebooks", "test_training", "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui",
+        "test_fuzz", "test_monitor_ui", "test_storage"]
 
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
@@ -40,15 +38,32 @@ def browser_path():
     return path
 
 
-# A skipped test proves nothing. Where CI=true everything a test may need is installed first, so a skip is a failure,
-# unless its reason begins with "optional:" (hardware that not every machine has, packages that the project only knows of).
-skipped = []
+# A skipped test proves nothing. `--again` runs those that the last run skipped, when what they need has been installed.
+# Where CI=true a skip is a failure, unless its reason begins with "optional:" (hardware that not every machine has,
+# packages that the project only knows of).
+AGAIN = "audiolab/again"
+skipped = {}  # id of a test: why
+
+
+def pytest_addoption(parser):
+    parser.addoption("--again", action="store_true", help="only what was skipped in the last run")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    order = {stem: place for place, stem in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable: the others keep their order
+    if not config.getoption("--again"): return
+    wanted = set(config.cache.get(AGAIN, []))
+    chosen = [item for item in items if wanted & {item.nodeid, item.nodeid.partition("::")[0]}]  # or its whole file
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
 def note(report):
-    if report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if not reason.removeprefix("Skipped: ").startswith("optional:"): skipped.append(f"{report.nodeid}: {reason}")
+    if not report.skipped or hasattr(report, "wasxfail"): return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    skipped[report.nodeid] = reason.removeprefix("Skipped: ")
 
 
 def pytest_runtest_logreport(report): note(report)
@@ -58,11 +73,17 @@ def pytest_collectreport(report): note(report)
 def in_ci(): return os.environ.get("CI", "").lower() in ("1", "true")
 
 
+def not_run(): return [f"{test}: {why}" for test, why in skipped.items() if not why.startswith("optional:")]
+
+
 def pytest_sessionfinish(session, exitstatus):
-    if in_ci() and skipped and exitstatus == 0: session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if hasattr(session.config, "workerinput"): return  # a process of xdist; the one that started it has all reports
+    cache = getattr(session.config, "cache", None)
+    if cache is not None and not session.config.getoption("--again"): cache.set(AGAIN, sorted(skipped))
+    if in_ci() and not_run() and exitstatus == 0: session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter):
-    if in_ci() and skipped:
+    if in_ci() and not_run():
         terminalreporter.section("skipped, which fails a run with CI=true", red=True)
-        for line in skipped: terminalreporter.line(line)
+        for line in not_run(): terminalreporter.line(line)

@@ -1,5 +1,5 @@
 "The docs build, break loudly when something in them is broken, and show well in a browser."
-import json, re, shutil, subprocess, sys, tomllib
+import ast, json, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,97 @@ def test_source_links_follow_the_setting(site):
     for p in pages(site):
         links = re.findall(r'href="([^"]*)"', p.read_text(encoding="utf-8"))
         assert not [u for u in links if u.startswith("/") or "/blob/" in u and not u.startswith(urls.get("Repository", "no repository"))]
+
+
+# --- what the site must show, counted against the code and not by what makes the pages
+
+EXPORT = re.compile(r"^#\s*\|\s*exports?\b", re.M)
+
+
+def chapters():
+    "Each notebook that makes a module: (path, [(kind, source), ...])"
+    for path in sorted((ROOT/"nbs").glob("*/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = [(c["cell_type"], "".join(c["source"])) for c in cells]
+        if any("default_exp" in source for kind, source in cells if kind == "code"): yield path, cells
+
+
+def exported(cells):
+    return [source for kind, source in cells if kind == "code" and EXPORT.search(source)]
+
+
+def is_public(node):
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name[0] != "_"
+
+
+def patched_class(node):
+    "The class that an `@patch` function becomes a method of, or None"
+    if not any("patch" in ast.unparse(d) for d in getattr(node, "decorator_list", [])): return None
+    return ast.unparse(node.args.args[0].annotation)
+
+
+def wanted(tree):
+    "Headings and anchors that the entry of each public thing of a cell must have"
+    for node in filter(is_public, tree.body):
+        owner = patched_class(node)
+        yield "heading", f"{owner}.{node.name}" if owner else node.name
+        if not isinstance(node, ast.ClassDef): continue
+        for part in node.body:
+            if is_public(part): yield "heading", f"{node.name}.{part.name}"
+            elif isinstance(part, ast.AnnAssign) and part.target.id[0] != "_":
+                yield "anchor", f"{node.name.lower()}.{part.target.id}"
+
+
+def page_of(site, path):
+    "The page of a notebook: nbdev drops the number in front of its name"
+    return site/path.parent.name/(re.sub(r"^\d+[a-z]?_", "", path.stem) + ".html")
+
+
+def test_every_method_and_setting_has_an_entry(site):
+    "Every public function, class, method, field and setting stands on the page of its chapter"
+    missing, count = [], {"heading": 0, "anchor": 0}
+    for path, cells in chapters():
+        page = page_of(site, path).read_text(encoding="utf-8")
+        headings = {re.sub(r"<[^>]+>", "", h) for h in re.findall(r"<h[3-5][^>]*>(.*?)</h[3-5]>", page, re.S)}
+        anchors = set(re.findall(r'<code id="([^"]+)"', page))
+        for source in exported(cells):
+            for kind, name in wanted(ast.parse(source)):
+                count[kind] += 1
+                if name not in (headings if kind == "heading" else anchors): missing.append(f"{path.name}: {name}")
+    assert not missing, "\n".join(missing)
+    assert count["heading"] > 800 and count["anchor"] > 220, count
+
+
+def sections(cells):
+    "The parts of a chapter, each from one H2 to the next: (title, exported sources)"
+    title, found = "", []
+    for kind, source in cells:
+        if kind == "markdown" and (heading := re.search(r"^## (.+)$", source, re.M)):
+            yield title, found
+            title, found = heading[1], []
+        elif kind == "code" and EXPORT.search(source): found.append(source)
+    yield title, found
+
+
+def shows_something(sources):
+    "Whether a section's code is seen: a public name has an entry, `#| exports` shows the source; imports need not be"
+    nodes = [(source, node) for source in sources for node in ast.parse(source).body]
+    made = [(source, node) for source, node in nodes if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    return not made or any(is_public(node) or re.search(r"^#\s*\|\s*exports\b", source, re.M) for source, node in made)
+
+
+def test_no_section_exports_and_shows_nothing():
+    hollow = [f"{path.name}: {title}" for path, cells in chapters() for title, found in sections(cells)
+              if not shows_something(found)]
+    assert not hollow, "\n".join(hollow)
+
+
+def test_the_front_page_plays_and_leads(site):
+    page = (site/"index.html").read_text(encoding="utf-8")
+    assert page.count("<audio") == 7
+    for door in ("gallery.html", "tutorials/ssgs.html", "tasks.html", "names.html"): assert f'href="{door}' in page
+    gallery = (site/"gallery.html").read_text(encoding="utf-8")
+    assert gallery.count("<audio") > 20 and gallery.count("<img") + gallery.count("<svg") > 60
 
 
 def text(source): return dict(cell_type="markdown", metadata={}, source=source)
@@ -114,3 +205,20 @@ def test_pages_in_a_browser(site, browser_path):
             if found != dict(wide=0, pictures=[], silent=0): wrong.append(f"{page.relative_to(site)}: {found}")
         browser.close()
     assert not wrong, "\n".join(wrong)
+
+
+def test_search_and_turning_in_a_browser(site, browser_path):
+    "A word leads to the entry that has it; each page leads to the next"
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        tab = browser.new_page(viewport=dict(width=1300, height=900))
+        tab.goto((site/"index.html").as_uri())
+        tab.fill("#find", "TrainingConfig")
+        tab.click("#found a >> nth=0")
+        assert tab.url.endswith("#trainingconfig") and "TrainingConfig" in tab.inner_text("main")
+        first = tab.url
+        tab.click(".turn a >> nth=-1")
+        assert tab.url != first and tab.inner_text("h1")
+        assert tab.locator("nav.rooms details[open]").count() == 2  # the start, and the room of the page
+        browser.close()

@@ -37,6 +37,25 @@ def test_a_module_that_skips_as_a_whole_fails_in_ci(tmp_path):
     assert r.returncode == 1 and "1 passed, 1 skipped" in r.stdout
 
 
+def test_what_was_skipped_runs_again_and_nothing_else(tmp_path):
+    shutil.copy(ROOT/"tests/conftest.py", tmp_path)
+    (tmp_path/"test_it.py").write_text("from pathlib import Path\nimport pytest\n\n"
+                                       "def test_it():\n    if not Path('program').exists(): pytest.skip('needs a program')\n\n"
+                                       "def test_other(): assert not Path('program').exists()\n")
+    (tmp_path/"test_more.py").write_text("from pathlib import Path\nimport pytest\n\n"
+                                         "if not Path('program').exists(): pytest.skip('needs it', allow_module_level=True)\n\n"
+                                         "def test_third(): pass\n")
+
+    def run(*args, **env):
+        command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", tmp_path, *args, tmp_path]
+        return subprocess.run(command, env=os.environ | env, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    assert "1 passed, 2 skipped" in run(CI="").stdout
+    assert run("--again", CI="true").returncode == 1  # still skipped
+    (tmp_path/"program").touch()
+    again = run("--again", CI="true")
+    assert again.returncode == 0 and "2 passed, 1 deselected" in again.stdout, again.stdout
+
+
 def test_ci_runs_and_names_no_place():
     script = ROOT/".ci/run"
     assert os.access(script, os.X_OK)
