@@ -2,13 +2,14 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "control": ["Control", "ControlConfig", "ControlError", "RunLock", "RunLocked",
-        "control_command", "exit_code", "send", "stop_on_signals"],
+    "command_file": ["CommandFile", "ControlConfig", "ControlError", "control_command", "send"],
+    "control": ["Control", "RunState", "exit_code", "stop_on_signals"],
+    "events": ["Event", "History", "KINDS", "Sample", "event_line", "json_value", "read_history"],
     "processes": ["Distributed", "DistributedError", "choose_device", "join", "launch",
         "watch_parent"],
     "resuming": ["Tracked"],
-    "run_folder": ["Event", "KINDS", "RunFolder", "Sample", "event_line", "read_history",
-        "set_aside"],
+    "run_folder": ["RunFolder", "set_aside"],
+    "run_lock": ["RunLock", "RunLocked", "lock_owner", "owner_ended"],
     "schedules": ["Interval", "Precision", "WeightAverage", "clip_gradients",
         "learning_rate_factor", "seed_step"],
     "task": ["Loop", "Task", "TrainingConfig", "check_task"],

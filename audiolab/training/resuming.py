@@ -19,7 +19,8 @@ import torch
 from ..files import CheckpointError, read_checkpoint, write_checkpoint
 from ..config import to_plain
 from .processes import Distributed
-from .run_folder import Event, RunFolder, set_aside
+from .events import Event
+from .run_folder import RunFolder, set_aside
 from ..files import CheckpointFolder, pack_state, unpack_state
 from .task import Loop, Task, TrainingConfig
 from ..files import CheckpointWriter

@@ -26,7 +26,7 @@ from .processes import Distributed
 from audiolab.training.schedules import (
     Precision, WeightAverage, clip_gradients, learning_rate_factor,
 )
-from .run_folder import Sample
+from .events import Sample
 
 # %% ../../nbs/training/04_task.ipynb #ed78e3a9
 _Count = Annotated[int, annotated_types.Ge(0)]

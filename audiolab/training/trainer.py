@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 
 from ..config import to_plain
-from .control import Control, RunLock, exit_code, stop_on_signals
+from .control import Control, exit_code, stop_on_signals
+from .run_lock import RunLock
 from .processes import Distributed, join, watch_parent
 from .schedules import Interval, WeightAverage, seed_step
-from .run_folder import Event, RunFolder
+from .events import Event
+from .run_folder import RunFolder
 from ..config import config_error
 from .task import Task, TrainingConfig
 from .resuming import Tracked
