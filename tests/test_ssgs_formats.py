@@ -16,7 +16,8 @@ from audiolab.ssgs import (
     export_npz, frames_to_recordings, gaussians_to_lpc, gaussians_to_lsf, is_legacy,
     pack_audio, read_legacy, unpack_audio,
 )
-from audiolab.ssgs.formats import _artifacts, _stabilise
+from audiolab.ssgs.filter_gaussians import stabilise_filters
+from audiolab.ssgs.legacy_export import _artifacts
 from audiolab.ssgs import GaussianHMM
 from audiolab.ssgs import lattice_synthesis, lsf_to_parcor
 from audiolab.ssgs import lpc_to_parcor, lsf_to_lpc, stabilise_lpc
@@ -77,11 +78,11 @@ def test_rebuilt_model_makes_finite_sound():
 
 def test_reflected_poles():
     a = np.random.default_rng(0).normal(size=(300, 12))*1.5
-    ours = _stabilise(a)
+    ours = stabilise_filters(a)
     assert (np.abs(lpc_to_parcor(ours)) < 1).all()
     np.testing.assert_allclose(ours, stabilise_lpc(a), atol=1e-5)
     stable = lsf_to_lpc(np.sort(np.random.default_rng(1).uniform(.2, 2.9, (50, 12)) + np.linspace(0, .1, 12), axis=1))
-    np.testing.assert_allclose(_stabilise(stable), stabilise_lpc(stable), atol=1e-9)
+    np.testing.assert_allclose(stabilise_filters(stable), stabilise_lpc(stable), atol=1e-9)
 
 
 @pytest.mark.parametrize("order", (1, 2, 7, 12, 32))

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.ssgs import fit as fitting
 from audiolab.ssgs import inference as core
 from audiolab.ssgs import (
-    adapt, expected_statistics, fit, initialise, iterate, reseed_dead, select_n_states,
+    adapt, expected_statistics, fit, initialise, iterate, kmeans, reseed_dead, select_n_states,
 )
 from audiolab.ssgs import (
     GaussianHMM, Prior, Statistics, log_emissions, log_prior, m_step, sample_path,
@@ -580,7 +579,7 @@ def test_expected_statistics_are_the_models_own(trained):
 def test_kmeans_is_seeded_and_spreads(world):
     _, sequences = world
     y = np.concatenate(sequences)
-    a, b = fitting.kmeans(y, 6, np.random.default_rng(0)), fitting.kmeans(y, 6, np.random.default_rng(0))
+    a, b = (kmeans(y, 6, np.random.default_rng(0)) for _ in range(2))
     assert np.array_equal(a, b)
     cost = ((y[:, None] - a) ** 2).sum(2).min(1).sum()
     random_cost = np.mean([((y[:, None] - y[np.random.default_rng(s).choice(len(y), 6)]) ** 2).sum(2).min(1).sum() for s in range(5)])

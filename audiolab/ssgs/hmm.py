@@ -12,21 +12,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from numba import njit
 
-# %% ../../nbs/ssgs/02_hmm.ipynb #71c3c388
+# %% ../../nbs/ssgs/02_hmm.ipynb #767f128e
 def _distribution(p, shape, name):
-    "`p` as float64 rows that sum to one; rows off by float32 rounding are put right, worse ones refused."
+    "`p` as float64 rows that sum to one; rounding of float32 is put right, worse is refused."
     p = np.ascontiguousarray(p, np.float64)
     if p.shape != shape: raise ValueError(f"{name} has shape {p.shape}, expected {shape}")
     total = p.sum(-1, keepdims=True)
     if not (np.isfinite(p).all() and (p >= 0).all() and (abs(total - 1) < 1e-3).all()):
-        raise ValueError(f"{name} must hold probabilities that sum to 1 in each row; the sums are {np.unique(total.round(4))[:4]}")
-    return p / total if (abs(total - 1) > 1e-9).any() else p  # leave exact rows alone, so that saving and loading changes no bit
+        raise ValueError(f"{name} must hold probabilities that sum to 1 in each row; "
+                         f"the sums are {np.unique(total.round(4))[:4]}")
+    # exact rows are left alone, so that saving and loading changes no bit
+    return p / total if (abs(total - 1) > 1e-9).any() else p
 
+# %% ../../nbs/ssgs/02_hmm.ipynb #de446a2f
+def _check_gaussian(k, mean, covariance):
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"state {k} has NaN or infinite parameters")
+    symmetric = np.allclose(covariance, covariance.T, rtol=1e-4, atol=0)
+    if np.linalg.eigvalsh(covariance)[0] <= 0 or not symmetric:
+        raise ValueError(f"the covariance of state {k} is not positive definite: "
+                         "too few distinct frames; use a Prior")
+
+# %% ../../nbs/ssgs/02_hmm.ipynb #71c3c388
 @dataclass(eq=False)
 class GaussianHMM:
-    "A hidden Markov model with a full-covariance Gaussian in each state (Rabiner 1989). Raises `ValueError` on impossible values."
+    "States with full-covariance Gaussians (Rabiner 1989). `ValueError` on impossible values."
     initial: np.ndarray  # [K] probability of starting in each state
     transition: np.ndarray  # [K, K] row i: where state i goes next
     means: np.ndarray  # [K, D] centre of each state, in feature units
@@ -34,24 +47,31 @@ class GaussianHMM:
 
     def __post_init__(self):
         self.means = np.ascontiguousarray(self.means, np.float64)
-        if self.means.ndim != 2 or 0 in self.means.shape: raise ValueError(f"means must be [K, D], got shape {self.means.shape}")
+        if self.means.ndim != 2 or 0 in self.means.shape:
+            raise ValueError(f"means must be [K, D], got shape {self.means.shape}")
         K, D = self.means.shape
-        self.initial, self.transition = _distribution(self.initial, (K,), "initial"), _distribution(self.transition, (K, K), "transition")
+        self.initial = _distribution(self.initial, (K,), "initial")
+        self.transition = _distribution(self.transition, (K, K), "transition")
         self.covariances = np.ascontiguousarray(self.covariances, np.float64)
-        if self.covariances.shape != (K, D, D): raise ValueError(f"covariances have shape {self.covariances.shape}, expected {(K, D, D)}")
-        for k, (mean, cov) in enumerate(zip(self.means, self.covariances)):
-            if not (np.isfinite(mean).all() and np.isfinite(cov).all()): raise ValueError(f"state {k} has NaN or infinite parameters")
-            if np.linalg.eigvalsh(cov)[0] <= 0 or not np.allclose(cov, cov.T, rtol=1e-4, atol=0):
-                raise ValueError(f"the covariance of state {k} is not positive definite: too few distinct frames; use a Prior")
+        if (found := self.covariances.shape) != (K, D, D):
+            raise ValueError(f"covariances have shape {found}, expected {(K, D, D)}")
+        for k in range(K): _check_gaussian(k, self.means[k], self.covariances[k])
 
-    n_states = property(lambda self: self.means.shape[0])
-    n_features = property(lambda self: self.means.shape[1])
+    @property
+    def n_states(self) -> int:
+        "How many states, K."
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        "How many numbers describe a frame, D."
+        return self.means.shape[1]
 
 # %% ../../nbs/ssgs/02_hmm.ipynb #dc66bed1
 def stationary_distribution(
-    transition,  # [K, K] rows that sum to one
-):
-    "The long-run share of time in each state, [K], when all states are equally likely at the start."
+    transition: np.ndarray,  # [K, K] rows that sum to one
+) -> np.ndarray:  # [K]
+    "The long-run share of time in each state, when all are equally likely at the start."
     A = np.asarray(transition, np.float64)
     lazy = (A + np.eye(len(A))) / 2  # half the time stay: the same long run, and no cycles
     for _ in range(50):
@@ -59,19 +79,21 @@ def stationary_distribution(
         lazy /= lazy.sum(1, keepdims=True)
     return lazy.mean(0)
 
+# %% ../../nbs/ssgs/02_hmm.ipynb #9c61fcd6
 @njit(cache=True, nogil=True)
 def _walk(cumulative, state, draws, path):
+    last = cumulative.shape[1] - 1
     for t in range(len(path)):  # row 0 holds the start probabilities, for state -1
-        state = min(np.searchsorted(cumulative[state + 1], draws[t], side="right"), cumulative.shape[1] - 1)
+        state = min(np.searchsorted(cumulative[state + 1], draws[t], side="right"), last)
         path[t] = state
 
 def sample_path(
-    transition,  # [K, K] rows that sum to one
-    initial,  # [K] start probabilities, or an int: the state just before the path (so that a stream can go on)
-    n,  # frames to draw
-    rng,  # numpy Generator
-):
-    "A random walk of `n` states, [n] int64: each one drawn from its predecessor's row."
+    transition: np.ndarray,  # [K, K] rows that sum to one
+    initial: np.ndarray | int,  # [K] start probabilities, or the state just before the path
+    n: int,  # frames to draw
+    rng: np.random.Generator,  # source of randomness
+) -> np.ndarray:  # [n] int64
+    "A random walk of `n` states: each one drawn from its predecessor's row."
     A = np.asarray(transition, np.float64)
     before = int(initial) if np.ndim(initial) == 0 else -1
     start = np.full(len(A), 1 / len(A)) if before >= 0 else np.asarray(initial, np.float64)
@@ -81,33 +103,45 @@ def sample_path(
     return path
 
 # %% ../../nbs/ssgs/02_hmm.ipynb #621a2c1a
+def _one_sequence(i, y, n_features):
+    "A sequence as an array of floats; `n_features` None for any."
+    y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    if y.ndim != 2 or 0 in y.shape:
+        raise ValueError(f"sequence {i} must be [frames, features] and not empty, "
+                         f"got shape {y.shape}")
+    if n_features not in (None, y.shape[1]):
+        raise ValueError(f"sequence {i} has {y.shape[1]} features, expected {n_features}")
+    if not np.isfinite(y).all():
+        raise ValueError(f"sequence {i} holds NaN or infinite values; drop or repair it first")
+    return np.ascontiguousarray(y, y.dtype if y.dtype in (np.float32, np.float64) else np.float64)
+
 def check_sequences(
-    sequences,  # list of [T_i, D] arrays or tensors (one array is a list of one)
-    n_features=None,  # D to insist on
-):
-    "The sequences as C-contiguous float arrays; raises `ValueError` naming the index of one that is empty, misshapen, NaN or infinite."
-    if isinstance(sequences, (np.ndarray, torch.Tensor)) and sequences.ndim == 2: sequences = [sequences]
+    sequences: list,  # of [T_i, D] arrays or tensors (one array is a list of one)
+    n_features: int | None = None,  # D to insist on
+) -> list[np.ndarray]:  # C-contiguous, float32 or float64
+    "The sequences as arrays; `ValueError` names one that is empty, misshapen, NaN or infinite."
+    if isinstance(sequences, (np.ndarray, torch.Tensor)) and sequences.ndim == 2:
+        sequences = [sequences]
     checked = []
     for i, y in enumerate(sequences):
-        y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-        if y.ndim != 2 or 0 in y.shape: raise ValueError(f"sequence {i} must be [frames, features] and not empty, got shape {y.shape}")
-        if n_features is None: n_features = y.shape[1]
-        if y.shape[1] != n_features: raise ValueError(f"sequence {i} has {y.shape[1]} features, expected {n_features}")
-        if not np.isfinite(y).all(): raise ValueError(f"sequence {i} holds NaN or infinite values; drop or repair it first")
-        checked.append(np.ascontiguousarray(y, y.dtype if y.dtype in (np.float32, np.float64) else np.float64))
+        checked.append(_one_sequence(i, y, n_features))
+        n_features = checked[0].shape[1]
     if not checked: raise ValueError("no sequences: give at least one [frames, features] array")
     return checked
 
+# %% ../../nbs/ssgs/02_hmm.ipynb #7e695dbe
 def log_emissions(
-    hmm,  # GaussianHMM
-    sequence,  # [T, D]
-):
-    "Log-density of each frame in each state, [T, K] float64."
+    hmm: GaussianHMM,  # of D features
+    sequence: np.ndarray,  # [T, D]
+) -> np.ndarray:  # [T, K] float64
+    "Log-density of each frame in each state."
     y, L = check_sequences([sequence], hmm.n_features)[0], np.linalg.cholesky(hmm.covariances)
-    constant = np.log(np.diagonal(L, axis1=1, axis2=2)).sum(1) + .5 * hmm.n_features * math.log(2 * math.pi)
+    constant = np.log(np.diagonal(L, axis1=1, axis2=2)).sum(1)
+    constant = constant + .5 * hmm.n_features * math.log(2 * math.pi)
     out = np.empty((len(y), hmm.n_states))
     for k, (factor, mean) in enumerate(zip(L, hmm.means)):
-        out[:, k] = -.5 * (np.linalg.solve(factor, (y - mean).T) ** 2).sum(0) - constant[k]
+        whitened = np.linalg.solve(factor, (y - mean).T)
+        out[:, k] = -.5 * (whitened ** 2).sum(0) - constant[k]
     return out
 
 # %% ../../nbs/ssgs/02_hmm.ipynb #212755d2
@@ -126,14 +160,16 @@ def _viterbi(log_b, log_initial, log_A, back, path):
     for t in range(T - 1, 0, -1): path[t - 1] = back[t, path[t]]
     return best.max()
 
+# %% ../../nbs/ssgs/02_hmm.ipynb #08bddbef
 def viterbi(
-    hmm,  # GaussianHMM
-    sequence,  # [T, D]
-):
-    "The most probable state path, [T] int64, and the natural log of its joint density with the frames (Viterbi 1967)."
+    hmm: GaussianHMM,  # of D features
+    sequence: np.ndarray,  # [T, D]
+) -> tuple[np.ndarray, float]:  # path [T] int64, natural log of its joint density with the frames
+    "The most probable path of states (Viterbi 1967)."
     log_b = log_emissions(hmm, sequence)
     path = np.zeros(len(log_b), np.int64)
-    with np.errstate(divide="ignore"): log_initial, log_A = np.log(hmm.initial), np.log(hmm.transition)
+    with np.errstate(divide="ignore"):
+        log_initial, log_A = np.log(hmm.initial), np.log(hmm.transition)
     score = _viterbi(log_b, log_initial, log_A, np.zeros(log_b.shape, np.int16), path)
     return path, float(score)
 
@@ -150,30 +186,41 @@ class Statistics:
     second: np.ndarray  # [K, D, D] sum of their outer products
 
     @classmethod
-    def zeros(cls, K, D):
-        return cls(0., 0., np.zeros(K), np.zeros((K, K)), np.zeros(K), np.zeros((K, D)), np.zeros((K, D, D)))
+    def zeros(cls, K: int, D: int) -> "Statistics":
+        "Those of no frames."
+        zeros = (np.zeros(s) for s in ((K,), (K, K), (K,), (K, D), (K, D, D)))
+        return cls(0., 0., *zeros)
 
-    def __add__(self, other): return Statistics(*[a + b for a, b in zip(vars(self).values(), vars(other).values())])
+    def __add__(self, other):
+        pairs = zip(vars(self).values(), vars(other).values())
+        return Statistics(*[a + b for a, b in pairs])
+
     def __mul__(self, factor): return Statistics(*[a * factor for a in vars(self).values()])
     __rmul__ = __mul__
 
-    def to_dict(self):
-        "Plain arrays by name, for a checkpoint; the symmetric `second` as its packed lower triangle, [K, D (D + 1) / 2]."
-        lower = np.tril_indices(self.first.shape[1])
-        return {k: np.asarray(v, np.float64) for k, v in vars(self).items()} | {"second": self.second[:, lower[0], lower[1]]}
+# %% ../../nbs/ssgs/02_hmm.ipynb #bed520d8
+@patch
+def to_dict(self: Statistics) -> dict[str, np.ndarray]:
+    "Plain arrays by name, for a checkpoint; `second` as its lower triangle, [K, D (D + 1) / 2]."
+    i, j = np.tril_indices(self.first.shape[1])
+    plain = {k: np.asarray(v, np.float64) for k, v in vars(self).items()}
+    return plain | {"second": self.second[:, i, j]}
 
-    @classmethod
-    def from_dict(cls, arrays):
-        "The inverse of `to_dict`; raises `ValueError` naming what is missing or misshapen."
-        try: values = {k: np.array(arrays[k], np.float64) for k in cls.__dataclass_fields__}
-        except KeyError as e: raise ValueError(f"statistics lack {e}") from None
-        K, D = values["first"].shape if values["first"].ndim == 2 else (0, 0)
-        shapes = dict(frames=(), log_likelihood=(), initial=(K,), transitions=(K, K), counts=(K,), first=(K, D), second=(K, D * (D + 1) // 2))
-        for k, shape in shapes.items():
-            if values[k].shape != shape: raise ValueError(f"statistics: {k} has shape {values[k].shape}, expected {shape}")
-        lower, second = np.tril_indices(D), np.zeros((K, D, D))
-        second[:, lower[0], lower[1]] = second[:, lower[1], lower[0]] = values["second"]
-        return cls(float(values.pop("frames")), float(values.pop("log_likelihood")), **values | {"second": second})
+@patch(cls_method=True)
+def from_dict(cls: Statistics, arrays: dict[str, np.ndarray]) -> Statistics:
+    "The inverse of `to_dict`; raises `ValueError` naming what is missing or misshapen."
+    try: values = {k: np.array(arrays[k], np.float64) for k in cls.__dataclass_fields__}
+    except KeyError as e: raise ValueError(f"statistics lack {e}") from None
+    K, D = values["first"].shape if values["first"].ndim == 2 else (0, 0)
+    shapes = {"frames": (), "log_likelihood": (), "initial": (K,), "transitions": (K, K),
+              "counts": (K,), "first": (K, D), "second": (K, D * (D + 1) // 2)}
+    for k, shape in shapes.items():
+        if (found := values[k].shape) != shape:
+            raise ValueError(f"statistics: {k} has shape {found}, expected {shape}")
+    (i, j), second = np.tril_indices(D), np.zeros((K, D, D))
+    second[:, i, j] = second[:, j, i] = values["second"]
+    frames, log_likelihood = (float(values.pop(k)) for k in ("frames", "log_likelihood"))
+    return cls(frames, log_likelihood, **values | {"second": second})
 
 # %% ../../nbs/ssgs/02_hmm.ipynb #2fffe081
 @dataclass(eq=False)
@@ -188,45 +235,68 @@ class Prior:
     def __post_init__(self):
         self.variance = np.array(self.variance, np.float64)
         if self.weight is None: self.weight = float(self.variance.size + 2)
-        if self.variance.ndim != 1 or not (np.isfinite(self.variance).all() and (self.variance > 0).all()):
-            raise ValueError(f"a prior needs one positive variance for each feature, got {self.variance}")
-        if min(self.weight, self.uniform, self.self_transition, self.floor) < 0: raise ValueError("prior weights must not be negative")
+        positive = np.isfinite(self.variance).all() and (self.variance > 0).all()
+        if self.variance.ndim != 1 or not positive:
+            raise ValueError("a prior needs one positive variance for each feature, "
+                             f"got {self.variance}")
+        if min(self.weight, self.uniform, self.self_transition, self.floor) < 0:
+            raise ValueError("prior weights must not be negative")
 
-    def transition_counts(self, n_states): return self.uniform + self.self_transition * np.eye(n_states)
+    def transition_counts(self, n_states: int) -> np.ndarray:
+        "Visits believed to have been seen, [K, K]."
+        return self.uniform + self.self_transition * np.eye(n_states)
 
+# %% ../../nbs/ssgs/02_hmm.ipynb #0e710805
 def log_prior(
-    hmm,  # GaussianHMM
-    prior,  # Prior
-):
+    hmm: GaussianHMM,  # a model
+    prior: Prior,  # what is believed of it
+) -> float:  # nats
     "Log-density of a model under the prior, up to a constant."
     log_A, log_pi = (np.log(np.maximum(p, 1e-300)) for p in (hmm.transition, hmm.initial))
-    dirichlet = (prior.transition_counts(hmm.n_states) * log_A).sum() + prior.uniform * log_pi.sum()
-    trace = (np.diagonal(np.linalg.inv(hmm.covariances), axis1=1, axis2=2) * prior.variance).sum()
-    return float(dirichlet - .5 * prior.weight * (np.linalg.slogdet(hmm.covariances)[1].sum() + trace))
+    dirichlet = (prior.transition_counts(hmm.n_states) * log_A).sum()
+    dirichlet = dirichlet + prior.uniform * log_pi.sum()
+    precisions = np.diagonal(np.linalg.inv(hmm.covariances), axis1=1, axis2=2)
+    trace = (precisions * prior.variance).sum()
+    log_volume = np.linalg.slogdet(hmm.covariances)[1].sum()
+    return float(dirichlet - .5 * prior.weight * (log_volume + trace))
 
-# %% ../../nbs/ssgs/02_hmm.ipynb #940ce493
+# %% ../../nbs/ssgs/02_hmm.ipynb #47146209
+def _likely_covariances(scatter, counts, prior):
+    "The covariances [K, D, D] of sums of squares around the means, of [K] frames."
+    n = counts[:, None, None]
+    if prior is None: return scatter / n
+    deviation = np.sqrt(prior.variance)
+    units = np.outer(deviation, deviation)
+    whitened = (scatter / units + prior.weight * np.eye(len(deviation))) / (n + prior.weight)
+    values, vectors = np.linalg.eigh(whitened)
+    floored = (vectors * np.maximum(values, prior.floor)[:, None]) @ vectors.mT
+    narrow = (values.min(1) < prior.floor)[:, None, None]
+    return np.where(narrow, floored, whitened) * units
+
+# %% ../../nbs/ssgs/02_hmm.ipynb #be947e63
+def _likely_chain(statistics, hmm, prior):
+    "Start and transition probabilities; what was never seen stays as it was."
+    transitions, initial = statistics.transitions, statistics.initial
+    if prior is not None:
+        transitions = transitions + prior.transition_counts(hmm.n_states)
+        initial = initial + prior.uniform
+    total = transitions.sum(1, keepdims=True)
+    transition = np.where(total > 1e-12, transitions / np.maximum(total, 1e-12), hmm.transition)
+    return initial / initial.sum() if initial.sum() > 1e-12 else hmm.initial, transition
+
+# %% ../../nbs/ssgs/02_hmm.ipynb #93cc01b7
 def m_step(
-    statistics,  # Statistics of an E-step, or a sum of several
-    hmm,  # GaussianHMM that states without any frame are kept from
-    prior=None,  # Prior; None: exact maximum likelihood
-):
-    "The most probable model given expected statistics. Raises `ValueError` when maximum likelihood has no answer (a collapsed state)."
-    K, n = hmm.n_states, statistics.counts[:, None]
+    statistics: Statistics,  # of an E-step, or a sum of several
+    hmm: GaussianHMM,  # states without any frame stay as they are here
+    prior: Prior | None = None,  # None: exact maximum likelihood
+) -> GaussianHMM:  # the new model
+    "The most probable model. `ValueError` when maximum likelihood has no answer (a collapsed state)."
+    n = statistics.counts[:, None]
     seen = n > 1e-8
     safe = np.where(seen, n, 1)
     means = np.where(seen, statistics.first / safe, hmm.means)
     scatter = statistics.second - statistics.first[:, :, None] * means[:, None]
-    scatter, safe = (scatter + scatter.transpose(0, 2, 1)) / 2, safe[..., None]
-    transitions, initial = statistics.transitions, statistics.initial
-    if prior is None: covariances = scatter / safe
-    else:
-        deviation = np.sqrt(prior.variance)
-        whitened = (scatter / np.outer(deviation, deviation) + prior.weight * np.eye(len(deviation))) / (safe + prior.weight)
-        values, vectors = np.linalg.eigh(whitened)
-        whitened = np.where((values.min(1) < prior.floor)[:, None, None], (vectors * np.maximum(values, prior.floor)[:, None]) @ vectors.mT, whitened)
-        covariances = whitened * np.outer(deviation, deviation)
-        transitions, initial = transitions + prior.transition_counts(K), initial + prior.uniform
-    total = transitions.sum(1, keepdims=True)
-    transition = np.where(total > 1e-12, transitions / np.maximum(total, 1e-12), hmm.transition)
-    initial = initial / initial.sum() if initial.sum() > 1e-12 else hmm.initial
-    return GaussianHMM(initial, transition, means, np.where(seen[..., None], covariances, hmm.covariances))
+    scatter = (scatter + scatter.transpose(0, 2, 1)) / 2
+    covariances = _likely_covariances(scatter, safe[:, 0], prior)
+    covariances = np.where(seen[..., None], covariances, hmm.covariances)
+    return GaussianHMM(*_likely_chain(statistics, hmm, prior), means, covariances)

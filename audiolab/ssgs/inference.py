@@ -7,53 +7,79 @@ __all__ = ['cut_plan', 'e_step', 'posteriors', 'log_likelihood']
 
 # %% ../../nbs/ssgs/03_inference.ipynb #5d064104
 import math
-from collections import namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numba import njit
 
-from .hmm import Statistics, check_sequences, stationary_distribution
+from audiolab.ssgs.hmm import (
+    GaussianHMM, Statistics, check_sequences, stationary_distribution,
+)
 
-# %% ../../nbs/ssgs/03_inference.ipynb #5ffe45b3
-# frames become (y - shift) / scale; theta [P, padded] with columns of no probability above K; narrow: the states to whiten instead
-_Emission = namedtuple("_Emission", "shift scale theta narrow whiten offset constant")
-
-def _emission(hmm, dtype, padded):
-    "A model's emissions, ready for matrix products in a dtype."
-    K, D = hmm.means.shape
-    variance = np.diagonal(hmm.covariances, axis1=1, axis2=2)
-    shift, scale = hmm.means.mean(0), np.sqrt(variance.mean(0) + hmm.means.var(0))
-    means, L = (hmm.means - shift) / scale, np.linalg.cholesky(hmm.covariances) / scale[:, None]
-    whiten = np.linalg.inv(L)
-    precision = np.einsum("kai,kaj->kij", whiten, whiten)
-    constant = -np.log(np.diagonal(L, axis1=1, axis2=2)).sum(1) - .5 * D * math.log(2 * math.pi) - np.log(scale).sum()
+# %% ../../nbs/ssgs/03_inference.ipynb #d352ed94
+def _opened_brackets(precision, means, constant, padded):
+    "Theta [P, padded]: what multiplies products of features, features and one; nothing above K."
+    K, D = means.shape
     i, j = np.triu_indices(D)
     linear = np.einsum("kij,kj->ki", precision, means)
     theta = np.zeros((len(i) + D + 1, padded))
     theta[-1] = -1e30
     theta[:len(i), :K] = (precision[:, i, j] * np.where(i == j, -.5, -1)).T
-    theta[len(i):-1, :K], theta[-1, :K] = linear.T, constant - .5 * (linear * means).sum(1)
-    # size of the terms that must cancel, for frames within 3 deviations: their rounding must stay well below a nat
-    reach = abs(means) + 3 * np.sqrt(variance) / scale
+    theta[len(i):-1, :K] = linear.T
+    theta[-1, :K] = constant - .5 * (linear * means).sum(1)
+    return theta
+
+# %% ../../nbs/ssgs/03_inference.ipynb #129eaf91
+def _narrow_states(precision, means, deviations, dtype):
+    "The states whose brackets must not be opened in a dtype: rounding would show."
+    # size of the terms that must cancel, for frames within 3 deviations: their rounding must stay
+    # well below a nat
+    reach = abs(means) + 3 * deviations
     size = np.einsum("ki,kij,kj->k", reach, abs(precision), reach)
-    narrow = np.flatnonzero(size * np.finfo(dtype).eps > (1e-3 if dtype == np.float32 else 1e-9))
+    return np.flatnonzero(size * np.finfo(dtype).eps > (1e-3 if dtype == np.float32 else 1e-9))
+
+# %% ../../nbs/ssgs/03_inference.ipynb #bca30f54
+@dataclass(frozen=True)
+class _Emission:
+    "A model's log-densities as one matrix product, and what whitens its narrow states."
+    shift: np.ndarray  # [D] frames become (y - shift) / scale
+    scale: np.ndarray  # [D]
+    theta: np.ndarray  # [P, padded] with columns of no probability above K
+    narrow: np.ndarray  # the n states to whiten instead
+    whiten: np.ndarray  # [n D, D]
+    offset: np.ndarray  # [n D, 1]
+    constant: np.ndarray  # [n, 1]
+
+def _emission(hmm, dtype, padded):
+    "A model's emissions, ready for matrix products in a dtype."
+    D = hmm.n_features
+    variance = np.diagonal(hmm.covariances, axis1=1, axis2=2)
+    shift, scale = hmm.means.mean(0), np.sqrt(variance.mean(0) + hmm.means.var(0))
+    means, L = (hmm.means - shift) / scale, np.linalg.cholesky(hmm.covariances) / scale[:, None]
+    whiten = np.linalg.inv(L)
+    precision = np.einsum("kai,kaj->kij", whiten, whiten)
+    log_volume = np.log(np.diagonal(L, axis1=1, axis2=2)).sum(1)
+    constant = -log_volume - .5 * D * math.log(2 * math.pi) - np.log(scale).sum()
+    theta = _opened_brackets(precision, means, constant, padded).astype(dtype)
+    narrow = _narrow_states(precision, means, np.sqrt(variance) / scale, dtype)
     offset = np.einsum("kij,kj->ki", whiten[narrow], means[narrow]).reshape(-1, 1)
-    return _Emission(shift, scale, theta.astype(dtype), narrow, whiten[narrow].reshape(-1, D).astype(dtype), offset.astype(dtype),
-                     constant[narrow, None].astype(dtype))
+    whitening = whiten[narrow].reshape(-1, D), offset, constant[narrow, None]
+    return _Emission(shift, scale, theta, narrow, *(x.astype(dtype) for x in whitening))
 
 # %% ../../nbs/ssgs/03_inference.ipynb #677c993b
 def cut_plan(
-    lengths,  # frames of each sequence
-    chunk=None,  # most counted frames of a piece; None: whole sequences
-    overlap=32,  # uncounted frames on either side of a cut
-):
-    "How to process sequences in pieces: int64 rows (sequence, start, stop, first counted frame, end of counted frames)."
+    lengths: list[int],  # frames of each sequence
+    chunk: int | None = None,  # most counted frames of a piece; None: whole sequences
+    overlap: int = 32,  # uncounted frames on either side of a cut
+) -> np.ndarray:  # [pieces, 5]
+    "Pieces as int64 rows (sequence, start, stop, first counted frame, end of counted frames)."
     rows = []
     for i, n in enumerate(lengths):
         pieces = 1 if chunk is None else -(-n // max(int(chunk), 1))
         edges = np.linspace(0, n, pieces + 1).round().astype(int)
-        rows += [(i, max(a - max(overlap, 1), 0), min(b + overlap, n), a, b) for a, b in zip(edges[:-1], edges[1:])]
+        for a, b in zip(edges[:-1], edges[1:]):
+            rows.append((i, max(a - max(overlap, 1), 0), min(b + overlap, n), a, b))
     return np.array(rows, np.int64).reshape(-1, 5)
 
 # %% ../../nbs/ssgs/03_inference.ipynb #1826d495
@@ -74,10 +100,12 @@ def _expand(y, s, n, phi):
 # %% ../../nbs/ssgs/03_inference.ipynb #713a8b18
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _forward(s, e, b, alpha, c, mark, core, starts, A, taylor, bits, power, shift, lowest):
-    "Frames s:e: b from logs to row-scaled densities, alpha[t + 1] and c[t]; the log-likelihood of counted frames."
-    n, one, acc, arg = b.shape[1], b.dtype.type(1), np.empty_like(b[0]), np.empty_like(b[0])
+    "Frames s:e: b from logs to row-scaled densities, alpha[t + 1], c[t]; their log-likelihood."
+    n, one = b.shape[1], b.dtype.type(1)
+    acc, arg = np.empty_like(b[0]), np.empty_like(b[0])
     ln2_high, ln2_low = b.dtype.type(0.693359375), b.dtype.type(-2.121944400546905827679e-4)
-    log2e, half, bias = b.dtype.type(1.4426950408889634), b.dtype.type(0.5), 127 if shift == 23 else 1023
+    log2e, half = b.dtype.type(1.4426950408889634), b.dtype.type(0.5)
+    bias = 127 if shift == 23 else 1023
     total = 0.
     for t in range(s, e):
         x, now = b[t], alpha[t + 1]
@@ -97,8 +125,11 @@ def _forward(s, e, b, alpha, c, mark, core, starts, A, taylor, bits, power, shif
         else:
             acc[:] = 0
             for i in range(0, n, 4):  # four rows of A at a time
-                p0, p1, p2, p3 = alpha[t, i], alpha[t, i + 1], alpha[t, i + 2], alpha[t, i + 3]
-                for k in range(n): acc[k] += p0 * A[i, k] + p1 * A[i + 1, k] + p2 * A[i + 2, k] + p3 * A[i + 3, k]
+                p0, p1 = alpha[t, i], alpha[t, i + 1]
+                p2, p3 = alpha[t, i + 2], alpha[t, i + 3]
+                for k in range(n):
+                    acc[k] += (p0 * A[i, k] + p1 * A[i + 1, k]
+                               + p2 * A[i + 2, k] + p3 * A[i + 3, k])
         scale = one * 0
         for k in range(n):
             now[k] = acc[k] * x[k]
@@ -111,95 +142,177 @@ def _forward(s, e, b, alpha, c, mark, core, starts, A, taylor, bits, power, shif
 # %% ../../nbs/ssgs/03_inference.ipynb #beb7e7e5
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _backward(s, e, b, alpha, c, mark, core, AT, beta, gamma, initial):
-    "Frames e-1 down to s: gamma[t - s]; b[t] becomes b beta / c, zeroed where no transition into t is counted. beta [n] is carried."
+    "Frames e-1 down to s: gamma[t - s]; b[t] becomes b beta / c, or 0 before what is not counted."
     n, one = b.shape[1], b.dtype.type(1)
     for t in range(e - 1, s - 1, -1):
         v, g, inverse = b[t], gamma[t - s], one / c[t]
         for k in range(n):
             g[k] = alpha[t + 1, k] * beta[k]
             v[k] *= beta[k] * inverse
-        for k in range(n): beta[k] = mark[t] != 0  # a new piece: of what follows the frame before, nothing is known
+        # a new piece: of what follows the frame before, nothing is known
+        for k in range(n): beta[k] = mark[t] != 0
         for i in range(0, 0 if mark[t] else n, 4):
-            v0, v1, v2, v3 = v[i], v[i + 1], v[i + 2], v[i + 3]
-            for k in range(n): beta[k] += v0 * AT[i, k] + v1 * AT[i + 1, k] + v2 * AT[i + 2, k] + v3 * AT[i + 3, k]
+            v0, v1 = v[i], v[i + 1]
+            v2, v3 = v[i + 2], v[i + 3]
+            for k in range(n):
+                beta[k] += (v0 * AT[i, k] + v1 * AT[i + 1, k]
+                            + v2 * AT[i + 2, k] + v3 * AT[i + 3, k])
         if mark[t] == 1 and core[t]: initial += g
         if not core[t]: g[:] = 0
         if mark[t] or not core[t]: v[:] = 0
 
-# %% ../../nbs/ssgs/03_inference.ipynb #64c605c6
-_BLOCK, _GROUP = 1024, 8192  # frames: a block's products stay in the second-level cache, a group's beliefs in the third
-_FLOOR = {np.float32: (1e-9, -57.), np.float64: (1e-100, -345.)}  # least transition probability; log-density below which b is 0
+# %% ../../nbs/ssgs/03_inference.ipynb #4898c93b
+_FLOOR = {  # least transition probability; log-density below which b is 0
+    np.float32: (1e-9, -57.), np.float64: (1e-100, -345.),
+}
 
 def _tables(hmm, dtype, padded):
-    "Start rows [2, Kp] (a true beginning; a cut, where only the long run is known) and the floored transition matrix [Kp, Kp]."
+    "Start rows [2, Kp] (a true beginning; a cut) and the floored transition matrix [Kp, Kp]."
     K, floor = hmm.n_states, _FLOOR[dtype][0]
     starts, A = np.zeros((2, padded), dtype), np.zeros((padded, padded), dtype)
-    starts[0, :K], starts[1, :K] = np.maximum(hmm.initial, floor), np.maximum(stationary_distribution(hmm.transition), floor)
+    starts[0, :K] = np.maximum(hmm.initial, floor)
+    # at a cut only the long run is known
+    starts[1, :K] = np.maximum(stationary_distribution(hmm.transition), floor)
     A[:K, :K] = np.maximum(hmm.transition, floor)
     return starts, A
 
-def _finish(hmm, emission, frames, sums):
-    "`Statistics` in the features' own units from a row of sums: log-likelihood, beginnings [K], transitions [K, K], phi [P, K] of the scaled features."
-    K, D = hmm.means.shape
-    log_likelihood, initial, xi, moments = sums[0], sums[1:K + 1].copy(), sums[K + 1:K + 1 + K * K].reshape(K, K), sums[K + 1 + K * K:].reshape(-1, K)
-    scale, shift = emission.scale, emission.shift
-    counts, first, square = moments[-1], moments[-1 - D:-1].T * scale, np.zeros((K, D, D))
+# %% ../../nbs/ssgs/03_inference.ipynb #8dd7b829
+def _in_own_units(moments, shift, scale):
+    "Counts [K], sums [K, D] and sums of squares [K, D, D] from phi [P, K] of scaled features."
+    K, D = moments.shape[1], len(shift)
+    counts, first = moments[-1], moments[-1 - D:-1].T * scale
+    square = np.zeros((K, D, D))
     i, j = np.triu_indices(D)
     square[:, i, j] = square[:, j, i] = moments[:-1 - D].T
     cross = first[:, :, None] * shift
-    second = square * np.outer(scale, scale) + cross + cross.transpose(0, 2, 1) + counts[:, None, None] * np.outer(shift, shift)
-    second = (second + second.transpose(0, 2, 1)) / 2  # symmetric to the last bit, so that packing it loses nothing
-    return Statistics(float(frames), float(log_likelihood), initial, xi * hmm.transition, counts, first + counts[:, None] * shift, second)
+    second = square * np.outer(scale, scale) + cross + cross.transpose(0, 2, 1)
+    second = second + counts[:, None, None] * np.outer(shift, shift)
+    # symmetric to the last bit, so that packing it loses nothing
+    return counts, first + counts[:, None] * shift, (second + second.transpose(0, 2, 1)) / 2
+
+def _finish(hmm, emission, frames, sums):
+    "`Statistics` from a row of sums: log-likelihood, beginnings [K], transitions [K, K], phi [P, K]."
+    K = hmm.n_states
+    initial, xi = sums[1:K + 1].copy(), sums[K + 1:K + 1 + K * K].reshape(K, K)
+    moments = sums[K + 1 + K * K:].reshape(-1, K)
+    moments = _in_own_units(moments, emission.shift, emission.scale)
+    return Statistics(float(frames), float(sums[0]), initial, xi * hmm.transition, *moments)
+
+# %% ../../nbs/ssgs/03_inference.ipynb #0857dcb7
+_BLOCK, _GROUP = 1024, 8192  # frames: products stay in the second-level cache, beliefs in the third
 
 def _runs(plan, size):
     "Runs of plan rows of about `size` frames together, whole pieces only."
     end = np.cumsum(plan[:, 2] - plan[:, 1])
     return np.split(plan, np.flatnonzero(np.diff(end // size)) + 1)
 
-# %% ../../nbs/ssgs/03_inference.ipynb #b98d93c5
-def _sums_numba(hmm, sequences, emission, parts, dtype, posteriors):
-    "Yields the sums of each part of a plan: matrix products in blocks, and compiled recursions."
-    K, D = hmm.means.shape
-    n = emission.theta.shape[1]
-    starts, A = _tables(hmm, dtype, n)
-    parts = [_runs(part, _GROUP) for part in parts]
-    longest = max((int((group[:, 2] - group[:, 1]).sum()) for groups in parts for group in groups), default=0)
-    y, b, alpha, c = np.empty((D, longest), dtype), np.empty((longest, n), dtype), np.zeros((longest + 1, n), dtype), np.empty(longest, dtype)
-    phi, gamma, beta = np.empty((len(emission.theta), _BLOCK), dtype), np.empty((_BLOCK, n), dtype), np.empty(n, dtype)
-    mark, core, A_transposed = np.empty(longest, np.int8), np.empty(longest, np.int8), np.ascontiguousarray(A.T)
-    bits = np.empty(n, np.int32 if dtype == np.float32 else np.int64)
-    taylor = np.array([1 / math.factorial(k) for k in range(7 if dtype == np.float32 else 13, -1, -1)], dtype)
-    for group, first_of_part, last_of_part in ((g, i == 0, i == len(groups) - 1) for groups in parts for i, g in enumerate(groups)):
-        if first_of_part: initial, xi, moments, total = np.zeros(n), np.zeros((n, n)), np.zeros((len(phi), n)), 0.
+def _frame_count(plan): return int((plan[:, 2] - plan[:, 1]).sum())
+
+# %% ../../nbs/ssgs/03_inference.ipynb #195b3525
+class _FrameStream:
+    "The pieces of a group one after another, and what the recursions make of their frames."
+    def __init__(self, longest, n_features, n_states, dtype):
+        self.y = np.empty((n_features, longest), dtype)  # scaled features
+        self.b = np.empty((longest, n_states), dtype)  # densities
+        self.alpha, self.c = np.zeros((longest + 1, n_states), dtype), np.empty(longest, dtype)
+        self.mark = np.empty(longest, np.int8)  # 1 where a sequence begins, 2 after a cut
+        self.core = np.empty(longest, np.int8)  # 1 where a frame counts
+
+    def load(self, group, sequences, emission):
+        "Put pieces into the stream. Returns how many frames they have."
         at = 0
         for i, start, stop, first, last in group:
-            size = stop - start
-            y[:, at:at + size] = ((sequences[i][start:stop] - emission.shift) / emission.scale).T
-            mark[at:at + size], core[at:at + size] = 0, 0
-            mark[at], core[at + first - start:at + last - start] = 1 if start == 0 else 2, 1
-            at += size
+            here = slice(at, at + stop - start)
+            scaled = (sequences[i][start:stop] - emission.shift) / emission.scale
+            self.y[:, here] = scaled.T
+            self.mark[here], self.core[here] = 0, 0
+            self.mark[at] = 1 if start == 0 else 2
+            self.core[at + first - start:at + last - start] = 1
+            at = here.stop
+        return at
+
+    def hand_out(self, group, posteriors):
+        "Copy what stands in `b` to the frames of the sequences that count."
+        at = 0
+        for i, start, stop, first, last in group:
+            K = posteriors[i].shape[1]
+            posteriors[i][first:last] = self.b[at + first - start:at + last - start, :K]
+            at += stop - start
+
+# %% ../../nbs/ssgs/03_inference.ipynb #d22339f1
+class _PartSums:
+    "Sums over the frames of a part, float64, with columns for states that pad."
+    def __init__(self, n_products, padded):
+        self.log_likelihood, self.initial = 0., np.zeros(padded)
+        self.xi, self.moments = np.zeros((padded, padded)), np.zeros((n_products, padded))
+
+    def row(self, K):
+        "All of them as one row, without the padding."
+        xi, moments = self.xi[:K, :K].ravel(), self.moments[:, :K].ravel()
+        return np.concatenate([[self.log_likelihood], self.initial[:K], xi, moments])
+
+class _ForwardBackward:
+    "Matrix products in blocks, and compiled recursions, for one model."
+    def __init__(self, hmm, emission, dtype, longest):
+        P, n = emission.theta.shape
+        self.emission, self.stream = emission, _FrameStream(longest, hmm.n_features, n, dtype)
+        self.starts, self.A = _tables(hmm, dtype, n)
+        self.A_transposed = np.ascontiguousarray(self.A.T)
+        self.phi, self.gamma = np.empty((P, _BLOCK), dtype), np.empty((_BLOCK, n), dtype)
+        self.beta, terms = np.empty(n, dtype), 7 if dtype == np.float32 else 13
+        self.taylor = np.array([1 / math.factorial(k) for k in range(terms, -1, -1)], dtype)
+        self.bits = np.empty(n, np.int32 if dtype == np.float32 else np.int64)
+
+    def add(self, group, sequences, sums, keep_posteriors):
+        "Add the sums of a group. Posteriors stand in `stream.b` afterwards, where they are kept."
+        at = self.stream.load(group, sequences, self.emission)
         blocks = [(s, min(s + _BLOCK, at)) for s in range(0, at, _BLOCK)]
         for s, e in blocks:
-            _expand(y, s, e - s, phi)
-            np.matmul(phi[:, :e - s].T, emission.theta, out=b[s:e])
-            if len(emission.narrow):
-                z = emission.whiten @ y[:, s:e] - emission.offset
-                b[s:e, emission.narrow] = (emission.constant - .5 * (z * z).reshape(-1, D, e - s).sum(1)).T
-            total += _forward(s, e, b, alpha, c, mark, core, starts, A, taylor, bits, bits.view(dtype),
-                              23 if dtype == np.float32 else 52, dtype(_FLOOR[dtype][1]))
-        beta[:] = 1
+            self._log_densities(s, e)
+            sums.log_likelihood += self._go_forward(s, e)
+        self.beta[:] = 1
         for s, e in reversed(blocks):
-            _backward(s, e, b, alpha, c, mark, core, A_transposed, beta, gamma, initial)
-            if len(blocks) > 1: _expand(y, s, e - s, phi)
-            moments += phi[:, :e - s] @ gamma[:e - s]
-            xi += alpha[s:e].T @ b[s:e]
-            if posteriors is not None: b[s:e] = gamma[:e - s]
-        for i, start, stop, first, last in reversed(group) if posteriors is not None else ():
-            at -= stop - start
-            posteriors[i][first:last] = b[at + first - start:at + last - start, :K]
-        if last_of_part: yield np.concatenate([[total], initial[:K], xi[:K, :K].ravel(), moments[:, :K].ravel()])
+            self._go_backward(s, e, sums, again=len(blocks) > 1)
+            if keep_posteriors: self.stream.b[s:e] = self.gamma[:e - s]
 
-# %% ../../nbs/ssgs/03_inference.ipynb #6599070e
+    def _log_densities(self, s, e):
+        y, b, emission = self.stream.y, self.stream.b, self.emission
+        _expand(y, s, e - s, self.phi)
+        np.matmul(self.phi[:, :e - s].T, emission.theta, out=b[s:e])
+        if len(emission.narrow):
+            z = emission.whiten @ y[:, s:e] - emission.offset
+            square = (z * z).reshape(-1, len(y), e - s).sum(1)
+            b[s:e, emission.narrow] = (emission.constant - .5 * square).T
+
+    def _go_forward(self, s, e):
+        x, dtype = self.stream, self.taylor.dtype.type
+        shift, lowest = 23 if dtype == np.float32 else 52, dtype(_FLOOR[dtype][1])
+        return _forward(s, e, x.b, x.alpha, x.c, x.mark, x.core, self.starts, self.A,
+                        self.taylor, self.bits, self.bits.view(dtype), shift, lowest)
+
+    def _go_backward(self, s, e, sums, again):
+        x = self.stream
+        _backward(s, e, x.b, x.alpha, x.c, x.mark, x.core, self.A_transposed, self.beta,
+                  self.gamma, sums.initial)
+        if again: _expand(x.y, s, e - s, self.phi)
+        sums.moments += self.phi[:, :e - s] @ self.gamma[:e - s]
+        sums.xi += x.alpha[s:e].T @ x.b[s:e]
+
+# %% ../../nbs/ssgs/03_inference.ipynb #d6707927
+def _sums_numba(hmm, sequences, emission, parts, dtype, posteriors):
+    "Yields the sums of each part of a plan, as rows."
+    P, padded = emission.theta.shape
+    parts = [_runs(part, _GROUP) for part in parts]
+    longest = max((_frame_count(group) for groups in parts for group in groups), default=0)
+    worker = _ForwardBackward(hmm, emission, dtype, longest)
+    for groups in parts:
+        sums = _PartSums(P, padded)
+        for group in groups:
+            worker.add(group, sequences, sums, posteriors is not None)
+            if posteriors is not None: worker.stream.hand_out(group, posteriors)
+        yield sums.row(hmm.n_states)
+
+# %% ../../nbs/ssgs/03_inference.ipynb #960cf18f
 _BATCH = {"cpu": 2 ** 16, "cuda": 2 ** 19}  # frames of a batch
 
 def _batches(plan, budget):
@@ -210,119 +323,175 @@ def _batches(plan, budget):
         yield plan[:take]
         plan = plan[take:]
 
+# %% ../../nbs/ssgs/03_inference.ipynb #d1364c34
 def _scan(b, lengths, starts, A):
-    "alpha, w [N, L, K] (rows sum to one) and c [N, L] of N pieces of densities b [N, L, K], both directions in one loop over frames."
+    "alpha, w [N, L, K] (rows sum to one) and c [N, L] of N pieces of densities b [N, L, K]."
     N, L, K = b.shape
     frame = torch.arange(L, device=b.device)
-    back = (lengths[:, None] - 1 - frame) % L  # reads a piece from its end; an involution on its valid frames
-    both = torch.stack([b, b.gather(1, back[..., None].expand(-1, -1, K))]).transpose(1, 2).transpose(0, 1).contiguous()  # [L, 2, N, K]
+    back = (lengths[:, None] - 1 - frame) % L  # reads from the end; an involution on valid frames
+    back = back[..., None].expand(-1, -1, K)
+    both = torch.stack([b, b.gather(1, back)])
+    both = both.transpose(1, 2).transpose(0, 1).contiguous()  # [L, 2, N, K]
     matrices, scales = torch.stack([A, A.T]), b.new_empty(L, 2, N, 1)
     state = torch.stack([starts, torch.ones_like(starts)]) * both[0]
-    for t in range(L):
+    for t in range(L):  # both directions
         if t: state = torch.bmm(state, matrices).mul_(both[t])
         torch.sum(state, -1, keepdim=True, out=scales[t])
         state = torch.div(state, scales[t], out=both[t])
     alpha, w = both.permute(1, 2, 0, 3)
-    return alpha, w.gather(1, back[..., None].expand(-1, -1, K)), scales[:, 0, :, 0].T
+    return alpha, w.gather(1, back), scales[:, 0, :, 0].T
 
-# %% ../../nbs/ssgs/03_inference.ipynb #3fc6918e
+# %% ../../nbs/ssgs/03_inference.ipynb #cff1ee5b
+class _DeviceBatch:
+    "Pieces of similar length side by side on a device, [N, L]."
+    def __init__(self, batch, sequences, emission, dtype, device):
+        L = int((batch[:, 2] - batch[:, 1]).max())
+        y = np.zeros((len(batch), L, len(emission.shift)), dtype)
+        for row, (k, start, stop, _, _) in zip(y, batch):
+            row[:stop - start] = (sequences[k][start:stop] - emission.shift) / emission.scale
+        self.batch, self.y = batch, torch.as_tensor(y, device=device)
+        self.start, stop, first, last = torch.as_tensor(batch[:, 1:].T.copy(), device=device)
+        frame, self.lengths = torch.arange(L, device=device), stop - self.start
+        begins, ends = (edge[:, None] for edge in (first - self.start, last - self.start))
+        counted = (frame >= begins) & (frame < ends)
+        self.core = counted.to(self.y.dtype)[..., None]  # 1 where a frame counts
+
+    def hand_out(self, gamma, posteriors):
+        "Copy posteriors [N, L, K] to the frames of the sequences that count."
+        for row, (k, start, _, first, last) in zip(gamma.cpu().numpy(), self.batch):
+            posteriors[k][first:last] = row[first - start:last - start]
+
+# %% ../../nbs/ssgs/03_inference.ipynb #744d2873
+class _DeviceModel:
+    "A model's tables on a device, and the posteriors of batches under it."
+    def __init__(self, hmm, emission, dtype, device):
+        def put(x): return torch.as_tensor(x, device=device)
+        self.starts, self.A = map(put, _tables(hmm, dtype, hmm.n_states))
+        self.products = list(map(put, np.triu_indices(hmm.n_features)))
+        self.theta, self.narrow = put(emission.theta), put(emission.narrow)
+        self.whiten, self.offset = put(emission.whiten).T, put(emission.offset)[:, 0]
+        self.constant, self.lowest = put(emission.constant)[:, 0], _FLOOR[dtype][1]
+
+    def _log_densities(self, y):
+        (i, j), D = self.products, y.shape[-1]
+        phi = torch.cat([y[..., i] * y[..., j], y, torch.ones_like(y[..., :1])], -1)
+        b = phi @ self.theta
+        if len(self.narrow):
+            z = (y @ self.whiten - self.offset).unflatten(-1, (-1, D))
+            b[..., self.narrow] = self.constant - .5 * (z * z).sum(-1)
+        return phi, b
+
+    def sums(self, batch):
+        "Posteriors [N, L, K], and a row of sums, of the frames of a batch that count."
+        phi, b = self._log_densities(batch.y)
+        top = b.amax(-1, keepdim=True)
+        b = torch.where(b - top > self.lowest, (b - top).exp_(), 0.)
+        begin = self.starts[(batch.start > 0).long()]
+        alpha, w, c = _scan(b, batch.lengths, begin, self.A)
+        predicted = torch.cat([begin[:, None], alpha[:, :-1] @ self.A], 1)
+        z = (predicted * w).sum(-1, keepdim=True)
+        gamma, v = predicted * w / z * batch.core, (w / z * batch.core)[:, 1:]
+        found = ((c.log()[..., None] + top) * batch.core, gamma[:, 0],
+                 torch.bmm(alpha[:, :-1].mT, v), torch.bmm(phi.mT, gamma))
+        return gamma, self._as_row(batch, *(x.cpu().double() for x in found))
+
+    @staticmethod
+    def _as_row(batch, log_likelihood, initial, xi, moments):
+        initial = initial[(batch.start == 0).cpu()].sum(0)
+        parts = log_likelihood.sum()[None], initial, xi.sum(0).ravel(), moments.sum(0).ravel()
+        return torch.cat(parts).numpy()
+
+# %% ../../nbs/ssgs/03_inference.ipynb #792f8164
 def _sums_torch(hmm, sequences, emission, parts, dtype, device, posteriors):
     "Yields the sums of each part of a plan, with torch operations only, on any device."
-    K, D = hmm.means.shape
-    put = lambda x: torch.as_tensor(x, device=device)
-    theta, (starts, A), (i, j) = put(emission.theta), map(put, _tables(hmm, dtype, K)), map(put, np.triu_indices(D))
-    rows = np.zeros((len(parts), 1 + K + K * K + theta.numel()))
-    for batch, p in ((batch, p) for p, plan in enumerate(parts) for batch in _batches(plan, _BATCH.get(device.type, 2 ** 16))):
-        L = int((batch[:, 2] - batch[:, 1]).max())
-        y = np.zeros((len(batch), L, D), dtype)
-        for row, (k, start, stop, _, _) in zip(y, batch): row[:stop - start] = (sequences[k][start:stop] - emission.shift) / emission.scale
-        y, (start, stop, first, last), frame = put(y), put(batch[:, 1:].T.copy()), torch.arange(L, device=device)
-        core = ((frame >= (first - start)[:, None]) & (frame < (last - start)[:, None])).to(y.dtype)[..., None]
-        phi = torch.cat([y[..., i] * y[..., j], y, torch.ones_like(y[..., :1])], -1)
-        b = phi @ theta
-        if len(emission.narrow):
-            z = (y @ put(emission.whiten).T - put(emission.offset)[:, 0]).unflatten(-1, (-1, D))
-            b[..., put(emission.narrow)] = put(emission.constant)[:, 0] - .5 * (z * z).sum(-1)
-        top = b.amax(-1, keepdim=True)
-        b = torch.where(b - top > _FLOOR[dtype][1], (b - top).exp_(), 0.)
-        begin = starts[(start > 0).long()]
-        alpha, w, c = _scan(b, stop - start, begin, A)
-        predicted = torch.cat([begin[:, None], alpha[:, :-1] @ A], 1)
-        z = (predicted * w).sum(-1, keepdim=True)
-        gamma, v = predicted * w / z * core, (w / z * core)[:, 1:]
-        sums = [x.cpu().double() for x in (torch.bmm(phi.mT, gamma), torch.bmm(alpha[:, :-1].mT, v), (c.log()[..., None] + top) * core, gamma[:, 0])]
-        rows[p] += torch.cat([sums[2].sum()[None], sums[3][(start == 0).cpu()].sum(0), sums[1].sum(0).ravel(), sums[0].sum(0).ravel()]).numpy()
-        if posteriors is not None:
-            for row, (k, start, _, first, last) in zip(gamma.cpu().numpy(), batch): posteriors[k][first:last] = row[first - start:last - start]
-    yield from rows
+    K, model = hmm.n_states, _DeviceModel(hmm, emission, dtype, device)
+    for plan in parts:
+        total = np.zeros(1 + K + K * K + emission.theta.size)
+        for rows in _batches(plan, _BATCH.get(device.type, 2 ** 16)):
+            batch = _DeviceBatch(rows, sequences, emission, dtype, device)
+            gamma, row = model.sums(batch)
+            total += row
+            if posteriors is not None: batch.hand_out(gamma, posteriors)
+        yield total
+
+# %% ../../nbs/ssgs/03_inference.ipynb #65ff3a17
+def _parts(plan, use_numba, world):
+    "The parts of a plan; with numba the same for any number of processes. A GPU wants few."
+    frames = _frame_count(plan)
+    if not use_numba: return _runs(plan, max(frames // world, 1))
+    return _runs(plan, max(min(_GROUP, max(frames // 4, 256)), -(-frames // 256)))
 
 # %% ../../nbs/ssgs/03_inference.ipynb #29c96eba
-def _parts(plan, use_numba, world):
-    "The parts of a plan; with numba the same for any number of processes. A GPU wants few large ones."
-    frames = int((plan[:, 2] - plan[:, 1]).sum())
-    return _runs(plan, max(min(_GROUP, max(frames // 4, 256)), -(-frames // 256)) if use_numba else max(frames // world, 1))
-
 def _share(parts, rank, world):
     "Indices of the parts that a process works on."
-    sizes, loads, owners = [int((part[:, 2] - part[:, 1]).sum()) for part in parts], np.zeros(world), np.zeros(len(parts), int)
+    sizes = [_frame_count(part) for part in parts]
+    loads, owners = np.zeros(world), np.zeros(len(parts), int)
     for p in sorted(range(len(parts)), key=lambda p: -sizes[p]):
         owners[p] = loads.argmin()
         loads[owners[p]] += sizes[p]
     return np.flatnonzero(owners == rank)
 
+# %% ../../nbs/ssgs/03_inference.ipynb #b7508868
 def _add_up(sums, n_parts, size, place):
-    "The sum over all parts of all processes, in the order of the parts; `sums` yields the index and row of ours."
-    total, alone = np.zeros(size), place is None or place.world == 1
-    rows = None if alone else np.zeros((n_parts, size))
-    for p, row in sums:
-        if alone: total += row
-        else: rows[p] = row
-    if not alone:
-        for row in place.sum(rows): total += row
+    "The sum over the parts of all processes, in their order; `sums` yields index and row of ours."
+    total = np.zeros(size)
+    if place is None or place.world == 1:
+        for _, row in sums: total += row
+        return total
+    rows = np.zeros((n_parts, size))
+    for p, row in sums: rows[p] = row
+    for row in place.sum(rows): total += row
     return total
 
 # %% ../../nbs/ssgs/03_inference.ipynb #9fbc5f62
 def e_step(
-    hmm,  # GaussianHMM
-    sequences,  # list of [T_i, D] arrays; no transition is counted from one to the next
+    hmm: GaussianHMM,  # the model
+    sequences: list[np.ndarray],  # [T_i, D] each; nothing is counted from one to the next
     *,
-    dtype=torch.float32,  # torch.float32 (errors near 1e-6) or torch.float64 (exact)
-    device="cpu",  # torch device
-    use_numba=None,  # compiled recursions; None: on the CPU
-    plan=None,  # pieces as made by `cut_plan`, of sequences that `check_sequences` passed; None: whole sequences with numba, else pieces of 500 frames with 32 of overlap
-    return_posteriors=False,  # also give the posteriors: list of [T_i, K] arrays
-    place=None,  # `Distributed`: share the work with other processes that call this with the same arguments; None: alone
-):
-    "Expected `Statistics` of sequences under a model (forward-backward, Rabiner 1989). Raises `ValueError` naming a bad sequence."
+    dtype: torch.dtype = torch.float32,  # float32 (errors near 1e-6) or float64 (exact)
+    device: str | torch.device = "cpu",  # where to compute
+    use_numba: bool | None = None,  # compiled recursions; None: on the CPU
+    plan: np.ndarray | None = None,  # of `cut_plan`, for sequences that `check_sequences` passed
+    return_posteriors: bool = False,  # also give the posteriors: list of [T_i, K] arrays
+    place=None,  # `Distributed`: processes that call this with the same arguments share the work
+):  # `Statistics`, and posteriors if they are asked for
+    "Expected statistics (forward-backward, Rabiner 1989). `ValueError` names a bad sequence."
     precision = {torch.float32: np.float32, torch.float64: np.float64}.get(dtype)
-    if precision is None: raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
-    device = torch.device(device)
+    if precision is None:
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
+    device, K = torch.device(device), hmm.n_states
     if use_numba is None: use_numba = device.type == "cpu"
-    if plan is None:
+    if plan is None:  # whole sequences with numba, else pieces of 500 frames
         sequences = check_sequences(sequences, hmm.n_features)
         plan = cut_plan([len(y) for y in sequences], None if use_numba else 500)
     rank, world = (place.rank, place.world) if place else (0, 1)
-    if return_posteriors and world > 1: raise ValueError("posteriors are not collected from several processes; call e_step without place")
-    posteriors = {i: np.zeros((len(sequences[i]), hmm.n_states), precision) for i in sorted({*plan[:, 0]})} if return_posteriors else None
-    emission, parts = _emission(hmm, precision, -(-hmm.n_states // 4) * 4 if use_numba else hmm.n_states), _parts(plan, use_numba, world)
+    if return_posteriors and world > 1:
+        raise ValueError("posteriors are not collected from several processes; "
+                         "call e_step without place")
+    found = None
+    if return_posteriors:
+        found = {i: np.zeros((len(sequences[i]), K), precision) for i in sorted({*plan[:, 0]})}
+    emission = _emission(hmm, precision, -(-K // 4) * 4 if use_numba else K)
+    parts = _parts(plan, use_numba, world)
     mine = _share(parts, rank, world)
-    ours = [parts[p] for p in mine]
-    if use_numba: sums = _sums_numba(hmm, sequences, emission, ours, precision, posteriors)
-    else: sums = _sums_torch(hmm, sequences, emission, ours, precision, device, posteriors)
-    size = 1 + hmm.n_states * (1 + hmm.n_states + len(emission.theta))
-    statistics = _finish(hmm, emission, (plan[:, 4] - plan[:, 3]).sum(), _add_up(zip(mine, sums), len(parts), size, place))
-    return (statistics, list(posteriors.values())) if return_posteriors else statistics
+    task = hmm, sequences, emission, [parts[p] for p in mine], precision
+    sums = _sums_numba(*task, found) if use_numba else _sums_torch(*task, device, found)
+    size = 1 + K * (1 + K + len(emission.theta))
+    sums = _add_up(zip(mine, sums), len(parts), size, place)
+    statistics = _finish(hmm, emission, (plan[:, 4] - plan[:, 3]).sum(), sums)
+    return (statistics, list(found.values())) if return_posteriors else statistics
 
+# %% ../../nbs/ssgs/03_inference.ipynb #86f05428
 def posteriors(
-    hmm,  # GaussianHMM
-    sequence,  # [T, D]
-):
-    "Probability of each state at each frame given the whole sequence, [T, K] float64."
+    hmm: GaussianHMM,  # the model
+    sequence: np.ndarray,  # [T, D]
+) -> np.ndarray:  # [T, K] float64
+    "Probability of each state at each frame given the whole sequence."
     return e_step(hmm, [sequence], dtype=torch.float64, return_posteriors=True)[1][0]
 
 def log_likelihood(
-    hmm,  # GaussianHMM
-    sequences,  # list of [T_i, D] arrays, or one array
-):
+    hmm: GaussianHMM,  # the model
+    sequences: list[np.ndarray],  # [T_i, D] each, or one array
+) -> float:  # nats
     "Natural log of the density of the sequences, summed."
     return e_step(hmm, sequences, dtype=torch.float64).log_likelihood

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .lattice import Frames, lsf_to_parcor
+from .lattice import lsf_to_parcor
 from .lpc import hann_window, lsf_to_lpc
-from .synthesis import tracks
+from .sound_frames import Frames
+from .state_tracks import tracks
 
 # %% ../../nbs/ssgs/07_retrieval.ipynb #d21b12c9
 _BLOCK = 2048  # frames analysed at a time
