@@ -5,133 +5,203 @@
 # %% auto #0
 __all__ = ['MODELS', 'DATASET_CONFIGS', 'SnacError', 'ModelConfig', 'create_snac_24khz_config', 'create_snac_32khz_config',
            'create_snac_44khz_config', 'create_snac_small_config', 'DataConfig', 'CodebookConfig',
-           'DiscriminatorConfig', 'LossConfig', 'FineTuningConfig', 'SnacTrainingConfig', 'PathsConfig', 'TrainConfig',
-           'create_training_config', 'as_config']
+           'DiscriminatorConfig', 'LossConfig', 'FineTuningConfig', 'PathsConfig', 'SnacTrainingConfig', 'TrainConfig',
+           'as_config', 'create_training_config']
 
-# %% ../../nbs/snac/00_config.ipynb #82c262de
+# %% ../../nbs/snac/00_config.ipynb #9810a633
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import annotated_types
 
-from ..config import own_names
-from ..config import load_config, to_plain
-from ..config import did_you_mean
+from ..config import did_you_mean, load_config, own_names, to_plain
 from ..training import TrainingConfig
 
-# %% ../../nbs/snac/00_config.ipynb #7bec6321
+# %% ../../nbs/snac/00_config.ipynb #7757608a
 class SnacError(ValueError):
-    "Something cannot be done with a codec, its codes or its settings; the message says what to change."
+    "What cannot be done with a codec, its codes or settings; the message says what to change."
 
-# %% ../../nbs/snac/00_config.ipynb #18d1c177
+# %% ../../nbs/snac/00_config.ipynb #5cc6662e
 _Size = Annotated[int, annotated_types.Interval(ge=1, le=8192)]
-_Rates = Annotated[tuple[Annotated[int, annotated_types.Interval(ge=1, le=64)], ...], annotated_types.Len(1, 12)]
+_Rate = Annotated[int, annotated_types.Interval(ge=1, le=64)]
+_Rates = Annotated[tuple[_Rate, ...], annotated_types.Len(1, 12)]
+_Hertz = Annotated[int, annotated_types.Interval(ge=1000, le=768_000)]
+_Entries = Annotated[int, annotated_types.Interval(ge=2, le=65536)]
+
 
 @dataclass
 class ModelConfig:
     "Size of a codec; the arguments of `SNAC`. The defaults are the published model for speech."
-    sampling_rate: Annotated[int, annotated_types.Interval(ge=1000, le=768_000)] = 24000  # Hz
+    sampling_rate: _Hertz = 24000  # Hz
     encoder_dim: _Size = 48  # channels at the first layer of the encoder; each block doubles them
     encoder_rates: _Rates = (2, 4, 8, 8)  # strides of its blocks
     latent_dim: _Size | None = None  # what encoder_dim and the number of blocks make it
     decoder_dim: _Size = 1024  # channels at the first layer of the decoder; each block halves them
     decoder_rates: _Rates = (8, 8, 4, 2)  # strides of its blocks
     attn_window_size: _Size | None = None  # frames of an attention window; null for no attention
-    codebook_size: Annotated[int, annotated_types.Interval(ge=2, le=65536)] = 4096  # entries of each codebook
+    codebook_size: _Entries = 4096  # entries of each codebook
     codebook_dim: _Size = 8  # size of an entry
     vq_strides: _Rates = (4, 2, 1)  # frames to a code at each level, coarse first
     noise: bool = True  # whether the decoder has noise blocks
     depthwise: bool = True  # whether wide convolutions are depthwise, as in all published models
 
+    @property
+    def hop_length(self) -> int:
+        "Samples of a frame of the latent."
+        return math.prod(self.encoder_rates)
 
-_MUSIC = {"encoder_dim": 64, "decoder_dim": 1536, "encoder_rates": (2, 3, 8, 8), "decoder_rates": (8, 8, 3, 2), "attn_window_size": 32, "vq_strides": (8, 4, 2, 1)}
-_OLD = {"encoder_dim": 64, "decoder_dim": 1536} | {"encoder_rates": (3, 3, 7, 7), "decoder_rates": (7, 7, 3, 3)}
+    @property
+    def frame_multiple(self) -> int:
+        "Frames that every recording is padded to a multiple of: codes and windows are whole."
+        return math.lcm(self.vq_strides[0], self.attn_window_size or 1)
 
-def _model(legacy, old, **values): return to_plain(ModelConfig(**(values | (old if legacy else {}))))
+    @property
+    def pad_multiple(self) -> int:
+        "The same in samples."
+        return self.hop_length*self.frame_multiple
 
+# %% ../../nbs/snac/00_config.ipynb #48446fd5
 def create_snac_24khz_config(
-    legacy: bool = False,  # the wider model of an earlier trainer, whose weights no published model has
+    legacy: bool = False,  # the wider model of an earlier trainer, which was never published
 ) -> dict:  # arguments of `SNAC`
     "Speech at 24 kHz: 984 bit/s at 12, 23 and 47 codes a second."
-    return _model(legacy, {"encoder_dim": 64, "decoder_dim": 1536})
+    wider = {"encoder_dim": 64, "decoder_dim": 1536} if legacy else {}
+    return to_plain(ModelConfig(**wider))
+
+# %% ../../nbs/snac/00_config.ipynb #04e2722d
+_MUSIC = {
+    "encoder_dim": 64, "decoder_dim": 1536, "attn_window_size": 32, "vq_strides": (8, 4, 2, 1),
+    "encoder_rates": (2, 3, 8, 8), "decoder_rates": (8, 8, 3, 2),
+}
+_LEGACY_MUSIC = _MUSIC | {"encoder_rates": (3, 3, 7, 7), "decoder_rates": (7, 7, 3, 3)}
+
 
 def create_snac_32khz_config(
-    legacy: bool = False,  # the strides of an earlier trainer (hop 441), which no published model has
+    legacy: bool = False,  # the strides of an earlier trainer (hop 441), never published
 ) -> dict:  # arguments of `SNAC`
     "Music and effects at 32 kHz: 1875 bit/s at four levels."
-    return _model(legacy, _OLD, sampling_rate=32000, **_MUSIC)
+    return to_plain(ModelConfig(sampling_rate=32000, **(_LEGACY_MUSIC if legacy else _MUSIC)))
+
 
 def create_snac_44khz_config(
-    legacy: bool = False,  # the strides of an earlier trainer (hop 441), which no published model has
+    legacy: bool = False,  # the strides of an earlier trainer (hop 441), never published
 ) -> dict:  # arguments of `SNAC`
     "Music and effects at 44.1 kHz: 2584 bit/s at four levels."
-    return _model(legacy, _OLD, sampling_rate=44100, **_MUSIC)
+    return to_plain(ModelConfig(sampling_rate=44100, **(_LEGACY_MUSIC if legacy else _MUSIC)))
 
+# %% ../../nbs/snac/00_config.ipynb #76e11929
 def create_snac_small_config() -> dict:  # arguments of `SNAC`
-    "Speech at 16 kHz, 875 bit/s: small enough to be trained without a GPU; the chapter on training says how far an hour of one core takes it."
-    return _model(False, {}, sampling_rate=16000, encoder_dim=16, encoder_rates=(2, 4, 5, 8), decoder_dim=256, decoder_rates=(8, 5, 4, 2), codebook_size=1024)
+    "Speech at 16 kHz, 875 bit/s: small enough to be trained without a GPU."
+    return to_plain(ModelConfig(
+        sampling_rate=16000, encoder_dim=16, encoder_rates=(2, 4, 5, 8), decoder_dim=256,
+        decoder_rates=(8, 5, 4, 2), codebook_size=1024,
+    ))
 
 
-MODELS = {"24khz": create_snac_24khz_config, "32khz": create_snac_32khz_config, "44khz": create_snac_44khz_config, "small": create_snac_small_config}
-
-# %% ../../nbs/snac/00_config.ipynb #d5ab37c8
-DATASET_CONFIGS = {
-    "ljspeech": {"dataset_path": "bad49wolf/ljspeech-simple", "dataset_config": None, "split": "train", "streaming": False, "audio_column": "audio", "model_config": "24khz"},
-    "common_voice": {"dataset_path": "fixie-ai/common_voice_17_0", "dataset_config": "en", "split": "train", "validation_split": "validation", "streaming": True, "audio_column": "audio", "model_config": "24khz"},
-    "librispeech": {"dataset_path": "openslr/librispeech_asr", "dataset_config": "all", "split": "train.clean.100", "validation_split": "validation.clean", "streaming": True, "audio_column": "audio", "model_config": "24khz"},
-    "vctk": {"dataset_path": "sanchit-gandhi/vctk", "dataset_config": None, "split": "train", "streaming": False, "audio_column": "audio", "model_config": "24khz"},
+MODELS = {
+    "24khz": create_snac_24khz_config, "32khz": create_snac_32khz_config,
+    "44khz": create_snac_44khz_config, "small": create_snac_small_config,
 }
 
-def _named(table, kind):
-    "A look-up whose error names what there is."
-    def find(name):
-        if name not in table: raise SnacError(f"there is no {kind} {name!r}{did_you_mean(name, table) or ': there are '+', '.join(table)}")
-        return table[name]
-    return find
+# %% ../../nbs/snac/00_config.ipynb #5a008a31
+DATASET_CONFIGS = {
+    "ljspeech": {
+        "dataset_path": "bad49wolf/ljspeech-simple", "dataset_config": None, "split": "train",
+        "streaming": False, "audio_column": "audio", "model_config": "24khz",
+    },
+    "common_voice": {
+        "dataset_path": "fixie-ai/common_voice_17_0", "dataset_config": "en", "split": "train",
+        "validation_split": "validation", "streaming": True, "audio_column": "audio",
+        "model_config": "24khz",
+    },
+    "librispeech": {
+        "dataset_path": "openslr/librispeech_asr", "dataset_config": "all",
+        "split": "train.clean.100", "validation_split": "validation.clean", "streaming": True,
+        "audio_column": "audio", "model_config": "24khz",
+    },
+    "vctk": {
+        "dataset_path": "sanchit-gandhi/vctk", "dataset_config": None, "split": "train",
+        "streaming": False, "audio_column": "audio", "model_config": "24khz",
+    },
+}
 
-_SMALL = {"data": {"segment_length": 0.32},  # a recipe for a processor: many short pieces, small critics, who come late
-          "discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 1500},
-          "training": {"steps": 3000, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine", "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99,
-                       "validate_every": "250 steps", "sample_every": "500 steps", "save_every": "10 minutes"}}
+# %% ../../nbs/snac/00_config.ipynb #260ab6b0
+_SMALL_RECIPE = {
+    "data": {"segment_length": 0.32},
+    "discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 1500},
+    "training": {
+        "steps": 3000, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine",
+        "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99, "validate_every": "250 steps",
+        "sample_every": "500 steps", "save_every": "10 minutes",
+    },
+}
 
-def _model_of(name): return {"model": _named(MODELS, "model")(name)()}, _SMALL if name == "small" else {}
-def _dataset_of(name):
-    return {"data": {key: value for key, value in _named(DATASET_CONFIGS, "data set")(name).items() if key != "model_config"}}
+# %% ../../nbs/snac/00_config.ipynb #7a4eeedd
+def _look_up(table: dict, kind: str, name: str):
+    "What a table has under a name; the error names what there is."
+    if name in table: return table[name]
+    hint = did_you_mean(name, table) or ": there are " + ", ".join(table)
+    raise SnacError(f"there is no {kind} {name!r}{hint}")
 
-_model_of.words, _dataset_of.words = tuple(MODELS), tuple(DATASET_CONFIGS)
 
-# %% ../../nbs/snac/00_config.ipynb #df42929b
-_Positive, _Weight, _Count = Annotated[float, annotated_types.Gt(0)], Annotated[float, annotated_types.Ge(0)], Annotated[int, annotated_types.Ge(0)]
+def _with_words(words: dict) -> Callable:
+    "Notes on a preset which words it takes."
+    def note(preset):
+        preset.words = tuple(words)
+        return preset
+    return note
+
+# %% ../../nbs/snac/00_config.ipynb #f58538b9
+@_with_words(MODELS)
+def _model_preset(name):
+    size = {"model": _look_up(MODELS, "model", name)()}
+    return size, _SMALL_RECIPE if name == "small" else {}
+
+
+@_with_words(DATASET_CONFIGS)
+def _dataset_preset(name):
+    found = _look_up(DATASET_CONFIGS, "data set", name)
+    return {"data": {key: value for key, value in found.items() if key != "model_config"}}
+
+# %% ../../nbs/snac/00_config.ipynb #83c105a5
+_Positive = Annotated[float, annotated_types.Gt(0)]
+_Weight = Annotated[float, annotated_types.Ge(0)]
+_Count = Annotated[int, annotated_types.Ge(0)]
+_AtLeastOne = Annotated[int, annotated_types.Ge(1)]
+_Share = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
+_Factor = Annotated[float, annotated_types.Interval(gt=0, le=1)]
+
 
 @dataclass
 class DataConfig:
     "What to train on."
-    dataset_path: str = "bad49wolf/ljspeech-simple"  # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
-    dataset_config: str | None = None  # of a data set on the hub that has several, such as a language
+    dataset_path: str = "bad49wolf/ljspeech-simple"  # folder, table, or a name on the hub
+    dataset_config: str | None = None  # of one on the hub that has several, such as a language
     audio_column: str = "audio"  # of a table, where the sound is
     split: str = "train"  # of a data set on the hub
     streaming: bool = False  # read in order while training instead of downloading first
     segment_length: _Positive = 0.8  # s of a piece; made longer to what the model's frames need
-    validation: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.05  # share of the sources (files or speakers) kept apart
+    validation: _Share = 0.05  # share of the sources (files or speakers) kept apart
     validation_path: str | None = None  # other data to validate on
     validation_split: str | None = None  # or another split of the same
-    validation_clips: Annotated[int, annotated_types.Ge(1)] = 16  # how many pieces of it are measured
+    validation_clips: _AtLeastOne = 16  # how many pieces of it are measured
     validation_seconds: _Positive = 2.0  # s of each
-    loudness: float | None = -16.0  # LUFS that every piece is brought to, unless its peak forbids; null to leave it
-    silence: float = -60.0  # dB below full scale; quieter pieces are drawn again, and never trained on
+    loudness: float | None = -16.0  # LUFS of every piece, unless its peak forbids; null: as it is
+    silence: float = -60.0  # dB below full scale; quieter pieces are drawn again
 
-
+# %% ../../nbs/snac/00_config.ipynb #39a03275
 @dataclass
 class CodebookConfig:
     "How codebooks learn."
-    mode: Literal["gradient", "ema", "none"] = "gradient"  # by a loss of their own, by moving averages, or not at all (as an earlier trainer did, to compare)
-    decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.99  # ema: share of the old average at each step
-    restart_after: _Weight = 10.0  # a code that is not used while it would have been this many times, were all used alike, starts anew; 0 for never
-    initialise: bool = True  # take the first entries from data; not with weights that are trained already
+    mode: Literal["gradient", "ema", "none"] = "gradient"  # by a loss, by averages, not at all
+    decay: _Share = 0.99  # ema: share of the old average at each step
+    restart_after: _Weight = 10.0  # uses, were all alike, until an idle code starts anew; 0: never
+    initialise: bool = True  # take the first entries from data; not with weights trained already
 
-
+# %% ../../nbs/snac/00_config.ipynb #7a26e129
 @dataclass
 class DiscriminatorConfig:
     "The critics, and when they are heard."
@@ -139,14 +209,14 @@ class DiscriminatorConfig:
     warmup: _Count = 1000  # steps of linear warm-up
     width: _Positive = 1.0  # share of the channels of the full networks
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; of the multi-period discriminator
-    fft_sizes: tuple[int, ...] = (2048, 1024, 512)  # samples; windows of the multi-scale STFT discriminator
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512)  # samples; windows of the STFT discriminator
     clip_norm: _Weight = 10.0  # longest gradient
     start: _Count = 0  # steps before they take part
-    alone: _Count = 0  # steps in which only they learn, such as 1000 at the beginning of fine-tuning
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of their forward pass; auto: bfloat16 where the hardware has it
+    alone: _Count = 0  # steps in which only they learn, such as 1000 at the start of fine-tuning
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what hardware does well
     legacy: bool = False  # those of an earlier trainer (magnitude and phase)
 
-# %% ../../nbs/snac/00_config.ipynb #de529937
+# %% ../../nbs/snac/00_config.ipynb #46bb36d0
 @dataclass
 class LossConfig:
     "Weights of the losses (DAC's)."
@@ -156,17 +226,24 @@ class LossConfig:
     feature_matching: _Weight = 2.0  # to look alike inside the discriminators
     commitment: _Weight = 0.25  # latents near their entries
     codebook: _Weight = 1.0  # entries near their latents (gradient mode)
-    balance: bool = False  # whether gradients at the output are first brought to equal lengths (EnCodec's balancer)
-    legacy: bool = False  # one mel scale, its weight 5 up to step 500 and 15 after it; raw phase in the STFT loss
+    balance: bool = False  # first bring gradients at the output to equal lengths (as EnCodec does)
+    legacy: bool = False  # one mel scale, weight 5 to step 500 and 15 after; raw phase in the STFT
 
-
+# %% ../../nbs/snac/00_config.ipynb #1b1dd6d6
 @dataclass
 class FineTuningConfig:
     "Where weights come from, if not from chance."
-    weights: str | None = None  # published or trained weights: directory, checkpoint, run folder, or a name on the Hugging Face hub
-    freeze_tokens: bool = False  # keep encoder and quantiser as they are, so that codes stay valid for models that speak them
+    weights: str | None = None  # folder, checkpoint, run folder, or a name on the Hugging Face hub
+    freeze_tokens: bool = False  # keep encoder and quantiser, so that codes stay valid for others
 
 
+@dataclass
+class PathsConfig:
+    "Where everything is written."
+    checkpoint_dir: str = "./checkpoints"  # run folder: history, checkpoints, samples, weights
+    log_dir: str = "./logs"  # for TensorBoard, if it is installed
+
+# %% ../../nbs/snac/00_config.ipynb #9b454d25
 @dataclass
 class SnacTrainingConfig(TrainingConfig):
     "How long, how fast and how carefully to train; the optimiser of the paper."
@@ -174,29 +251,36 @@ class SnacTrainingConfig(TrainingConfig):
     learning_rate: _Positive = 6e-4  # of the codec (AdamW)
     betas: tuple[float, float] = (0.8, 0.99)  # memory of the gradient's mean and of its square
     weight_decay: _Weight = 0.01  # of AdamW
-    schedule: Literal["constant", "cosine", "exponential"] = "exponential"  # of the learning rate
-    decay: Annotated[float, annotated_types.Interval(gt=0, le=1)] = 0.999994  # exponential: factor for each step
-    ema_decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.999  # average of the codec's weights that is evaluated and exported; 0 for none
-    log_every: Annotated[int, annotated_types.Ge(1)] = 100  # steps between rows of the history
+    schedule: Literal["constant", "cosine", "exponential"] = "exponential"
+    decay: _Factor = 0.999994  # exponential: factor for each step
+    ema_decay: _Share = 0.999  # average of weights that is evaluated and exported; 0: none
+    log_every: _AtLeastOne = 100  # steps between rows of the history
     validate_every: str = "1000 steps"  # such as "500 steps", "1 epoch", "10 minutes", "never"
     sample_every: str = "5000 steps"  # how often to make sound to listen to
-    save_every: str = "10000 steps"  # how often to write a checkpoint; at the end there is always one
+    save_every: str = "10000 steps"  # how often to write a checkpoint; there is one at the end
     best_metric: str = "mel"  # of validation, by which the best model is chosen
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the decoder; encoder and quantiser are always computed in float32, which codes depend on
-    compile: bool = False  # compile the networks with torch.compile (takes minutes; pays in long runs on a GPU)
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the decoder
+    compile: bool = False  # compile the networks (takes minutes; pays in long runs on a GPU)
 
+# %% ../../nbs/snac/00_config.ipynb #4f034fb5
+_OTHER_NAMES = {
+    "model": _model_preset, "dataset": _dataset_preset, "dataset_path": "data.dataset_path",
+    "streaming": "data.streaming", "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate", "num_iterations": "training.steps",
+    "seed": "training.seed", "device": "training.device",
+    "checkpoint_dir": "paths.checkpoint_dir", "processes": "training.processes",
+    "weights": "fine_tuning.weights", "freeze_tokens": "fine_tuning.freeze_tokens",
+    "training.num_iterations": "training.steps", "training.lr_decay": "training.decay",
+    "training.log_interval": "training.log_every",
+    "training.save_interval": ("training.save_every", "{} steps"),
+    "training.validation_interval": ("training.validate_every", "{} steps"),
+}
 
-@dataclass
-class PathsConfig:
-    "Where everything is written."
-    checkpoint_dir: str = "./checkpoints"  # run folder: configuration, history, checkpoints, samples, and, as of the last checkpoint, what `SNAC.from_pretrained` opens
-    log_dir: str = "./logs"  # for TensorBoard, if it is installed
-
-# %% ../../nbs/snac/00_config.ipynb #e2636766
+# %% ../../nbs/snac/00_config.ipynb #7b6d23e6
 @dataclass
 class TrainConfig:
     "Train or fine-tune a codec."
-    model: ModelConfig = field(default_factory=ModelConfig)  # its size; also --model 24khz, 32khz, 44khz, or small: one for machines without a GPU, with settings to match
+    model: ModelConfig = field(default_factory=ModelConfig)  # size: --model 24khz|32khz|44khz|small
     training: SnacTrainingConfig = field(default_factory=SnacTrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     codebooks: CodebookConfig = field(default_factory=CodebookConfig)
@@ -204,56 +288,70 @@ class TrainConfig:
     losses: LossConfig = field(default_factory=LossConfig)
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    resume: str | None = None  # checkpoint to go on from; "auto" takes the newest sound one, if there is one
-
-    aliases: ClassVar[dict] = {
-        "model": _model_of, "dataset": _dataset_of, "dataset_path": "data.dataset_path", "streaming": "data.streaming", "batch_size": "training.batch_size",
-        "learning_rate": "training.learning_rate", "num_iterations": "training.steps", "seed": "training.seed", "device": "training.device",
-        "checkpoint_dir": "paths.checkpoint_dir", "processes": "training.processes", "weights": "fine_tuning.weights", "freeze_tokens": "fine_tuning.freeze_tokens",
-        "training.num_iterations": "training.steps", "training.lr_decay": "training.decay", "training.log_interval": "training.log_every",
-        "training.save_interval": ("training.save_every", "{} steps"), "training.validation_interval": ("training.validate_every", "{} steps"),
-    }
+    resume: str | None = None  # checkpoint to go on from; "auto": the newest sound one, if any
+    aliases: ClassVar[dict] = _OTHER_NAMES
 
     @property
-    def segment_samples(self) -> int: "Length of a training piece (samples): whole frames at every level."; return -(-round(self.data.segment_length*self.model.sampling_rate)//self.pad_multiple)*self.pad_multiple
+    def pad_multiple(self) -> int:
+        "Samples that the model pads to a multiple of."
+        return self.model.pad_multiple
 
     @property
-    def pad_multiple(self) -> int: "Samples that the model pads to a multiple of."; m = self.model; return math.prod(m.encoder_rates)*math.lcm(m.vq_strides[0], m.attn_window_size or 1)
+    def segment_samples(self) -> int:
+        "Length of a training piece (samples): whole frames at every level."
+        wanted = round(self.data.segment_length*self.model.sampling_rate)
+        return -(-wanted//self.pad_multiple)*self.pad_multiple
 
     def plan(self) -> str:
         "What a run would do."
-        d, t, model = self.data, self.training, self.model
-        begin = f"fine-tune {self.fine_tuning.weights}" if self.fine_tuning.weights else "train a codec"
-        ends = f"{t.steps} steps" if t.steps else f"{t.epochs} epochs"
-        size = f" ({model.sampling_rate} Hz, widths {model.encoder_dim} and {model.decoder_dim}; pieces of {self.segment_samples} samples, {self.segment_samples/model.sampling_rate:.3f} s)"
-        return (f"{begin}{'' if self.fine_tuning.weights else size} on {d.dataset_path}{' (streamed)' if d.streaming else ''}, "
-                f"{t.batch_size} pieces at a time, {ends}, into {self.paths.checkpoint_dir}")
+        weights, data, training = self.fine_tuning.weights, self.data, self.training
+        begin = f"fine-tune {weights}" if weights else f"train a codec ({self._describe_size()})"
+        streamed = " (streamed)" if data.streaming else ""
+        ends = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
+        return (f"{begin} on {data.dataset_path}{streamed}, {training.batch_size} pieces "
+                f"at a time, {ends}, into {self.paths.checkpoint_dir}")
 
-# %% ../../nbs/snac/00_config.ipynb #d9e61e48
+    def _describe_size(self):
+        model, samples = self.model, self.segment_samples
+        return (f"{model.sampling_rate} Hz, widths {model.encoder_dim} and {model.decoder_dim}; "
+                f"pieces of {samples} samples, {samples/model.sampling_rate:.3f} s")
+
+# %% ../../nbs/snac/00_config.ipynb #bb56fa06
+def as_config(
+    config: TrainConfig | dict | str | Path | None = None,  # also a YAML or JSON file
+) -> TrainConfig:  # checked; of None, the defaults
+    "Settings in any form. Raises `ConfigError` that lists what is wrong."
+    if isinstance(config, TrainConfig): return config
+    if isinstance(config, (str, Path)): return load_config(TrainConfig, config).config
+    return load_config(TrainConfig, overrides=own_names(TrainConfig, to_plain(config or {}))).config
+
+# %% ../../nbs/snac/00_config.ipynb #30f7807e
+def _training_section(model, batch_size, learning_rate, num_iterations):
+    section = {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994,
+               "num_iterations": num_iterations, "save_interval": 10000, "log_interval": 100,
+               "validation_interval": 1000}
+    if model != "small": return section
+    recipe, section = dict(_SMALL_RECIPE["training"]), dict(section)
+    steps, rate = recipe.pop("steps"), recipe.pop("learning_rate")
+    del recipe["batch_size"]
+    if learning_rate == 6e-4: section["learning_rate"] = rate
+    if num_iterations == 800_000: section["num_iterations"] = steps
+    return section | recipe
+
+# %% ../../nbs/snac/00_config.ipynb #fb72e669
 def create_training_config(
-    dataset_path: str = "bad49wolf/ljspeech-simple",  # folder, manifest, Parquet, saved data set; or a name on the Hugging Face hub
+    dataset_path: str = "bad49wolf/ljspeech-simple",  # folder, table, or a name on the hub
     batch_size: int = 16,  # pieces to a step
     learning_rate: float = 6e-4,  # of the codec; for the small model 1e-3, if it is left at this
     num_iterations: int = 800_000,  # steps; for the small model 3000, if it is left at this
     streaming: bool = False,  # read in order while training
     model: str = "24khz",  # 24khz, 32khz, 44khz or small
 ) -> dict:  # model, training, data and paths
-    "The settings of a run as a dictionary, to be changed and given to `train_main`, or to be saved as JSON."
-    size, recipe = _model_of(model)
-    others = {key: value for key, value in recipe.get("training", {}).items() if key not in ("steps", "batch_size", "learning_rate")}
-    if model == "small": learning_rate, num_iterations = 1e-3 if learning_rate == 6e-4 else learning_rate, 3000 if num_iterations == 800_000 else num_iterations
-    return size | {name: part for name, part in recipe.items() if name != "training"} | {
-        "training": {"batch_size": batch_size, "learning_rate": learning_rate, "lr_decay": 0.999994, "num_iterations": num_iterations,
-                     "save_interval": 10000, "log_interval": 100, "validation_interval": 1000} | others,
-        "data": {"dataset_path": dataset_path, "audio_column": "audio", "split": "train", "streaming": streaming, "segment_length": 0.32 if model == "small" else 0.8},
-        "paths": {"checkpoint_dir": "./checkpoints", "log_dir": "./logs"},
+    "The settings of a run as a dictionary, for `train_main` or to be saved as JSON."
+    size, recipe = _model_preset(model)
+    data = {"dataset_path": dataset_path, "audio_column": "audio", "split": "train",
+            "streaming": streaming, "segment_length": 0.8} | recipe.get("data", {})
+    return size | recipe | {
+        "training": _training_section(model, batch_size, learning_rate, num_iterations),
+        "data": data, "paths": {"checkpoint_dir": "./checkpoints", "log_dir": "./logs"},
     }
-
-
-def as_config(
-    config: TrainConfig|dict|str|Path|None = None,  # settings, a dictionary of them, a YAML or JSON file, or None for the defaults
-) -> TrainConfig:  # checked
-    "Settings in any form. Raises `ConfigError` that lists what is wrong."
-    if isinstance(config, TrainConfig): return config
-    if isinstance(config, (str, Path)): return load_config(TrainConfig, config).config
-    return load_config(TrainConfig, overrides=own_names(TrainConfig, to_plain(config or {}))).config

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Keep', 'ResidualUnit', 'SinusoidalEmbeddings', 'LocalMHA', 'EncoderBlock', 'Encoder', 'PlacedNoise', 'NoiseBlock',
-           'DecoderBlock', 'Decoder', 'Coded', 'SNAC']
+           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_layout', 'check_codes', 'decoder_noise',
+           'Coded', 'SNAC']
 
-# %% ../../nbs/snac/03_generator.ipynb #e6ba3911
+# %% ../../nbs/snac/03_generator.ipynb #153797c2
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -17,33 +19,38 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..config import to_plain
 from ..data import keyed_rng
-from .config import SnacError
+from .config import ModelConfig, SnacError
 from .quantizer import ResidualVectorQuantize
 from .snake_activation import Snake1d
 
-# %% ../../nbs/snac/03_generator.ipynb #73933773
+# %% ../../nbs/snac/03_generator.ipynb #e4ae6391
 class Keep:
     "Sets everything behind the ends of the clips of a batch to zero, at any resolution."
     def __init__(self,
         ends: torch.Tensor,  # int64 [B]: where each clip ends, on a grid of `total`
         total: int,  # length of the grid
-    ): self.ends, self.total, self.masks = ends, total, {}
+    ):
+        self.ends, self.total, self.masks = ends, total, {}
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # x [B, C, T], T a whole share or multiple of the total
-        "The same with zeros behind the ends."
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        "The same x [B, C, T] with zeros behind the ends; T a whole share or multiple of the total."
         if (frames := x.shape[-1]) not in self.masks:
             ends = (self.ends*frames)//self.total
-            self.masks[frames] = (torch.arange(frames, device=x.device) < ends.to(x.device)[:, None])[:, None]
+            behind = torch.arange(frames, device=x.device) < ends.to(x.device)[:, None]
+            self.masks[frames] = behind[:, None]
         return x*self.masks[frames]
 
+# %% ../../nbs/snac/03_generator.ipynb #d276cf2b
+def _keep_clips(x, keep): return x if keep is None else keep(x)
 
-def _keep(x, keep): return x if keep is None else keep(x)
+# %% ../../nbs/snac/03_generator.ipynb #860e6ccc
 def _normed(conv, normed): return weight_norm(conv) if normed else conv
 
-
+# %% ../../nbs/snac/03_generator.ipynb #5ae38af5
 class ResidualUnit(nn.Module):
-    "x + conv1x1(snake(conv7(snake(x)))), the convolution over time dilated and, in SNAC, depthwise."
+    "x + conv1x1(snake(conv7(snake(x)))), conv7 over time dilated and, in SNAC, depthwise."
     def __init__(self,
         dim: int = 16,  # channels
         dilation: int = 1,  # of the convolution over time
@@ -52,14 +59,16 @@ class ResidualUnit(nn.Module):
         normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
-        wide = nn.Conv1d(dim, dim, kernel, dilation=dilation, padding=(kernel-1)*dilation//2, groups=groups)
-        self.block = nn.Sequential(Snake1d(dim), _normed(wide, normed), Snake1d(dim), _normed(nn.Conv1d(dim, dim, 1), normed))
+        padding = (kernel-1)*dilation//2
+        wide = nn.Conv1d(dim, dim, kernel, dilation=dilation, padding=padding, groups=groups)
+        layers = Snake1d(dim), _normed(wide, normed), Snake1d(dim)
+        self.block = nn.Sequential(*layers, _normed(nn.Conv1d(dim, dim, 1), normed))
 
     def forward(self, x, keep=None):
-        x = _keep(x, keep)
+        x = _keep_clips(x, keep)
         return x+self.block(x)
 
-# %% ../../nbs/snac/03_generator.ipynb #6c7d8c9c
+# %% ../../nbs/snac/03_generator.ipynb #7cf6a2a1
 class SinusoidalEmbeddings(nn.Module):
     "Angles of rotary positions; the frequencies are a buffer of the published models."
     def __init__(self,
@@ -69,15 +78,16 @@ class SinusoidalEmbeddings(nn.Module):
         self.register_buffer("inv_freq", 1./(10000**(torch.arange(0, dim, 2).float()/dim)))
 
     def forward(self, frames: int) -> torch.Tensor:  # [frames, dim]
-        angles = torch.arange(frames, device=self.inv_freq.device).type_as(self.inv_freq)[:, None]*self.inv_freq
+        places = torch.arange(frames, device=self.inv_freq.device).type_as(self.inv_freq)
+        angles = places[:, None]*self.inv_freq
         return torch.cat((angles, angles), dim=-1)
 
-
+# %% ../../nbs/snac/03_generator.ipynb #3dc734f5
 def _rotate(x, angles):
     a, b = x.chunk(2, dim=-1)
     return x*angles.cos()+torch.cat((-b, a), dim=-1)*angles.sin()
 
-
+# %% ../../nbs/snac/03_generator.ipynb #55f1cf7d
 class LocalMHA(nn.Module):
     "Multi-head attention in windows that do not overlap, with a way around it."
     def __init__(self,
@@ -86,20 +96,25 @@ class LocalMHA(nn.Module):
         dim_head: int = 64,  # channels of a head; divides `dim`
     ):
         super().__init__()
-        if dim % dim_head: raise SnacError(f"attention over {dim} channels does not divide into heads of {dim_head}: use multiples of it, or attn_window_size null")
+        if dim % dim_head:
+            raise SnacError(f"attention over {dim} channels does not divide into heads of "
+                            f"{dim_head}: use multiples of it, or attn_window_size null")
         self.norm, self.heads, self.window_size = nn.LayerNorm(dim), dim//dim_head, window_size
-        self.to_qkv, self.rel_pos = nn.Linear(dim, dim*3, bias=False), SinusoidalEmbeddings(dim_head)
+        self.to_qkv = nn.Linear(dim, dim*3, bias=False)
+        self.rel_pos = SinusoidalEmbeddings(dim_head)
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x):  # [B, C, F], F a multiple of the window
         b, c, frames = x.shape
-        heads = self.to_qkv(self.norm(x.transpose(1, 2))).view(-1, self.window_size, 3, self.heads, c//self.heads)
+        qkv = self.to_qkv(self.norm(x.transpose(1, 2)))
+        heads = qkv.view(-1, self.window_size, 3, self.heads, c//self.heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B·windows, heads, window, dim_head]
         angles = self.rel_pos(self.window_size)
-        found = functional.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v)
+        q, k = _rotate(q, angles), _rotate(k, angles)
+        found = functional.scaled_dot_product_attention(q, k, v)
         return self.to_out(found.transpose(1, 2).reshape(b, frames, c)).transpose(1, 2)+x
 
-# %% ../../nbs/snac/03_generator.ipynb #f4bd6d31
+# %% ../../nbs/snac/03_generator.ipynb #dcf5aac4
 class EncoderBlock(nn.Module):
     "Three residual units, then fewer frames and twice the channels."
     def __init__(self,
@@ -110,21 +125,22 @@ class EncoderBlock(nn.Module):
     ):
         super().__init__()
         dim = output_dim//2
-        self.block = nn.Sequential(*(ResidualUnit(dim, dilation, groups=groups, normed=normed) for dilation in (1, 3, 9)), Snake1d(dim),
-                                   _normed(nn.Conv1d(dim, output_dim, 2*stride, stride, padding=math.ceil(stride/2)), normed))
+        units = [ResidualUnit(dim, d, groups=groups, normed=normed) for d in (1, 3, 9)]
+        shrink = nn.Conv1d(dim, output_dim, 2*stride, stride, padding=math.ceil(stride/2))
+        self.block = nn.Sequential(*units, Snake1d(dim), _normed(shrink, normed))
 
     def forward(self, x, keep=None):
         for unit in self.block[:3]: x = unit(x, keep)
-        return self.block[3:](_keep(x, keep))
+        return self.block[3:](_keep_clips(x, keep))
 
-
+# %% ../../nbs/snac/03_generator.ipynb #c3c234d2
 class Encoder(nn.Module):
     "Sound [B, 1, T] to a latent [B, D, T/hop]."
     def __init__(self,
         d_model: int = 64,  # channels before the first block, doubled by each
         strides: list = (3, 3, 7, 7),  # of the blocks
         depthwise: bool = False,  # convolutions over time for each channel alone
-        attn_window_size: int|None = 32,  # frames of a window of attention; None for no attention
+        attn_window_size: int | None = 32,  # frames of a window of attention; None for no attention
         normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
@@ -133,37 +149,43 @@ class Encoder(nn.Module):
             d_model *= 2
             layers.append(EncoderBlock(d_model, stride, d_model//2 if depthwise else 1, normed))
         if attn_window_size is not None: layers.append(LocalMHA(d_model, attn_window_size))
-        layers.append(_normed(nn.Conv1d(d_model, d_model, 7, padding=3, groups=d_model if depthwise else 1), normed))
+        groups = d_model if depthwise else 1
+        layers.append(_normed(nn.Conv1d(d_model, d_model, 7, padding=3, groups=groups), normed))
         self.block = nn.Sequential(*layers)
 
     def forward(self, x, keep=None):
-        for layer in self.block[:-1]: x = layer(x, keep) if isinstance(layer, EncoderBlock) else layer(x)
-        return self.block[-1](_keep(x, keep))
+        for layer in self.block[:-1]:
+            x = layer(x, keep) if isinstance(layer, EncoderBlock) else layer(x)
+        return self.block[-1](_keep_clips(x, keep))
 
-# %% ../../nbs/snac/03_generator.ipynb #7cb0b87e
+# %% ../../nbs/snac/03_generator.ipynb #e4218705
 _BLOCK = 64  # latent frames whose noise is made in one go
 
+
 @lru_cache(maxsize=64)
-def _noise_block(seed, layer, block, samples): return keyed_rng(seed, layer, block).standard_normal(samples, dtype=np.float32)
+def _noise_block(seed, layer, block, samples):
+    return keyed_rng(seed, layer, block).standard_normal(samples, dtype=np.float32)
 
-
+# %% ../../nbs/snac/03_generator.ipynb #76cd7b1c
 class PlacedNoise:
     "White noise that depends on a seed and on where in the recording it is, and on nothing else."
     def __init__(self,
         seed: int,  # another seed, another noise
         first_frame: int = 0,  # latent frame of the recording at which the piece begins
         frames: int = 1,  # latent frames of the piece
-    ): self.seed, self.first, self.frames = int(seed), int(first_frame), int(frames)
+    ):
+        self.seed, self.first, self.frames = int(seed), int(first_frame), int(frames)
 
     def __call__(self, layer: int, like: torch.Tensor) -> torch.Tensor:  # [1, 1, T], for any batch
         "Noise for the layer whose signal is `like` [B, C, T]."
-        unit = like.shape[-1]//self.frames  # samples to a latent frame, at this layer
+        samples = like.shape[-1]
+        unit = samples//self.frames  # samples to a latent frame, at this layer
         blocks = range(self.first//_BLOCK, (self.first+self.frames-1)//_BLOCK+1)
         noise = np.concatenate([_noise_block(self.seed, layer, b, _BLOCK*unit) for b in blocks])
         start = (self.first-blocks[0]*_BLOCK)*unit
-        return torch.from_numpy(noise[start:start+like.shape[-1]].copy()).to(like)[None, None]
+        return torch.from_numpy(noise[start:start+samples].copy()).to(like)[None, None]
 
-
+# %% ../../nbs/snac/03_generator.ipynb #456e6276
 class NoiseBlock(nn.Module):
     "x + noise·Linear(x): noise whose level follows the signal."
     def __init__(self,
@@ -174,10 +196,11 @@ class NoiseBlock(nn.Module):
         self.linear = _normed(nn.Conv1d(dim, dim, 1, bias=False), normed)
 
     def forward(self, x, noise=None):  # noise [B, 1, T]; None for fresh
-        if noise is None: noise = torch.randn((x.shape[0], 1, x.shape[2]), device=x.device, dtype=x.dtype)
+        if noise is None:
+            noise = torch.randn((x.shape[0], 1, x.shape[2]), device=x.device, dtype=x.dtype)
         return x+noise*self.linear(x)
 
-# %% ../../nbs/snac/03_generator.ipynb #4ed2eaff
+# %% ../../nbs/snac/03_generator.ipynb #89717cf0
 class DecoderBlock(nn.Module):
     "More frames and half the channels, noise, three residual units."
     def __init__(self,
@@ -189,20 +212,29 @@ class DecoderBlock(nn.Module):
         normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
-        grow = nn.ConvTranspose1d(input_dim, output_dim, 2*stride, stride, padding=math.ceil(stride/2), output_padding=stride % 2)
+        grow = nn.ConvTranspose1d(input_dim, output_dim, 2*stride, stride,
+                                  padding=math.ceil(stride/2), output_padding=stride % 2)
         layers = [Snake1d(input_dim), _normed(grow, normed)]
         if noise: layers.append(NoiseBlock(output_dim, normed))
-        layers += [ResidualUnit(output_dim, dilation, groups=groups, normed=normed) for dilation in (1, 3, 9)]
+        for dilation in (1, 3, 9):
+            layers.append(ResidualUnit(output_dim, dilation, groups=groups, normed=normed))
         self.block = nn.Sequential(*layers)
 
-    def forward(self, x, keep=None, noise=None):  # noise: what gives [B, 1, T] for a signal, False for none, None for fresh noise
-        x = self.block[:2](_keep(x, keep))
+    def forward(self, x, keep=None, noise=None):  # noise(signal) -> [B, 1, T]; False: none
+        x = self.block[:2](_keep_clips(x, keep))
         for layer in self.block[2:]:
             if not isinstance(layer, NoiseBlock): x = layer(x, keep)
             elif noise is not False: x = layer(x, None if noise is None else noise(x))
         return x
 
+# %% ../../nbs/snac/03_generator.ipynb #8af0a398
+def _unfold_latent(input_channel, channels, depthwise):
+    "The first convolutions of a decoder."
+    if not depthwise: return [nn.Conv1d(input_channel, channels, 7, padding=3)]
+    wide = nn.Conv1d(input_channel, input_channel, 7, padding=3, groups=input_channel)
+    return [wide, nn.Conv1d(input_channel, channels, 1)]
 
+# %% ../../nbs/snac/03_generator.ipynb #0e854810
 class Decoder(nn.Module):
     "A latent [B, D, F] to sound [B, 1, F·hop] between -1 and 1."
     def __init__(self,
@@ -211,155 +243,277 @@ class Decoder(nn.Module):
         rates: list,  # frames that one becomes, block by block
         noise: bool = False,  # whether noise is added
         depthwise: bool = False,  # convolutions over time for each channel alone
-        attn_window_size: int|None = 32,  # frames of a window of attention; None for no attention
+        attn_window_size: int | None = 32,  # frames of a window of attention; None for no attention
         normed: bool = True,  # weight-normalised, as for training
     ):
         super().__init__()
-        layers = [nn.Conv1d(input_channel, input_channel if depthwise else channels, 7, padding=3, groups=input_channel if depthwise else 1)]
-        if depthwise: layers.append(nn.Conv1d(input_channel, channels, 1))
-        layers = [_normed(layer, normed) for layer in layers]
+        first = _unfold_latent(input_channel, channels, depthwise)
+        layers = [_normed(layer, normed) for layer in first]
         if attn_window_size is not None: layers.append(LocalMHA(channels, attn_window_size))
         for i, stride in enumerate(rates):
             dim = channels//2**(i+1)
-            layers.append(DecoderBlock(channels//2**i, dim, stride, noise, dim if depthwise else 1, normed))
-        self.model = nn.Sequential(*layers, Snake1d(dim), _normed(nn.Conv1d(dim, 1, 7, padding=3), normed), nn.Tanh())
+            groups = dim if depthwise else 1
+            layers.append(DecoderBlock(channels//2**i, dim, stride, noise, groups, normed))
+        last = _normed(nn.Conv1d(dim, 1, 7, padding=3), normed)
+        self.model = nn.Sequential(*layers, Snake1d(dim), last, nn.Tanh())
 
-    def forward(self, z, keep=None, noise=None):  # noise(layer, signal) -> [B, 1, T], False for none, None for fresh noise
-        x, block = _keep(z, keep), 0
+    def forward(self, z, keep=None, noise=None):  # noise(block, signal) -> [B, 1, T]; False: none
+        x, block = _keep_clips(z, keep), 0
         for layer in self.model[:-3]:
-            if not isinstance(layer, DecoderBlock): x = layer(x); continue
-            x = layer(x, keep, partial(noise, block) if callable(noise) else noise)
-            block += 1
-        return self.model[-3:](_keep(x, keep))
+            if isinstance(layer, DecoderBlock):
+                x = layer(x, keep, partial(noise, block) if callable(noise) else noise)
+                block += 1
+            else: x = layer(x)
+        return self.model[-3:](_keep_clips(x, keep))
 
-# %% ../../nbs/snac/03_generator.ipynb #0b9adf14
-def _reach(rates: list, window: int|None) -> int:  # latent frames on each side that a sample of the decoder depends on
+# %% ../../nbs/snac/03_generator.ipynb #fca3e88b
+def decoder_reach(
+    rates: list,  # of the decoder's blocks
+    window: int | None,  # frames of attention
+) -> int:
+    "Latent frames on each side that a sample of the decoder depends on."
     reach = 3  # samples: half of the last kernel
-    for rate in reversed(rates): reach = math.ceil((reach+39)/rate)+1  # 39 = 3·(1 + 3 + 9), of three dilated kernels of 7
-    if window: reach = math.ceil(reach/window)*window  # attention sees the whole of each window it touches
+    # 39 = 3·(1 + 3 + 9), of three dilated kernels of 7
+    for rate in reversed(rates): reach = math.ceil((reach+39)/rate)+1
+    if window: reach = math.ceil(reach/window)*window  # attention sees the whole of its windows
     return reach+3
 
-
-def _encoder_reach(rates: list, window: int|None) -> int:  # samples on each side that a latent frame depends on
+# %% ../../nbs/snac/03_generator.ipynb #1a53cc86
+def encoder_reach(
+    rates: list,  # of the encoder's blocks
+    window: int | None,  # frames of attention
+) -> int:
+    "Samples on each side that a latent frame depends on."
     reach = 3  # latent frames: half of the last kernel
     if window: reach = math.ceil(reach/window)*window
     for rate in reversed(rates): reach = reach*rate+rate+39
     return reach+3
 
-# %% ../../nbs/snac/03_generator.ipynb #1a8ecb87
+# %% ../../nbs/snac/03_generator.ipynb #6add073b
+def check_layout(
+    layout: ModelConfig,  # of a codec
+) -> int:  # channels of its latent
+    "See whether the numbers of a layout fit together. Raises `SnacError`."
+    made, latent = math.prod(layout.decoder_rates), layout.encoder_dim*2**len(layout.encoder_rates)
+    strides = list(layout.vq_strides)
+    if made != layout.hop_length:
+        raise SnacError(f"the decoder makes {made} samples of a frame, "
+                        f"the encoder takes {layout.hop_length}: mirror the rates")
+    if layout.latent_dim not in (None, latent):
+        raise SnacError(f"latent_dim is {latent} with this encoder, not {layout.latent_dim}; "
+                        "leave it out")
+    if any(max(strides) % stride for stride in strides) or strides[0] != max(strides):
+        raise SnacError(f"vq_strides {strides} must go from coarse to fine, "
+                        "each dividing the first")
+    return latent
+
+# %% ../../nbs/snac/03_generator.ipynb #06bcdf40
+def _check_shapes(codes, layout):
+    strides, shapes = list(layout.vq_strides), [list(c.shape) for c in codes]
+    if len(codes) != len(strides):
+        raise SnacError(f"expected codes of {len(strides)} levels, coarse first, "
+                        f"found {len(codes)}")
+    frames = [c.shape[-1]*stride for c, stride in zip(codes, strides)]
+    odd = any(c.ndim != 2 or len(c) != len(codes[0]) for c in codes)
+    if len(set(frames)) > 1 or odd or not frames[0]:
+        raise SnacError(f"codes of the shapes {shapes} do not fit levels of the strides {strides}")
+    if frames[0] % layout.frame_multiple:
+        raise SnacError(f"codes of {frames[0]} latent frames; "
+                        f"this codec needs a multiple of {layout.frame_multiple}")
+
+# %% ../../nbs/snac/03_generator.ipynb #4a3f92db
+def _check_entries(codes, size):
+    wrong = [((c < 0) | (c >= size)).any() for c in codes]
+    for level, bad in enumerate(torch.stack(wrong).tolist()):  # a GPU is waited for once
+        if not bad: continue
+        found = f"{int(codes[level].min())} to {int(codes[level].max())}"
+        raise SnacError(f"level {level} has codes from {found}; this codec has 0 to {size-1}")
+
+# %% ../../nbs/snac/03_generator.ipynb #68a96688
+def check_codes(
+    codes,  # of each level int64 [B, F/stride], coarse first
+    layout: ModelConfig,  # of the codec that is to decode them
+) -> list[torch.Tensor]:
+    "The codes as a list, if they are codes of such a codec. Raises `SnacError`."
+    codes = list(codes)
+    _check_shapes(codes, layout)
+    if not torch.compiler.is_compiling(): _check_entries(codes, layout.codebook_size)
+    return codes
+
+# %% ../../nbs/snac/03_generator.ipynb #462d188d
+def _fresh_noise(block, x):
+    return torch.randn(x.shape[0], 1, x.shape[2], device=x.device, dtype=x.dtype)
+
+
+def decoder_noise(
+    strength: float,  # 0 for none
+    seed: int | None,  # None for fresh noise each time
+    first_frame: int = 0,  # latent frames of the recording before the piece
+    frames: int = 1,  # latent frames of the piece
+) -> Callable | bool:  # (block, signal [B, C, T]) -> noise [B or 1, 1, T]; False for none
+    "What a `Decoder` takes its noise from."
+    if not strength: return False
+    source = _fresh_noise if seed is None else PlacedNoise(seed, first_frame, frames)
+    return lambda block, x: strength*source(block, x)
+
+# %% ../../nbs/snac/03_generator.ipynb #edb54711
 class Coded(NamedTuple):
     "What a training step needs of a pass through the codec."
     audio: torch.Tensor  # [B, 1, T]
     codes: list  # of each level int64 [B, F/stride]
     levels: list  # `LevelDetails` of each level
 
+# %% ../../nbs/snac/03_generator.ipynb #e02e4191
+def _check_length(length, total):
+    if length is None or 0 <= length <= total: return
+    raise SnacError(f"length {length}: these codes give 0 to {total} samples")
 
-class _Layout(nn.Module):
-    "Constructor, sizes and rates."
-    def __init__(self, sampling_rate: int = 44100, encoder_dim: int = 64, encoder_rates: list = (3, 3, 7, 7), latent_dim: int|None = None, decoder_dim: int = 1536,
-                 decoder_rates: list = (7, 7, 3, 3), attn_window_size: int|None = 32, codebook_size: int = 4096, codebook_dim: int = 8,
-                 vq_strides: list = (8, 4, 2, 1), noise: bool = True, depthwise: bool = True, *, normed: bool = True):
+# %% ../../nbs/snac/03_generator.ipynb #3b745a09
+class SNAC(nn.Module):
+    "Multi-scale neural audio codec (Siuzdak et al. 2024), with the names of the published models."
+    def __init__(self, sampling_rate: int = 44100, encoder_dim: int = 64,
+        encoder_rates: list = (3, 3, 7, 7), latent_dim: int | None = None, decoder_dim: int = 1536,
+        decoder_rates: list = (7, 7, 3, 3), attn_window_size: int | None = 32,
+        codebook_size: int = 4096, codebook_dim: int = 8, vq_strides: list = (8, 4, 2, 1),
+        noise: bool = True, depthwise: bool = True, *, normed: bool = True):
         super().__init__()
-        self.config = {"sampling_rate": sampling_rate, "encoder_dim": encoder_dim, "encoder_rates": list(encoder_rates), "latent_dim": latent_dim,
-                       "decoder_dim": decoder_dim, "decoder_rates": list(decoder_rates), "attn_window_size": attn_window_size, "codebook_size": codebook_size,
-                       "codebook_dim": codebook_dim, "vq_strides": list(vq_strides), "noise": noise, "depthwise": depthwise}
-        self.sampling_rate, self.codebook_size, self.codebook_dim = sampling_rate, codebook_size, codebook_dim
-        self.vq_strides, self.n_codebooks, self.attn_window_size = list(vq_strides), len(vq_strides), attn_window_size
-        self.hop_length, found = math.prod(encoder_rates), encoder_dim*2**len(encoder_rates)
-        if math.prod(decoder_rates) != self.hop_length: raise SnacError(f"the decoder makes {math.prod(decoder_rates)} samples of a frame, the encoder takes {self.hop_length}: mirror the rates")
-        if latent_dim not in (None, found): raise SnacError(f"latent_dim is {found} with this encoder, not {latent_dim}; leave it out")
-        if any(max(vq_strides) % stride for stride in vq_strides) or vq_strides[0] != max(vq_strides):
-            raise SnacError(f"vq_strides {list(vq_strides)} must go from coarse to fine, each dividing the first")
-        self.latent_dim, self.normed = found, normed
-        self.encoder = Encoder(encoder_dim, encoder_rates, depthwise, attn_window_size, normed)
-        self.quantizer = ResidualVectorQuantize(found, codebook_size, codebook_dim, vq_strides, normed)
-        self.decoder = Decoder(found, decoder_dim, decoder_rates, noise, depthwise, attn_window_size, normed)
+        self.layout = ModelConfig(
+            sampling_rate, encoder_dim, encoder_rates, latent_dim, decoder_dim, decoder_rates,
+            attn_window_size, codebook_size, codebook_dim, vq_strides, noise, depthwise)
+        latent, window, self.normed = check_layout(self.layout), attn_window_size, normed
+        self.encoder = Encoder(encoder_dim, encoder_rates, depthwise, window, normed)
+        books = codebook_size, codebook_dim, vq_strides, normed
+        self.quantizer = ResidualVectorQuantize(latent, *books)
+        voice = decoder_dim, decoder_rates, noise, depthwise
+        self.decoder = Decoder(latent, *voice, window, normed)
 
     @property
-    def frame_multiple(self) -> int: "Latent frames that any recording is padded to a multiple of."; return math.lcm(self.vq_strides[0], self.attn_window_size or 1)
+    def config(self) -> dict:
+        "Arguments of the constructor, as a configuration file has them."
+        return to_plain(self.layout)
+
     @property
-    def pad_multiple(self) -> int: "The same in samples."; return self.hop_length*self.frame_multiple
+    def sampling_rate(self) -> int:
+        "Hz."
+        return self.layout.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        "Samples of a frame of the latent."
+        return self.layout.hop_length
+
+    @property
+    def latent_dim(self) -> int:
+        "Channels of the latent."
+        return self.layout.encoder_dim*2**len(self.layout.encoder_rates)
+
+    @property
+    def attn_window_size(self) -> int | None:
+        "Frames of a window of attention; None where there is none."
+        return self.layout.attn_window_size
+
+    @property
+    def codebook_size(self) -> int:
+        "Entries of each codebook."
+        return self.layout.codebook_size
+
+    @property
+    def codebook_dim(self) -> int:
+        "Size of an entry."
+        return self.layout.codebook_dim
+
+    @property
+    def vq_strides(self) -> list[int]:
+        "Frames to a code at each level, coarse first."
+        return list(self.layout.vq_strides)
+
+    @property
+    def n_codebooks(self) -> int:
+        "Levels of codes."
+        return len(self.layout.vq_strides)
+
+    @property
+    def frame_multiple(self) -> int:
+        "Latent frames that any recording is padded to a multiple of."
+        return self.layout.frame_multiple
+
+    @property
+    def pad_multiple(self) -> int:
+        "The same in samples."
+        return self.layout.pad_multiple
+
     @property
     def context_frames(self) -> int:
-        "Latent frames beside a piece that the decoder must see to make exactly what it makes in the whole."
-        return math.ceil(_reach(self.config["decoder_rates"], self.attn_window_size)/self.frame_multiple)*self.frame_multiple
+        "Latent frames beside a piece that the decoder must see to make what it makes in the whole."
+        frames = decoder_reach(self.layout.decoder_rates, self.attn_window_size)
+        return math.ceil(frames/self.frame_multiple)*self.frame_multiple
+
     @property
     def encoder_context_frames(self) -> int:
-        "Latent frames of sound beside a piece that the encoder must hear to find the same codes as in the whole."
-        frames = _encoder_reach(self.config["encoder_rates"], self.attn_window_size)/self.hop_length
+        "Latent frames of sound beside a piece that the encoder needs for the codes of the whole."
+        frames = encoder_reach(self.layout.encoder_rates, self.attn_window_size)/self.hop_length
         return math.ceil(frames/self.frame_multiple)*self.frame_multiple
-    @property
-    def token_rates(self) -> list[float]: "Codes a second of each level, coarse to fine."; return [self.sampling_rate/self.hop_length/stride for stride in self.vq_strides]
-    @property
-    def bit_rate(self) -> float: "Bits a second, if all codes are equally likely."; return sum(self.token_rates)*math.log2(self.codebook_size)
 
-    def preprocess(self, audio_data: torch.Tensor) -> torch.Tensor:  # [B, 1, T]
-        "Pad with zeros at the end, to whole frames of the coarsest level."
+    @property
+    def token_rates(self) -> list[float]:
+        "Codes a second of each level, coarse to fine."
+        return [self.sampling_rate/self.hop_length/stride for stride in self.vq_strides]
+
+    @property
+    def bit_rate(self) -> float:
+        "Bits a second, if all codes are equally likely."
+        return sum(self.token_rates)*math.log2(self.codebook_size)
+
+    def preprocess(self, audio_data: torch.Tensor) -> torch.Tensor:
+        "Sound [B, 1, T], with zeros at the end up to whole frames of the coarsest level."
         return functional.pad(audio_data, (0, -audio_data.shape[-1] % self.pad_multiple))
 
-# %% ../../nbs/snac/03_generator.ipynb #8b350e07
-class _Coding(_Layout):
-    "Sound to codes."
     def forward(self,
         audio_data: torch.Tensor,  # [B, 1, T], -1 to 1, at `sampling_rate`
         details: bool = False,  # whether to return what training needs
-    ) -> tuple|Coded:  # (sound [B, 1, T], codes); `Coded` with details
-        "To codes and back. Encoder and quantiser never run in half precision: it would change codes."
+    ) -> tuple | Coded:  # (sound [B, 1, T], codes); `Coded` with details
+        "To codes and back. Encoder and quantiser run in float32 at least: less would change codes."
         length = audio_data.shape[-1]
         with torch.autocast(audio_data.device.type, enabled=False):
             z, levels = self.quantizer(self.encoder(self.preprocess(audio_data)))
-        audio, codes = self.decoder(z)[..., :length].to(audio_data.dtype), [level.codes for level in levels]
+        audio = self.decoder(z)[..., :length].to(audio_data.dtype)
+        codes = [level.codes for level in levels]
         return Coded(audio, codes, levels) if details else (audio, codes)
 
     def encode(self,
         audio_data: torch.Tensor,  # [B, 1, T]
-        lengths: torch.Tensor|None = None,  # int64 [B], samples of each clip; behind its end a clip must hold zeros. None: all of T
+        lengths: torch.Tensor | None = None,  # int64 [B], samples of clips, zeros behind
     ) -> list[torch.Tensor]:  # int64 [B, F/stride] of each level, coarse first
         "Codes of sound. With lengths, the codes of each clip begin with those that it has alone."
-        audio = self.preprocess(audio_data)
-        keep = None if lengths is None else Keep(-(-lengths//self.pad_multiple)*self.pad_multiple, audio.shape[-1])
+        audio, keep = self.preprocess(audio_data), None
+        if lengths is not None:
+            keep = Keep(-(-lengths//self.pad_multiple)*self.pad_multiple, audio.shape[-1])
         return [level.codes for level in self.quantizer(self.encoder(audio, keep))[1]]
 
-    def _checked(self, codes):  # the codes as a list, if they are codes of this codec
-        codes = list(codes)
-        if len(codes) != self.n_codebooks: raise SnacError(f"expected codes of {self.n_codebooks} levels, coarse first, found {len(codes)}")
-        frames = [c.shape[-1]*stride for c, stride in zip(codes, self.vq_strides)]
-        if len(set(frames)) > 1 or any(c.ndim != 2 or len(c) != len(codes[0]) for c in codes) or not frames[0]:
-            raise SnacError(f"codes of the shapes {[list(c.shape) for c in codes]} do not fit levels of the strides {self.vq_strides}")
-        if frames[0] % self.frame_multiple: raise SnacError(f"codes of {frames[0]} latent frames; this codec needs a multiple of {self.frame_multiple}")
-        if torch.compiler.is_compiling(): return codes
-        wrong = torch.stack([((c < 0) | (c >= self.codebook_size)).any() for c in codes]).tolist()  # a GPU is waited for once
-        for level, c in enumerate(codes):
-            if wrong[level]: raise SnacError(f"level {level} has codes from {int(c.min())} to {int(c.max())}; this codec has 0 to {self.codebook_size-1}")
-        return codes
-
-# %% ../../nbs/snac/03_generator.ipynb #e1abd002
-class SNAC(_Coding):
-    "Multi-scale neural audio codec (Siuzdak et al. 2024), with the state dict of the published models."
     def decode(self,
         codes: list[torch.Tensor],  # int64 [B, F/stride] of each level
-        length: int|None = None,  # samples to return; None for all that the codes give, which includes padding
-        seed: int|None = None,  # of the decoder's noise; None for fresh noise each time
+        length: int | None = None,  # samples to return; None: all, which includes padding
+        seed: int | None = None,  # of the decoder's noise; None for fresh noise each time
         noise: float = 1.0,  # its strength; 0 for none
-        first_frame: int = 0,  # latent frames of the recording before this piece of it; with a seed, pieces get the noise they have in the whole
-        frames: torch.Tensor|None = None,  # int64 [B], latent frames of each clip of a batch; None: all
+        first_frame: int = 0,  # latent frames of the recording before this piece, for its noise
+        frames: torch.Tensor | None = None,  # int64 [B], latent frames of each clip; None: all
     ) -> torch.Tensor:  # [B, 1, T]
         "Sound of codes. Raises SnacError for codes that do not belong to this codec."
-        z = self.quantizer.from_codes(self._checked(codes))
+        z = self.quantizer.from_codes(check_codes(codes, self.layout))
         keep = None if frames is None else Keep(frames, z.shape[-1])
-        placed = PlacedNoise(seed, first_frame, z.shape[-1]) if seed is not None else lambda layer, x: torch.randn(x.shape[0], 1, x.shape[2], device=x.device, dtype=x.dtype)
-        if length is not None and not 0 <= length <= z.shape[-1]*self.hop_length: raise SnacError(f"length {length}: these codes give 0 to {z.shape[-1]*self.hop_length} samples")
-        audio = self.decoder(z, keep, (lambda layer, x: noise*placed(layer, x)) if noise else False)
+        _check_length(length, z.shape[-1]*self.hop_length)
+        audio = self.decoder(z, keep, decoder_noise(noise, seed, first_frame, z.shape[-1]))
         return audio if length is None else audio[..., :length]
 
     @torch.no_grad()
     def fold_weight_norm(self) -> "SNAC":
-        "A copy with plain weights, for use only: faster, the same sound, other names. The original is not touched."
+        "A copy with plain weights, for use only: faster, the same sound, other names."
         state, parts = {}, dict(self.named_modules())
         for name, value in self.state_dict().items():
             before, marked, last = name.partition("parametrizations.weight.")
             if not marked: state[name] = value.clone()
-            elif last == "original0": state[f"{before}weight"] = parts[before.rstrip(".")].weight.clone()
+            elif last == "original0":
+                state[f"{before}weight"] = parts[before.rstrip(".")].weight.clone()
         plain = SNAC(**self.config, normed=False).to(next(self.parameters()))
         plain.load_state_dict(state)
         return plain.eval().requires_grad_(False)
