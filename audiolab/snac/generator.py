@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Keep', 'ResidualUnit', 'SinusoidalEmbeddings', 'LocalMHA', 'EncoderBlock', 'Encoder', 'PlacedNoise', 'NoiseBlock',
-           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_layout', 'check_codes', 'decoder_noise',
-           'Coded', 'SNAC']
+           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_layout', 'check_codes', 'Coded',
+           'decoder_noise', 'SNAC']
 
 # %% ../../nbs/snac/03_generator.ipynb #153797c2
 import math
@@ -340,6 +340,18 @@ def check_codes(
     if not torch.compiler.is_compiling(): _check_entries(codes, layout.codebook_size)
     return codes
 
+# %% ../../nbs/snac/03_generator.ipynb #e02e4191
+def _check_length(length, total):
+    if length is None or 0 <= length <= total: return
+    raise SnacError(f"length {length}: these codes give 0 to {total} samples")
+
+# %% ../../nbs/snac/03_generator.ipynb #edb54711
+class Coded(NamedTuple):
+    "What a training step needs of a pass through the codec."
+    audio: torch.Tensor  # [B, 1, T]
+    codes: list  # of each level int64 [B, F/stride]
+    levels: list  # `LevelDetails` of each level
+
 # %% ../../nbs/snac/03_generator.ipynb #462d188d
 def _fresh_noise(block, x):
     return torch.randn(x.shape[0], 1, x.shape[2], device=x.device, dtype=x.dtype)
@@ -355,18 +367,6 @@ def decoder_noise(
     if not strength: return False
     source = _fresh_noise if seed is None else PlacedNoise(seed, first_frame, frames)
     return lambda block, x: strength*source(block, x)
-
-# %% ../../nbs/snac/03_generator.ipynb #edb54711
-class Coded(NamedTuple):
-    "What a training step needs of a pass through the codec."
-    audio: torch.Tensor  # [B, 1, T]
-    codes: list  # of each level int64 [B, F/stride]
-    levels: list  # `LevelDetails` of each level
-
-# %% ../../nbs/snac/03_generator.ipynb #e02e4191
-def _check_length(length, total):
-    if length is None or 0 <= length <= total: return
-    raise SnacError(f"length {length}: these codes give 0 to {total} samples")
 
 # %% ../../nbs/snac/03_generator.ipynb #3b745a09
 class SNAC(nn.Module):
