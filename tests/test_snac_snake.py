@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.snac import snake as module
+from audiolab.snac import snake_activation as module
 from audiolab.snac import Snake1d, snake
 
 

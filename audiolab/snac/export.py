@@ -46,7 +46,7 @@ class _EncoderGraph(nn.Module):
         residual, codes = self.encoder(audio), []
         for q in self.levels:
             codes.append(_scores(q, residual).argmax(-1))
-            residual = residual-q._expand(q.decode_code(codes[-1]))
+            residual = residual-q.expand(q.decode_code(codes[-1]))
         return tuple(codes)
 
 
@@ -148,7 +148,7 @@ def _compare(encoder, decoder, model, plain, batch, blocks, generator):  # (shor
         scores = _scores(q, residual)
         if c.shape != scores.shape[:2] or c.dtype != torch.int64 or c.min() < 0 or c.max() >= model.codebook_size: return math.inf, 0., math.inf
         shortfall = max(shortfall, float((scores.amax(-1)-scores.gather(-1, c[..., None])[..., 0]).max()))
-        residual = residual-q._expand(q.decode_code(c))
+        residual = residual-q.expand(q.decode_code(c))
     given = [i.name for i in decoder.get_inputs() if i.name.startswith("noise_")]
     noise = {name: torch.randn(batch, 1, samples//model.hop_length*size, generator=generator) for name, size in zip(given, _noise_sizes(model))}
     made = decoder.run(["audio"], {k: v.numpy() for k, v in {**dict(zip(names, codes)), **noise}.items()})[0]
