@@ -8,16 +8,12 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from audiolab.audio import write_audio
-from audiolab.data import DataError
-from audiolab.data import Segments
-from audiolab.data import Loader
-from audiolab.snac import (
-    AudioDataset, AudioStream, loudness, make_loader, normalise_loudness, open_training_data,
-    snap_segment, true_peak,
-)
+from audiolab.audio import loudness, normalise_loudness, true_peak, write_audio
+from audiolab.data import DataError, Loader, Segments, StreamLoader
 from audiolab.files import pack_state, unpack_state
-from audiolab.data import StreamLoader
+from audiolab.snac import (
+    AudioDataset, AudioStream, make_loader, open_training_data, snap_segment,
+)
 
 RATE = 24000
 SHORT = {"sample_rate": RATE, "segment_length": .1}

@@ -74,12 +74,12 @@ def _checked_levels(codes, strides: tuple, size: int) -> tuple:  # int64 [F/stri
                 f"strides {strides} ask for {len(found[0])*strides[0]//strides[i]}")
     return tuple(found)
 
-# %% ../../nbs/snac/09_codes.ipynb #e4204499
+# %% ../../nbs/snac/09_codes.ipynb #1388d8f7
 @dataclass(frozen=True, eq=False)
 class Codes:
     "Codes of one sound. Raises `SnacError` if they contradict each other."
-    codes: tuple  # int64 [F/stride] for each level, coarse first; do not change them
-    length: int | None = None  # samples of the sound, padding follows; None: all that the codes span
+    codes: tuple  # int64 [F/stride] of each level, coarse first; do not change them
+    length: int | None = None  # samples of the sound; None: all that the codes span, with padding
     sample_rate: int = 24000  # Hz
     codebook_size: int = 4096  # entries of each level
     vq_strides: tuple = (4, 2, 1)  # latent frames to a code of each level

@@ -26,7 +26,7 @@ from ..training import clip_gradients, learning_rate_factor
 from ..training import RunFolder, Sample
 from .codebooks import CodebookTrainer, codebook_use
 from .config import LossConfig, ModelConfig, SnacError, TrainConfig, as_config
-from .data import make_loader, open_training_data
+from .training_data import make_loader, open_training_data
 from .generator import SNAC
 from .pretrained import from_pretrained, save_pretrained
 from .adversarial_step import Comparison, codec_loss, make_discriminators
