@@ -23,9 +23,10 @@ import torch
 from ..files import CheckpointError
 from ..config import to_plain
 from .processes import Distributed
-from audiolab.training.schedules import (
-    Precision, WeightAverage, clip_gradients, learning_rate_factor,
-)
+from .schedules import learning_rate_factor
+from .weight_average import WeightAverage
+from .precision import Precision
+from .gradients import clip_gradients
 from .events import Sample
 
 # %% ../../nbs/training/04_task.ipynb #ed78e3a9

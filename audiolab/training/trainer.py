@@ -24,7 +24,8 @@ from ..config import to_plain
 from .control import Control, exit_code, stop_on_signals
 from .run_lock import RunLock
 from .processes import Distributed, join, watch_parent
-from .schedules import Interval, WeightAverage, seed_step
+from .schedules import Interval, seed_step
+from .weight_average import WeightAverage
 from .events import Event
 from .run_folder import RunFolder
 from ..config import config_error
