@@ -185,7 +185,7 @@ def trouble(folder, how, policy, until, label):
     def listen(event):
         if event.kind == "problem": problems.append(event.values["message"])
         if event.kind == "log" and event.step == 4: trainer.loop._writer.wait(); begin()
-        if event.kind == "log" and event.step == until: trainer.loop._writer._join(); end()
+        if event.kind == "log" and event.step == until: trainer.loop._writer.join(); end()
     if os.geteuid() == 0 and how == "permission":
         os.chown(folder, 65534, 65534); os.setegid(65534); os.seteuid(65534)
     trainer = Trainer(Denoise(), config(**SHORT | {"on_save_error": policy}), folder/"run", [listen])

@@ -91,12 +91,12 @@ def test_where_no_memory_can_be_locked_ordinary_memory_does(monkeypatch):
     def refuse(*args, **kwargs): raise RuntimeError("no accelerator")
     monkeypatch.setattr(module, "_place", lambda value: "pinned")
     monkeypatch.setattr(torch, "empty", refuse)
-    copies, arrived = module._Copier()({"w": torch.arange(5), "v": np.arange(3)})
+    copies, arrived = module.Copier()({"w": torch.arange(5), "v": np.arange(3)})
     assert copies["w"].tolist() == [0, 1, 2, 3, 4] and copies["v"].tolist() == [0, 1, 2] and arrived() == []
 
 
 def test_memory_is_used_again(tmp_path):
-    copier = module._Copier()
+    copier = module.Copier()
     def place(**tensors): return copier(tensors)[0]["w"].__array_interface__["data"][0]
     first = place(w=np.ones(1_000_000), v=np.ones(10))
     assert place(w=np.zeros(1_000_000), v=np.ones(10)) == first == place(w=np.zeros(500_000, np.float32))
@@ -111,7 +111,7 @@ def test_only_arrays_that_nobody_can_change_are_not_copied():
     view = base.view(); view.flags.writeable = False
     tensors = {"frozen": frozen, "part": frozen[1:], "view": view, "bytes": np.frombuffer(b"abc", np.uint8), "broadcast": np.broadcast_to(base, (2, 5)),
                "memory": np.frombuffer(memoryview(bytearray(b"abc")).toreadonly(), np.uint8)}
-    copies, _ = module._Copier()(tensors)
+    copies, _ = module.Copier()(tensors)
     assert [name for name in tensors if copies[name] is tensors[name]] == ["frozen", "part", "bytes"]
 
 
@@ -256,7 +256,7 @@ def test_errors_wait_each_for_one_who_hears_it(tmp_path, background):
     writer = CheckpointWriter(CheckpointFolder(tmp_path), background)
     def fail(path): raise ConnectionError("the store is away")
     for n in range(3): writer.save(f"epoch_{n}", {"w": np.ones(3)}, then=fail)
-    writer._join()
+    writer.join()
     with pytest.raises(CheckpointError, match="epoch_0.safetensors is saved, but what was to follow failed: ConnectionError: the store is away") as caught:
         writer.poll()
     assert isinstance(caught.value.__cause__, ConnectionError)
@@ -278,7 +278,7 @@ def test_no_memory_for_the_copy(tmp_path, monkeypatch):
         writer.save("epoch_1", {"w": np.ones(3)})
         def none(size): raise MemoryError
         with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="background=False"):
-            patch.setattr(module, "_new_bytes", none)
+            patch.setattr(module, "fresh_bytes", none)
             writer.save("epoch_2", {"w": np.ones(1000)})
         writer.save("epoch_3", {"w": np.ones(2000)})
     assert names(tmp_path) == ["epoch_1", "epoch_3"]
@@ -398,7 +398,7 @@ def test_saving_blocks_for_little_more_than_a_copy(tmp_path):
         begin = time.thread_time(); work()
         return time.thread_time() - begin
     with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        def save(): writer._join(); return cost(lambda: writer.save("model", tensors))
+        def save(): writer.join(); return cost(lambda: writer.save("model", tensors))
         save()
         saving = min(save() for _ in range(3))
     copying = min(cost(lambda: [target.copy_(t) for t in tensors.values()]) for _ in range(5))

@@ -33,15 +33,17 @@ def temporary_path(
     name = os.fsdecode(os.fsencode(path.name)[:254 - len(mark)])
     return path.with_name(f".{name}{mark}")
 
-# %% ../../nbs/files/00_atomic.ipynb #2e600742
+# %% ../../nbs/files/00_atomic.ipynb #31217b8c
 being_written: set[str] = set()  # names of the temporary files that this process is writing now
 
+# %% ../../nbs/files/00_atomic.ipynb #be27ff66
 def _is_alive(pid: int) -> bool:
     try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return False
     except OSError: pass  # exists, and belongs to somebody else
     return True
 
+# %% ../../nbs/files/00_atomic.ipynb #fe32fd23
 def remove_stale_temps(
     folder: str | Path,  # one that exists
 ) -> None:
@@ -61,9 +63,10 @@ class WriteError(OSError):
 
     def __str__(self) -> str: return f"{self.filename}: {self.strerror}"
 
-# %% ../../nbs/files/00_atomic.ipynb #7bc82873
+# %% ../../nbs/files/00_atomic.ipynb #efd89110
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by some network file systems
 
+# %% ../../nbs/files/00_atomic.ipynb #eee583e7
 def sync_folder(folder: str | Path) -> None:
     "Wait until what was renamed in a folder is on the disk. `WriteError`."
     if os.name == "nt": return  # a directory cannot be opened there
@@ -75,6 +78,7 @@ def sync_folder(folder: str | Path) -> None:
         raise WriteError(cause.errno, message, str(folder)) from cause
     finally: os.close(fd)
 
+# %% ../../nbs/files/00_atomic.ipynb #037e5847
 def make_folders(
     folder: str | Path,  # to be there afterwards
     durable: bool = True,  # whether it must survive a power cut
@@ -85,7 +89,7 @@ def make_folders(
         missing.mkdir(exist_ok=True)
         if durable: sync_folder(missing.parent)
 
-# %% ../../nbs/files/00_atomic.ipynb #c97af877
+# %% ../../nbs/files/00_atomic.ipynb #682ac114
 @contextmanager
 def temporary_beside(
     path: Path,  # file that is to be written
@@ -98,9 +102,11 @@ def temporary_beside(
         with suppress(OSError): temp.unlink(missing_ok=True)  # the folder itself may be gone
         being_written.discard(temp.name)
 
+# %% ../../nbs/files/00_atomic.ipynb #ca104622
 def _keep_mode(path: Path, temp: Path) -> None:
     if path.is_file(): os.chmod(temp, stat.S_IMODE(path.stat().st_mode) & 0o777)
 
+# %% ../../nbs/files/00_atomic.ipynb #e4d73792
 def settle(temp: Path, path: Path) -> None:
     "Give a finished temporary file its name, durably."
     with open(temp, "r+b") as file: os.fsync(file.fileno())
@@ -123,7 +129,21 @@ def replacing(
         if durable: settle(temp, path)
         else: os.replace(temp, path)
 
-# %% ../../nbs/files/00_atomic.ipynb #dedb51ac
+# %% ../../nbs/files/00_atomic.ipynb #377e2a71
+def _check_space(path: Path, size: int) -> None:
+    if size > (free := shutil.disk_usage(path.parent).free):
+        message = (f"needs {size:,} bytes, but the disk has {free:,} free; "
+                   "make room or choose another folder")
+        raise WriteError(errno.ENOSPC, message, str(path))
+
+# %% ../../nbs/files/00_atomic.ipynb #d0c2422f
+def _check_written(path: Path, temp: Path, first: memoryview, size: int) -> None:
+    with open(temp, "rb") as again:
+        if os.fstat(again.fileno()).st_size != size or again.read(len(first)) != first:
+            message = "the file system did not keep what was written; check the disk"
+            raise WriteError(errno.EIO, message, str(path))
+
+# %% ../../nbs/files/00_atomic.ipynb #d1dabf2f
 def _write_chunks(path: Path, temp: Path, chunks: list[memoryview], size: int) -> None:
     "Write a new file with the mode of the one that it will replace, and wait for the disk."
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -137,18 +157,6 @@ def _write_chunks(path: Path, temp: Path, chunks: list[memoryview], size: int) -
             while len(chunk): chunk = chunk[os.write(fd, chunk):]  # one call may write only a part
         os.fsync(fd)
     finally: os.close(fd)
-
-def _check_written(path: Path, temp: Path, first: memoryview, size: int) -> None:
-    with open(temp, "rb") as again:
-        if os.fstat(again.fileno()).st_size != size or again.read(len(first)) != first:
-            message = "the file system did not keep what was written; check the disk"
-            raise WriteError(errno.EIO, message, str(path))
-
-def _check_space(path: Path, size: int) -> None:
-    if size > (free := shutil.disk_usage(path.parent).free):
-        message = (f"needs {size:,} bytes, but the disk has {free:,} free; "
-                   "make room or choose another folder")
-        raise WriteError(errno.ENOSPC, message, str(path))
 
 # %% ../../nbs/files/00_atomic.ipynb #d00bb9c1
 def durable_write(
