@@ -209,7 +209,7 @@ def test_no_frame_state_or_midpoint_is_unstable_on_hostile_sound():
     model = SpectralStateGuidedSynthesis(34).train(resonant(), n_em_iterations=5)
     assert (pole_radius(model.lpc_coefficients) < 1).all() and (pole_radius(model.state_lpc) < 1).all()
     rng = np.random.default_rng(0)
-    lsf = np.concatenate([o.lsf for o in model._frames()])
+    lsf = np.concatenate([o.lsf for o in model.frames])
     assert (pole_radius(lsf_to_lpc(.5*(rng.permutation(lsf) + lsf))) < 1).all()
     everywhere = [k for _ in range(3) for k in rng.permutation(34)]
     for sound in (model.generate(states=everywhere, seed=0), model.render_preview(102, state_sequence=everywhere)[0], model.generate(10., fidelity=.5, seed=0), model.generate(10., seed=1)):
@@ -259,7 +259,7 @@ def test_silence_is_kept_and_joins_nothing():
 def test_memory_keeps_time_order_so_that_training_goes_on_sensibly(small, sounds):
     before = np.diag(small.transition_matrix).mean()
     small.adapt_to_audio(sounds["instruments"][3], adaptation_rate=.1, memory_limit=600)
-    for frames in small._frames():
+    for frames in small.frames:
         piece = np.asarray(frames.audio)
         assert any(piece.tobytes() in np.ascontiguousarray(o).tobytes() for o in sounds["instruments"][:4])
     small.iterative_refinement(4)

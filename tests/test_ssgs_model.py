@@ -193,7 +193,7 @@ def level(x): return 20*np.log10(np.sqrt(np.mean(np.square(x))))
 def test_filter_keeps_the_level_of_its_excitation_on_shuffled_frames(kind, trained):
     model = of(kind, trained)
     rng = np.random.default_rng(0)
-    parcor = lsf_to_parcor(rng.permutation(np.concatenate([o.lsf for o in model._frames()])))
+    parcor = lsf_to_parcor(rng.permutation(np.concatenate([o.lsf for o in model.frames])))
     excitation = rng.standard_normal((len(parcor) - 1)*256)
     assert abs(level(lattice_synthesis(excitation, parcor, np.zeros(len(parcor)))) - level(excitation)) < 1
 
@@ -439,9 +439,9 @@ def inside(piece, whole):
 def test_memory_holds_contiguous_stretches_and_no_more_than_the_limit(fresh, sounds, limit, blend):
     new = noise(3., 5, .05)
     info = fresh.adapt_to_audio(new, memory_limit=limit, memory_blend=blend)
-    assert info["memory_limit"] == limit and sum(map(len, fresh._frames())) <= limit
-    assert len(fresh.files) == len(fresh._frames())
-    pieces = [np.asarray(o.audio) for o in fresh._frames()]
+    assert info["memory_limit"] == limit and sum(map(len, fresh.frames)) <= limit
+    assert len(fresh.files) == len(fresh.frames)
+    pieces = [np.asarray(o.audio) for o in fresh.frames]
     is_new = [inside(piece, new) for piece in pieces]
     assert all(n or any(inside(piece, o) for o in sounds["instruments"]) for piece, n in zip(pieces, is_new))
     kept, wanted = sum(len(piece) for piece, n in zip(pieces, is_new) if not n), min(sum(map(len, sounds["instruments"])), limit*blend*256)
@@ -686,7 +686,7 @@ def test_replay_of_a_model_of_ssgs_1_is_its_recording():
     for path in LEGACY:
         if path.name not in ("full.safetensors", "model_with_artifacts.npz"): continue
         model = SpectralStateGuidedSynthesis.load_checkpoint(path)
-        source = model._audio[0]
+        source = model.material.waveforms[0]
         assert np.abs(model.generate(len(source)/RATE, fidelity=1., dtype=float) - source).max() < 1e-10
 
 
@@ -795,7 +795,7 @@ def test_files_adapt_a_model_of_another_rate_at_its_own(tmp_path):
     model = SpectralStateGuidedSynthesis(4).train(sound, rate, n_em_iterations=1)
     file = write_audio(tmp_path/"noise.wav", sound, rate, subtype="FLOAT")
     model.adapt_to_audio(file, memory_blend=0.)
-    np.testing.assert_allclose(model._audio[-1], sound[:len(model._audio[-1])], rtol=0, atol=2**-23)  # not through 16 kHz and back
+    np.testing.assert_allclose(model.material.waveforms[-1], sound[:len(model.material.waveforms[-1])], rtol=0, atol=2**-23)  # not through 16 kHz and back
     assert len(model.decode(sound[:8820], rate)) == len(model.decode(resample(sound[:8820], rate, 16000), 16000))
 
 
