@@ -23,7 +23,8 @@ import torch
 from ..config import to_plain
 from .control import Control, exit_code, stop_on_signals
 from .run_lock import RunLock
-from .processes import Distributed, join, watch_parent
+from .launching import watch_parent
+from .processes import Distributed, join
 from .schedules import Interval, seed_step
 from .weight_average import WeightAverage
 from .events import Event
