@@ -619,7 +619,7 @@ def loader_setup(name, kind, folder, batch):
     dataset = datasets(kind, folder)
     if "gather" in name:
         store = dataset.source.store
-        counts = np.diff(store.offsets["audio"])
+        counts = np.diff(store.mapped["audio"].offsets)
 
         def batches():
             rng = np.random.default_rng(next(epoch))

@@ -432,11 +432,11 @@ class Packed(Kind):
         act = rng.random()
         if act < .3: return {"index.json": super().input(rng)}
         if act < .6: name = rng.choice([name for name in self.files if name != "index.json"]); return {name: damage(rng, self.whole[name], list(self.whole.values()))}
-        from audiolab.data.packed import _digest
+        from audiolab.data.packed_format import json_digest
         tree = hostile(rng, json.loads(self.whole["index.json"]))
         try:
-            if rng.random() < .8: tree["fingerprint"] = _digest({key: tree[key] for key in ("settings", "inputs")})
-            tree.pop("digest"); tree["digest"] = _digest(tree)
+            if rng.random() < .8: tree["fingerprint"] = json_digest({key: tree[key] for key in ("settings", "inputs")})
+            tree.pop("digest"); tree["digest"] = json_digest(tree)
         except Exception: pass
         return {"index.json": json.dumps(tree).encode()}
 

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['frames_at', 'read_at', 'WholeClips', 'Segments']
 
-# %% ../../nbs/data/06_crops.ipynb #9f4d8139
+# %% ../../nbs/data/06_crops.ipynb #81839cf6
 import math
 import sys
 from collections.abc import Callable
 from operator import index as as_index
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..audio import check_rate, resample
 from .clips import Clip, ClipSource, DataError
 from .keyed_random import keyed_rng
 
-# %% ../../nbs/data/06_crops.ipynb #cc3cf2c0
+# %% ../../nbs/data/06_crops.ipynb #31b12ea6
 def frames_at(
     clip: Clip,
     rate: int,  # Hz
@@ -25,6 +26,7 @@ def frames_at(
     "Samples that a clip certainly has after conversion to a rate."
     return max(1, -((clip.sample_rate - 2*clip.frames*rate) // (2*clip.sample_rate)))
 
+# %% ../../nbs/data/06_crops.ipynb #a8a88611
 def read_at(
     source: ClipSource,  # where the clip is
     index: int,  # which
@@ -45,7 +47,12 @@ def read_at(
     skip = first - begin*rate//own
     return resample(x, own, rate)[..., skip:skip + count]
 
-# %% ../../nbs/data/06_crops.ipynb #a493b029
+# %% ../../nbs/data/06_crops.ipynb #92c8bd93
+def _is_sound(audio: np.ndarray, axes: int) -> bool:
+    if audio.dtype != np.float32 or audio.ndim != axes or not audio.size: return False
+    return bool(np.isfinite(audio).all())
+
+# %% ../../nbs/data/06_crops.ipynb #4c0a7de3
 class _Recipe:
     "How the sound of clips becomes items: rate, channels, and a change that is drawn for each."
     def __init__(self, source: ClipSource, sample_rate: int, seed: int, mono: bool, transform):
@@ -64,21 +71,20 @@ class _Recipe:
         clip = self.source.clip(number)
         return clip.path or clip.id
 
-    def change(self, audio: np.ndarray, index: int, epoch: int, name: str) -> np.ndarray:
-        "Apply the transform, if there is one; DataError if it returns what is no sound."
+    def change(self, audio: np.ndarray, data, index: int, epoch: int) -> np.ndarray:
+        "Apply the transform to an item of a data set; DataError if it returns what is no sound."
         if self.transform is None: return audio
         audio = np.asarray(self.transform(audio, keyed_rng(self.seed, epoch, index, 1)))
-        axes = 1 if self.mono else 2
-        sound = audio.dtype == np.float32 and audio.ndim == axes and audio.size
-        if sound and np.isfinite(audio).all(): return audio
-        raise DataError(f"{name}: the transform returned {audio.dtype} {list(audio.shape)}; "
-                        f"it must be finite float32 with {axes} axes")
+        if _is_sound(audio, axes := 1 if self.mono else 2): return audio
+        raise DataError(f"{data.name(index)}: the transform returned {audio.dtype} "
+                        f"{list(audio.shape)}; it must be finite float32 with {axes} axes")
 
+# %% ../../nbs/data/06_crops.ipynb #91a6b5b3
 def _item(audio, length: int, index: int, clip: Clip, start: int) -> dict:
     return {"audio": audio, "length": length, "index": index, "id": clip.id, "start": start,
             "fields": clip.fields}
 
-# %% ../../nbs/data/06_crops.ipynb #af32bac5
+# %% ../../nbs/data/06_crops.ipynb #bb2bb163
 class WholeClips:
     "Data set of whole clips at one sample rate, each as long as it is."
     def __init__(self,
@@ -105,28 +111,34 @@ class WholeClips:
     ) -> dict:  # "audio" float32 [T] or [C, T], "length", "index", "id", "start", "fields"
         "One clip. `AudioError` or `DataError` if it cannot be read."
         audio = self._recipe.read(index, 0, self.length(index))
-        audio = self._recipe.change(audio, index, epoch, self.name(index))
+        audio = self._recipe.change(audio, self, index, epoch)
         return _item(audio, audio.shape[-1], index, self.source.clip(index), 0)
 
-# %% ../../nbs/data/06_crops.ipynb #78bdef0b
+# %% ../../nbs/data/06_crops.ipynb #aef15f65
+def _pieces_of_each(samples: int, placement: str, frames: np.ndarray, per_clip: int | None):
+    if placement == "grid": fit = -(-frames // samples)
+    elif placement == "center": fit = 1
+    else: fit = np.maximum(1, frames // samples) if per_clip is None else per_clip
+    return np.broadcast_to(fit, frames.shape)
+
+# %% ../../nbs/data/06_crops.ipynb #54add55c
 class _Pieces:
     "Where the pieces of clips are: so many of each, numbered in order of the clips."
     def __init__(self, samples: int, placement: str, frames: np.ndarray, per_clip: int | None):
         self.samples, self.placement = samples, placement
-        if placement == "grid": fit = -(-frames // samples)
-        elif placement == "center": fit = 1
-        else: fit = np.maximum(1, frames // samples) if per_clip is None else per_clip
-        self.ends = np.cumsum(np.broadcast_to(fit, frames.shape))  # items up to and with each clip
+        counts = _pieces_of_each(samples, placement, frames, per_clip)
+        self.ends = np.cumsum(counts)  # items up to and with each clip
 
     def __len__(self): return int(self.ends[-1])
 
-    def find(self, index: int) -> tuple[int, int]:  # (number of the clip, number of the piece in it)
+    def find(self, index: int) -> tuple[int, int]:  # (clip, number of the piece in it)
         if not 0 <= index < len(self): raise IndexError(f"item {index} of {len(self)}")
         clip = int(np.searchsorted(self.ends, index, side="right"))
         return clip, index - (int(self.ends[clip - 1]) if clip else 0)
 
     def length(self, piece: int, frames: int) -> int:  # samples that are sound
-        return min(self.samples, frames - piece*self.samples if self.placement == "grid" else frames)
+        left = frames - piece*self.samples if self.placement == "grid" else frames
+        return min(self.samples, left)
 
     def starts(self, piece: int, room: int, key: tuple, redraws: int):
         "Where the piece may begin: one place, or random ones; `room` is the last place of all."
@@ -136,7 +148,16 @@ class _Pieces:
             rng = keyed_rng(*key)
             for _ in range(1 + redraws): yield int(rng.integers(room + 1))
 
-# %% ../../nbs/data/06_crops.ipynb #cc0f0fb2
+# %% ../../nbs/data/06_crops.ipynb #141bd6c1
+def _check_pieces(seconds, sample_rate, placement, per_clip, redraws) -> None:
+    if not (math.isfinite(seconds) and 0 < seconds*sample_rate < 2**31):
+        raise DataError(f"seconds={seconds}: give a length above 0")
+    if placement not in ("random", "grid", "center"):
+        raise DataError(f"placement {placement!r}: there are 'random', 'grid' and 'center'")
+    if (per_clip is not None and per_clip < 1) or redraws < 0:
+        raise DataError("per_clip must be 1 or more and redraws 0 or more")
+
+# %% ../../nbs/data/06_crops.ipynb #31aca614
 class Segments:
     "Data set of pieces of one length at one sample rate."
     def __init__(self,
@@ -148,17 +169,12 @@ class Segments:
         placement: str = "random",  # "random", "grid" (every part of every clip once) or "center"
         transform: Callable | None = None,  # transform(audio, rng) -> audio of the same shape
         *,
-        per_clip: int | None = 1,  # random pieces of a clip in an epoch; None: as many as fit into it
+        per_clip: int | None = 1,  # random pieces of a clip in an epoch; None: as many as fit
         min_rms_db: float | None = None,  # dB below full scale; draw quieter random pieces again
         redraws: int = 8,  # how often at most
     ):
         self._recipe = _Recipe(source, sample_rate, seed, mono, transform)
-        if not (math.isfinite(seconds) and 0 < seconds*sample_rate < 2**31):
-            raise DataError(f"seconds={seconds}: give a length above 0")
-        if placement not in ("random", "grid", "center"):
-            raise DataError(f"placement {placement!r}: there are 'random', 'grid' and 'center'")
-        if (per_clip is not None and per_clip < 1) or redraws < 0:
-            raise DataError("per_clip must be 1 or more and redraws 0 or more")
+        _check_pieces(seconds, sample_rate, placement, per_clip, redraws)
         self.source, self.sample_rate = source, sample_rate
         self.samples = max(1, round(seconds*sample_rate))
         quiet = min_rms_db is None or placement != "random"
@@ -176,30 +192,38 @@ class Segments:
         number, piece = self.pieces.find(index)
         return self._recipe.name(number) + (f" (piece {piece})" if piece else "")
 
-    def _draw(self, index, epoch):  # (audio, start): the first that is loud enough, or the loudest
-        (number, piece), length = self.pieces.find(index), self.length(index)
-        room = max(0, self._recipe.frames(number) - self.samples)
-        key = self._recipe.seed, epoch, index
-        best, loudest = None, -1.0
-        for start in self.pieces.starts(piece, room, key, self.redraws if self.floor else 0):
-            audio = self._recipe.read(number, start, length)
-            level = math.sqrt(float(np.square(audio).mean())) if self.floor else 0.0
-            if level > loudest: best, loudest = (audio, start), level
-            if not self.floor or level >= self.floor: break
-        return best
+# %% ../../nbs/data/06_crops.ipynb #ff129a5f
+def _padded(audio: np.ndarray, zeros: int) -> np.ndarray:  # at the end of each channel
+    return np.pad(audio, [(0, 0)]*(audio.ndim - 1) + [(0, zeros)])
 
-    def item(self,
-        index: int,  # 0 to len-1
-        epoch: int = 0,  # counts from 0; another epoch, other random places
-    ) -> dict:  # "audio" float32 [T] or [C, T], "length" (samples of sound), "index", "id", "start", "fields"
-        "One piece. `AudioError` or `DataError` if it cannot be read."
-        audio, start = self._draw(index, epoch)
-        length = audio.shape[-1]
-        padding = [(0, 0)]*(audio.ndim - 1) + [(0, self.samples - length)]
-        if length < self.samples: audio = np.pad(audio, padding)
-        changed = self._recipe.change(audio, index, epoch, self.name(index))
-        if changed.shape != audio.shape:
-            raise DataError(f"{self.name(index)}: the transform changed the shape {list(audio.shape)} "
-                            f"to {list(changed.shape)}")
-        clip = self.source.clip(self.pieces.find(index)[0])
-        return _item(changed, length, index, clip, start)
+# %% ../../nbs/data/06_crops.ipynb #fd73a3d8
+@patch
+def _first_loud(self: Segments, number: int, starts, length: int) -> tuple[np.ndarray, int]:
+    "(audio, start) of the first piece that is loud enough; of the loudest if none is."
+    best, loudest = None, -1.0
+    for start in starts:
+        audio = self._recipe.read(number, start, length)
+        level = math.sqrt(float(np.square(audio).mean())) if self.floor else 0.0
+        if level > loudest: best, loudest = (audio, start), level
+        if not self.floor or level >= self.floor: break
+    return best
+
+# %% ../../nbs/data/06_crops.ipynb #0c8ec629
+@patch
+def item(self: Segments,
+    index: int,  # 0 to len-1
+    epoch: int = 0,  # counts from 0; another epoch, other random places
+) -> dict:  # "audio" float32 [T] or [C, T], "length", "index", "id", "start", "fields"
+    "One piece. `AudioError` or `DataError` if it cannot be read."
+    number, piece = self.pieces.find(index)
+    frames = self._recipe.frames(number)
+    length, room = self.pieces.length(piece, frames), max(0, frames - self.samples)
+    redraws = self.redraws if self.floor else 0
+    starts = self.pieces.starts(piece, room, (self._recipe.seed, epoch, index), redraws)
+    audio, start = self._first_loud(number, starts, length)
+    if length < self.samples: audio = _padded(audio, self.samples - length)
+    changed = self._recipe.change(audio, self, index, epoch)
+    if changed.shape != audio.shape:
+        raise DataError(f"{self.name(index)}: the transform changed the shape "
+                        f"{list(audio.shape)} to {list(changed.shape)}")
+    return _item(changed, length, index, self.source.clip(number), start)

@@ -6,7 +6,7 @@
 __all__ = ['name_of', 'read_or_replace', 'BatchReader', 'Account', 'Padding', 'BatchFeed', 'tell_differences', 'EpochPlans',
            'Loader']
 
-# %% ../../nbs/data/12_loader.ipynb #dcd9c495
+# %% ../../nbs/data/12_loader.ipynb #14d67255
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +19,11 @@ from fastcore.basics import patch
 from .batches import Bucket, PlainPlan, rank_share
 from .budgets import Budget
 from .clips import UNREADABLE, DataError, exception_text
-from .collate import collate
+from .collation import collate
 from .keyed_random import keyed_rng
 from .workers import MARK_SIZE, WorkerPool, to_send
 
-_log = logging.getLogger(__name__)
-
-# %% ../../nbs/data/12_loader.ipynb #a4d3712d
+# %% ../../nbs/data/12_loader.ipynb #af678505
 _ATTEMPTS = 10  # items to try for one place in a batch
 
 def name_of(
@@ -36,10 +34,12 @@ def name_of(
     try: return str(dataset.name(index))
     except Exception: return f"item {index}"
 
-def _replacement(dataset, index: int, rng: np.random.Generator) -> int:  # another item; any, as a rule
+# %% ../../nbs/data/12_loader.ipynb #7018dc99
+def _replacement(dataset, index: int, rng: np.random.Generator) -> int:  # as a rule, any item
     choose = getattr(dataset, "replacement", None)
     return int(rng.integers(len(dataset))) if choose is None else choose(index, rng)
 
+# %% ../../nbs/data/12_loader.ipynb #0aa5e5b8
 def read_or_replace(
     dataset,  # has len(), item(index, epoch), name(index); may have replacement(index, rng)
     index: int,
@@ -53,14 +53,15 @@ def read_or_replace(
     for attempt in range(_ATTEMPTS):
         if mark is not None: mark[0] = tried
         try: return dataset.item(tried, epoch)
-        except UNREADABLE as cause: unreadable.append((name_of(dataset, tried), exception_text(cause)))
+        except UNREADABLE as cause:
+            unreadable.append((name_of(dataset, tried), exception_text(cause)))
         except Exception as cause:
             raise DataError(f"{name_of(dataset, tried)}: {type(cause).__name__}: "
                             f"{exception_text(cause)}\n{traceback.format_exc()}") from cause
         tried = _replacement(dataset, index, keyed_rng(seed, epoch, index, 0, attempt))
     raise DataError(f"{_ATTEMPTS} items in a row cannot be read, the last: {unreadable[-1][1]}")
 
-# %% ../../nbs/data/12_loader.ipynb #e348ff8b
+# %% ../../nbs/data/12_loader.ipynb #6176e7ca
 class BatchReader:
     "Reads the items of a batch: its result is (batch, items seen, [(name, cause) of unreadable])."
     def __init__(self, dataset, collate: Callable, seed: int):
@@ -77,15 +78,20 @@ class BatchReader:
         except DataError: raise
         except Exception as cause:
             names = [name_of(self.dataset, index) for index in indices[:4].tolist()]
-            raise DataError(f"no batch could be made of {names} and others: {type(cause).__name__}: "
-                            f"{exception_text(cause)}\n{traceback.format_exc()}") from cause
+            raise DataError(f"no batch could be made of {names} and others: "
+                            f"{type(cause).__name__}: {exception_text(cause)}\n"
+                            f"{traceback.format_exc()}") from cause
         return batch, len(items) + len(unreadable), unreadable
 
-# %% ../../nbs/data/12_loader.ipynb #367fb057
+    def item(self, index, epoch, mark, unreadable):  # former name of `read_or_replace`
+        return read_or_replace(self.dataset, index, epoch, self.seed, unreadable, mark)
+
+# %% ../../nbs/data/12_loader.ipynb #37582a2f
+_log = logging.getLogger(__name__)
 _GRACE = 100  # items to see before their unreadable share is judged
 _NAMES = 1000  # that are kept
 
-def _checked_counts(state: dict) -> tuple[int, int, dict[str, list]]:  # (seen, unreadable, notes by name)
+def _checked_counts(state: dict) -> tuple[int, int, dict]:  # (seen, unreadable, notes by name)
     seen, total = state["seen"], state["count"]
     names = {str(name): [count, str(cause)] for name, (count, cause) in state["names"].items()}
     for number in (seen, total, *(count for count, _ in names.values())):
@@ -93,6 +99,7 @@ def _checked_counts(state: dict) -> tuple[int, int, dict[str, list]]:  # (seen, 
             raise DataError(f"a count of items is {number!r:.60}")
     return seen, total, names
 
+# %% ../../nbs/data/12_loader.ipynb #08b4a32e
 class Account:
     "What was unreadable among the items of the batches given out, here and before resuming."
     def __init__(self,
@@ -129,7 +136,7 @@ class Account:
     def load_state_dict(self, state: dict) -> None:
         self.seen, self.count, self.names = _checked_counts(state)
 
-# %% ../../nbs/data/12_loader.ipynb #e2429854
+# %% ../../nbs/data/12_loader.ipynb #3a2a81d5
 class Padding:
     "How much of the batches given out is sound."
     def __init__(self): self.sound, self.room = 0, 0  # samples
@@ -142,11 +149,12 @@ class Padding:
 
     def share(self) -> float: return 1 - self.sound/max(1, self.room)
 
+# %% ../../nbs/data/12_loader.ipynb #c74be7fc
 def _pinned(batch: dict) -> dict:
     return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value
             for key, value in batch.items()}
 
-# %% ../../nbs/data/12_loader.ipynb #a655b099
+# %% ../../nbs/data/12_loader.ipynb #5a9adf25
 class BatchFeed:
     "Batches of jobs, made here or by workers, with an account of what was unreadable."
     def __init__(self,
@@ -165,30 +173,11 @@ class BatchFeed:
         self.pool, self.turn, self.pin = None, 0, torch.cuda.is_available()
         self.account, self.padding = Account(max_unreadable), Padding()
 
-    def _results(self, jobs: Iterator) -> Iterator:
+    def results(self, jobs: Iterator) -> Iterator:
+        "What fetch gives, here or in the workers."
         if self.num_workers and self.pool is None: self.pool = self.start()
         mark = np.zeros(MARK_SIZE, np.int64)
         return self.pool.run(jobs) if self.pool else (self.fetch(job, mark) for job in jobs)
-
-    def run(self,
-        jobs: Iterator,
-    ) -> Iterator[tuple]:  # (batch, and what else fetch gives)
-        "Batches in the order of their jobs. `DataError` if another iteration began meanwhile."
-        self.turn += 1
-        turn = self.turn
-        try:
-            for batch, seen, unreadable, *rest in self._results(jobs):
-                self.account.add(seen, unreadable)
-                if isinstance(batch, dict):
-                    self.padding.add(batch)
-                    if self.pin: batch = _pinned(batch)
-                yield batch, *rest
-                if turn != self.turn:
-                    raise DataError("batches() was called again, or the loader closed, during an "
-                                    "iteration; use a loader of its own for each")
-        except (DataError, KeyboardInterrupt):
-            if turn == self.turn: self.close()
-            raise
 
     def report(self) -> dict:
         names = {name: {"count": count, "cause": cause}
@@ -201,7 +190,29 @@ class BatchFeed:
         if self.pool: self.pool.close()
         self.pool = None
 
-# %% ../../nbs/data/12_loader.ipynb #3ceb1500
+# %% ../../nbs/data/12_loader.ipynb #02460207
+@patch
+def run(self: BatchFeed,
+    jobs: Iterator,
+) -> Iterator[tuple]:  # (batch, and what else fetch gives)
+    "Batches in the order of their jobs. `DataError` if another iteration began meanwhile."
+    self.turn += 1
+    turn = self.turn
+    try:
+        for batch, seen, unreadable, *rest in self.results(jobs):
+            self.account.add(seen, unreadable)
+            if isinstance(batch, dict):
+                self.padding.add(batch)
+                if self.pin: batch = _pinned(batch)
+            yield batch, *rest
+            if turn != self.turn:
+                raise DataError("batches() was called again, or the loader closed, during an "
+                                "iteration; use a loader of its own for each")
+    except (DataError, KeyboardInterrupt):
+        if turn == self.turn: self.close()
+        raise
+
+# %% ../../nbs/data/12_loader.ipynb #64bf1c84
 def tell_differences(
     then: dict,  # settings of a state
     now: dict,  # settings now
@@ -212,12 +223,13 @@ def tell_differences(
             _log.warning("%s was %s and is %s now: from here on the batches are others",
                          key, then.get(key), value)
 
-# %% ../../nbs/data/12_loader.ipynb #8b409892
+# %% ../../nbs/data/12_loader.ipynb #031a3c2f
 class _Chosen:  # batches of places in a choice as batches of items
     def __init__(self, batches: Sequence, choice): self.batches, self.choice = batches, choice
     def __len__(self): return len(self.batches)
     def __getitem__(self, number): return self.choice[self.batches[number]]
 
+# %% ../../nbs/data/12_loader.ipynb #e533565a
 class EpochPlans:
     "Which items the batches of any epoch hold."
     def __init__(self,
@@ -261,13 +273,14 @@ class EpochPlans:
         batches = self.plan(epoch).batches(seed, epoch, shuffle)
         return _Chosen(batches, self.choose(epoch)) if self.choose else batches
 
-# %% ../../nbs/data/12_loader.ipynb #faa64219
+# %% ../../nbs/data/12_loader.ipynb #dcf8409c
 def _check_batches(batch_size: int | None, bucket, rank: int, world: int) -> None:
     if not 0 <= rank < world or batch_size is not None and batch_size < 1:
         raise DataError(f"batch_size={batch_size}, rank={rank}, world={world}: out of range")
     if batch_size is None and not isinstance(bucket, Budget):
         raise DataError("give a batch_size, or bucket=Budget(...), which limits them otherwise")
 
+# %% ../../nbs/data/12_loader.ipynb #6f594cce
 def _check_plan(plans: EpochPlans, batch_size: int | None, world: int) -> None:
     "DataError if batches cannot be divided among processes, or there are none."
     plan, bucket = plans.plan(0), plans.bucket
@@ -280,7 +293,7 @@ def _check_plan(plans: EpochPlans, batch_size: int | None, world: int) -> None:
         raise DataError(f"{len(plans.dataset)} items make no batch of {batch_size}; "
                         "use a smaller batch_size or drop_last=False")
 
-# %% ../../nbs/data/12_loader.ipynb #338beed0
+# %% ../../nbs/data/12_loader.ipynb #f2e0efcd
 class Loader:
     """Batches of a data set whose order depends on (seed, epoch) only; `DataError` whenever
     something cannot go on."""
@@ -318,7 +331,7 @@ class Loader:
         if self.length is not None: return self.length
         raise TypeError("the number of batches differs from epoch to epoch; count steps instead")
 
-# %% ../../nbs/data/12_loader.ipynb #be857eb1
+# %% ../../nbs/data/12_loader.ipynb #c0de6934
 @patch
 def batches(self: Loader,
     epoch: int,  # counts from 0
@@ -329,6 +342,7 @@ def batches(self: Loader,
         raise DataError(f"epoch={epoch}, start={start}: both count from 0")
     for batch, in self.feed.run(self._jobs(epoch, start)): yield batch
 
+# %% ../../nbs/data/12_loader.ipynb #38d61afd
 @patch
 def _jobs(self: Loader, epoch: int, start: int) -> Iterator[tuple]:
     batches = self.plans.batches(self.seed, epoch, self.shuffle)
@@ -337,19 +351,19 @@ def _jobs(self: Loader, epoch: int, start: int) -> Iterator[tuple]:
         indices, repeats = rank_share(batches[number], self.rank, self.world)
         yield epoch, to_send(indices), None if whole else to_send(repeats)
 
-# %% ../../nbs/data/12_loader.ipynb #e0bd4ae4
+# %% ../../nbs/data/12_loader.ipynb #185450bc
 @patch
 def close(self: Loader) -> None:
     "End the workers. They start again when batches are asked for."
     self.feed.close()
 
-# %% ../../nbs/data/12_loader.ipynb #6d0e3335
+# %% ../../nbs/data/12_loader.ipynb #2fea6025
 @patch
-def report(self: Loader) -> dict:  # "seen", "unreadable", "padding", "names": {name: {"count", "cause"}}
+def report(self: Loader) -> dict:  # "seen", "unreadable", "padding", "names"
     "Items seen and unreadable, the share of padding, and the unreadable items by name."
     return self.feed.report()
 
-# %% ../../nbs/data/12_loader.ipynb #068a2b0d
+# %% ../../nbs/data/12_loader.ipynb #f2b80c34
 @patch
 def _settings(self: Loader) -> dict:
     settings = {"items": len(self.plans.dataset), "batch_size": self.batch_size,
@@ -358,11 +372,13 @@ def _settings(self: Loader) -> dict:
     if mixture := getattr(self.plans.dataset, "mixture", None): settings["mixture"] = mixture
     return settings
 
+# %% ../../nbs/data/12_loader.ipynb #1aefe4a7
 @patch
 def state_dict(self: Loader) -> dict:  # for `pack_state`
     "What was seen and what was unreadable up to the last batch given out."
     return {"settings": self._settings(), "account": self.feed.account.state_dict()}
 
+# %% ../../nbs/data/12_loader.ipynb #fcdc91e3
 @patch
 def load_state_dict(self: Loader,
     state: dict,  # from `state_dict`

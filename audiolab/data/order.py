@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Order']
 
-# %% ../../nbs/data/07_order.ipynb #611b7871
+# %% ../../nbs/data/07_order.ipynb #23363c89
 import numpy as np
 
 from .keyed_random import keyed_rng
 
-# %% ../../nbs/data/07_order.ipynb #2b9eac71
+# %% ../../nbs/data/07_order.ipynb #9f8c7cc7
 def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     "A permutation of the integers below 2**bits, of which `numbers`, uint64, are some."
     high_bits, low_bits = bits - bits // 2, bits // 2
@@ -23,7 +23,17 @@ def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
         high_bits, low_bits = low_bits, high_bits
     return numbers
 
-# %% ../../nbs/data/07_order.ipynb #f405ffcb
+# %% ../../nbs/data/07_order.ipynb #c459c4a1
+def _walk(positions: np.ndarray, items: int, keys: np.ndarray) -> np.ndarray:
+    "The items at some positions of the permutation of integers below `items` that keys make."
+    bits, found = max(2, (items - 1).bit_length()), np.array(positions, np.uint64)
+    outside = np.ones(found.shape, bool)
+    while outside.any():
+        found[outside] = _feistel(found[outside], bits, keys)
+        outside = found >= items
+    return found.astype(np.int64)
+
+# %% ../../nbs/data/07_order.ipynb #6d6135de
 class Order:
     """The items of one epoch in random order: a pure function of (items, seed, epoch).
     `order[positions]` gives the items there."""
@@ -45,9 +55,4 @@ class Order:
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         if self.table is not None: return self.table[positions]
         if self.keys is None: return np.array(positions, np.int64)
-        bits, found = max(2, (self.items - 1).bit_length()), np.array(positions, np.uint64)
-        outside = np.ones(found.shape, bool)
-        while outside.any():
-            found[outside] = _feistel(found[outside], bits, self.keys)
-            outside = found >= self.items
-        return found.astype(np.int64)
+        return _walk(positions, self.items, self.keys)

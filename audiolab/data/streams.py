@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stream', 'ExampleStream', 'ShuffledRows', 'write_mark', 'read_mark', 'LaneReader', 'StreamLoader']
 
-# %% ../../nbs/data/13_streams.ipynb #7562e33a
+# %% ../../nbs/data/13_streams.ipynb #d3200391
 import logging
 import traceback
 from abc import ABC, abstractmethod
@@ -16,13 +16,11 @@ import numpy as np
 from fastcore.basics import patch
 
 from .clips import UNREADABLE, DataError, exception_text
-from .collate import collate
+from .collation import collate
 from .keyed_random import keyed_rng
 from .loader import BatchFeed, tell_differences
 
-_log = logging.getLogger(__name__)
-
-# %% ../../nbs/data/13_streams.ipynb #672cf413
+# %% ../../nbs/data/13_streams.ipynb #43190286
 class Stream(ABC):
     "Rows that can be read in order only."
     @abstractmethod
@@ -41,7 +39,7 @@ class Stream(ABC):
     @abstractmethod
     def name(self, row) -> str: "How messages call it."
 
-# %% ../../nbs/data/13_streams.ipynb #5cb68830
+# %% ../../nbs/data/13_streams.ipynb #d51738e5
 class _Examples:  # reader of one part
     def __init__(self, examples, part, parts, state):
         self.place = state or 0
@@ -56,6 +54,7 @@ class _Examples:  # reader of one part
 
     def state(self): return self.place
 
+# %% ../../nbs/data/13_streams.ipynb #920b0b74
 class ExampleStream(Stream):
     """A stream of what a function yields, such as sound computed on the fly. Every part runs
     through all examples; resuming skips them one by one."""
@@ -69,7 +68,7 @@ class ExampleStream(Stream):
     def open(self, epoch, part, parts, state=None):
         return _Examples(self.examples(epoch), part, parts, state)
 
-# %% ../../nbs/data/13_streams.ipynb #31ed26e1
+# %% ../../nbs/data/13_streams.ipynb #9a27b2ab
 class ShuffledRows:
     "Rows of one part in shuffled order; `place` is plain data from which another reader goes on."
     def __init__(self,
@@ -108,7 +107,7 @@ class ShuffledRows:
             self.order = rng.permutation(len(self.rows))
         for at in self.order[:done]: self.rows[at] = None
 
-# %% ../../nbs/data/13_streams.ipynb #878dd0ad
+# %% ../../nbs/data/13_streams.ipynb #944f9e45
 def write_mark(
     mark: np.ndarray,  # int64 [32]
     name: str,
@@ -118,14 +117,16 @@ def write_mark(
     mark.view(np.uint8)[8:8 + len(text)] = np.frombuffer(text, np.uint8)
     mark[0] = len(text)
 
+# %% ../../nbs/data/13_streams.ipynb #e5b6fc67
 def read_mark(mark: np.ndarray) -> str:
     "The name that is noted in a mark."
     return mark.view(np.uint8)[8:8 + int(mark[0])].tobytes().decode(errors="replace")
 
-# %% ../../nbs/data/13_streams.ipynb #9bdd0199
+# %% ../../nbs/data/13_streams.ipynb #8919d576
 def _explained(where: str, cause: Exception) -> DataError:
     return DataError(f"{where}: {exception_text(cause)}\n{traceback.format_exc()}")
 
+# %% ../../nbs/data/13_streams.ipynb #59f26218
 class LaneReader:
     """Makes batches of lanes, in a worker. Its result is (batch or None, items seen, unreadable
     ones, lane, place or None at the end)."""
@@ -155,16 +156,18 @@ class LaneReader:
 
     def _opened(self, epoch, opening):
         if opening["ended"]: return None
-        return ShuffledRows(self.stream, epoch, *opening["part"], self.seed, self.block, opening["place"])
+        (part, parts), place = opening["part"], opening["place"]
+        return ShuffledRows(self.stream, epoch, part, parts, self.seed, self.block, place)
 
     def _take(self, row, epoch, mark, items, unreadable):
         self.last = name = self.stream.name(row)
         write_mark(mark, name)
         try: items.append(self.stream.item(row, epoch))
         except UNREADABLE as cause: unreadable.append((name, exception_text(cause)))
-        except Exception as cause: raise _explained(f"{name}: {type(cause).__name__}", cause) from cause
+        except Exception as cause:
+            raise _explained(f"{name}: {type(cause).__name__}", cause) from cause
 
-# %% ../../nbs/data/13_streams.ipynb #5f07b5b4
+# %% ../../nbs/data/13_streams.ipynb #bd844d38
 def _check_settings(batch_size, shuffle_buffer, lanes, rank, world) -> None:
     few = min(batch_size, shuffle_buffer) < 1 or (lanes is not None and lanes < 1)
     if few or not 0 <= rank < world:
@@ -174,10 +177,11 @@ def _check_settings(batch_size, shuffle_buffer, lanes, rank, world) -> None:
         raise DataError(f"batches of {batch_size} items cannot be divided among {world} processes; "
                         "change batch_size")
 
+# %% ../../nbs/data/13_streams.ipynb #9bfdd4ae
 class StreamLoader:
-    """Batches of a stream, each item at most once an epoch. `state_dict` belongs to this rank and to
-    the last batch given out; resuming is exact with the same world and lanes, and any number of
-    workers. Dropped at an epoch's end: each lane's last, incomplete batch (kept with
+    """Batches of a stream, each item at most once an epoch. `state_dict` belongs to this rank and
+    to the last batch given out; resuming is exact with the same world and lanes, and any number
+    of workers. Dropped at an epoch's end: each lane's last, incomplete batch (kept with
     `drop_last=False`), and what other ranks have left when the loop stops because one has nothing
     more. `DataError` as for `Loader`."""
     length = None  # unknown
@@ -202,7 +206,8 @@ class StreamLoader:
         self.batch_size, self.shuffle_buffer, self.seed = batch_size, shuffle_buffer, seed
         self.rank, self.world, self.drop_last = rank, world, drop_last
         self.reader = LaneReader(stream, collate, seed, batch_size//world, drop_last)
-        self.feed = BatchFeed(self.reader, read_mark, num_workers, prefetch, max_unreadable, timeout)
+        self.feed = BatchFeed(self.reader, read_mark, num_workers, prefetch, max_unreadable,
+                              timeout)
         self.place = None  # of the last batch given out
         self._use_lanes(lanes or max(1, num_workers))
 
@@ -212,17 +217,21 @@ class StreamLoader:
         self.feed.num_workers = max((n for n in workers if lanes % n == 0), default=0)
         self.reader.block = max(1, self.shuffle_buffer//lanes)
 
-# %% ../../nbs/data/13_streams.ipynb #05423f08
+# %% ../../nbs/data/13_streams.ipynb #31db00ee
+_log = logging.getLogger(__name__)
+
 @patch
 def _jobs(self: StreamLoader, epoch: int, lanes: list, first: int) -> Iterator[tuple]:
     "Asks the lanes for batches in turn, from lane `first` on; `lanes` says where each is now."
     parts = self.lanes*self.world
-    openings = [place | {"part": (lane*self.world + self.rank, parts)} for lane, place in enumerate(lanes)]
+    openings = [place | {"part": (lane*self.world + self.rank, parts)}
+                for lane, place in enumerate(lanes)]
     for turn in count():
         if all(place["ended"] for place in lanes): return
         lane = (first + turn) % self.lanes
         yield epoch, lane, openings[lane] if turn < self.lanes else None
 
+# %% ../../nbs/data/13_streams.ipynb #380aad86
 @patch
 def batches(self: StreamLoader,
     epoch: int,  # counts from 0
@@ -232,9 +241,11 @@ def batches(self: StreamLoader,
     if epoch < 0 or start < 0: raise DataError(f"epoch={epoch}, start={start}: both count from 0")
     place = self.place or {"epoch": -1, "number": 0}
     known = (place["epoch"], place["number"]) == (epoch, start)
-    if not known: place = {"number": 0, "next": 0, "lanes": [{"ended": False, "place": None}]*self.lanes}
+    if not known:
+        place = {"number": 0, "next": 0, "lanes": [{"ended": False, "place": None}]*self.lanes}
     if start and not known:
-        _log.warning("the place of batch %d of epoch %d is not known; reading through to it", start, epoch)
+        _log.warning("the place of batch %d of epoch %d is not known; reading through to it",
+                     start, epoch)
     number, lanes = place["number"], list(place["lanes"])
     for batch, lane, reached in self.feed.run(self._jobs(epoch, lanes, place["next"])):
         lanes[lane] = {"ended": reached is None, "place": reached}
@@ -243,20 +254,22 @@ def batches(self: StreamLoader,
                       "lanes": list(lanes)}
         if batch is not None and number > start: yield batch
 
-# %% ../../nbs/data/13_streams.ipynb #e4f91cb0
+# %% ../../nbs/data/13_streams.ipynb #02afe1a7
 @patch
 def _settings(self: StreamLoader) -> dict:
     keys = "batch_size", "seed", "world", "rank", "shuffle_buffer", "drop_last"
     return {key: getattr(self, key) for key in keys}
 
+# %% ../../nbs/data/13_streams.ipynb #4cbfefee
 @patch
 def state_dict(self: StreamLoader) -> dict:  # for `pack_state`
-    "The places of all lanes after the last batch given out, and what was unreadable; one for each rank."
+    "The places of all lanes after the last batch given out, and what was unreadable; of this rank."
     settings = self._settings()
     if mixture := getattr(self.reader.stream, "mixture", None): settings["mixture"] = mixture
     return {"settings": settings, "account": self.feed.account.state_dict(),
             "lanes": self.lanes, "place": self.place}
 
+# %% ../../nbs/data/13_streams.ipynb #0e23b780
 @patch
 def load_state_dict(self: StreamLoader,
     state: dict,  # from `state_dict` of the same rank
@@ -270,12 +283,13 @@ def load_state_dict(self: StreamLoader,
     self.place = state["place"] if same else None
     if same and state["lanes"] != self.lanes: self._use_lanes(state["lanes"])
 
-# %% ../../nbs/data/13_streams.ipynb #6d75b78f
+# %% ../../nbs/data/13_streams.ipynb #189cc11b
 @patch
 def close(self: StreamLoader) -> None:
     "End the workers. They start again when batches are asked for."
     self.feed.close()
 
+# %% ../../nbs/data/13_streams.ipynb #cd06a4b1
 @patch
 def report(self: StreamLoader) -> dict:  # "seen", "unreadable", "padding", "names"
     "Items seen and unreadable, the share of padding, and the unreadable items by name."
