@@ -173,10 +173,10 @@ def test_workers_of_torch(folder, workers):
 
 
 def test_opening_decodes_nothing_and_tables_are_not_read_through(folder, parquet, monkeypatch):
-    import audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_tables
+    import audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_cells, audiolab.data.hub_tables
     def no(*args, **kwargs): raise AssertionError("decoded")
-    for module in (audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_tables): monkeypatch.setattr(module, "decode_frames", no)
-    monkeypatch.setattr(audiolab.data.hub_tables, "_probe_content", no)
+    for module in (audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_cells): monkeypatch.setattr(module, "decode_frames", no)
+    monkeypatch.setattr(audiolab.data.hub_tables, "probe_content", no)
     assert len(AudioDataset(folder)) == 12 and len(AudioDataset(parquet)) == 40
     assert len(AudioDataset(folder, **SHORT, per_clip=0)) == 60 and len(AudioDataset(folder, **SHORT, per_clip=3)) == 36
 
