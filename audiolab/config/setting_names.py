@@ -5,92 +5,126 @@
 # %% auto #0
 __all__ = ['own_names', 'flags_of_own_names', 'describe_aliases']
 
-# %% ../../nbs/config/01_setting_names.ipynb #836da6ef
+# %% ../../nbs/config/01_setting_names.ipynb #fdb831d3
 import json
 import re
+from collections import deque
 
 from .strict_yaml import config_error
 
-# %% ../../nbs/config/01_setting_names.ipynb #0c057174
-def _at(tree, path, value=None, take=False, over=False):
-    "Set the value at a path of nested dicts where there is none (or over what is there), or take it out (None if there is none)."
-    for key in path[:-1]:
-        if take and not isinstance(tree.get(key), dict): return None
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict): return None
-    if over: tree[path[-1]] = value
-    return tree.pop(path[-1], None) if take else tree.setdefault(path[-1], value)
+# %% ../../nbs/config/01_setting_names.ipynb #171da37e
+def _tree_leaves(tree, path=()):
+    for key, item in tree.items():
+        if isinstance(item, dict): yield from _tree_leaves(item, (*path, key))
+        else: yield (*path, key), item
 
+# %% ../../nbs/config/01_setting_names.ipynb #02c633ff
+def _dotted(name): return tuple(name.split("."))
 
-def _alias(cls, name, value):
-    "What a value under another name stands for: pairs of path and value. `ConfigError` for a word that stands for nothing."
+# %% ../../nbs/config/01_setting_names.ipynb #38b354af
+def _meaning(cls, name, value):
+    "Pairs of path and value that a value under another name stands for, and those of its recipe."
     target = cls.aliases[name]
-    if isinstance(target, str): return [(tuple(target.split(".")), value)]
-    if isinstance(target, tuple): return [(tuple(target[0].split(".")), target[1].format(value))]
+    if isinstance(target, str): return [(_dotted(target), value)], []
+    if isinstance(target, tuple): return [(_dotted(target[0]), target[1].format(value))], []
     found = target(value)
-    return list(_leaves(found[0] if isinstance(found, tuple) else found))
+    tree, recipe = found if isinstance(found, tuple) else (found, {})
+    return list(_tree_leaves(tree)), list(_tree_leaves(recipe))
 
+# %% ../../nbs/config/01_setting_names.ipynb #d0f73628
+def _below(tree, keys, make=False):
+    "The dict below keys, if need be made; None where there is something else."
+    for key in keys:
+        tree = tree.setdefault(key, {}) if make else tree.get(key)
+        if not isinstance(tree, dict): return None
+    return tree
 
-def _leaves(tree, path=()):
-    for key, item in tree.items(): yield from _leaves(item, (*path, key)) if isinstance(item, dict) else [((*path, key), item)]
+# %% ../../nbs/config/01_setting_names.ipynb #51edf3d2
+def _put(tree, path, value, over=True):
+    "Set the value at a path of nested dicts, also over one that is there or only where none is."
+    inner = _below(tree, path[:-1], make=True)
+    if inner is None: return
+    if over: inner[path[-1]] = value
+    else: inner.setdefault(path[-1], value)
 
+# %% ../../nbs/config/01_setting_names.ipynb #9313cbfa
+def _move_alias(cls, name, content, tree):
+    "Replace a value under another name by what it stands for, and move its position along."
+    path = _dotted(name)
+    inner = _below(content, path[:-1])
+    value = None if inner is None else inner.get(path[-1])
+    if value is None or callable(cls.aliases[name]) and not isinstance(value, str): return
+    position = tree and (tree.values.get(path), tree.keys.get(path))
+    del inner[path[-1]]
+    try: found, recipe = _meaning(cls, name, value)
+    except ValueError as e:
+        where = f"{position[0][0]}:{position[0][1]}" if position and position[0] else ""
+        raise config_error(where, str(e), name) from e
+    for to, item in found + recipe:
+        _put(content, to, item, over=False)
+        if not position: continue
+        tree.values.setdefault(to, position[0])
+        tree.keys.setdefault(to, position[1])
 
-def _recipe(cls, name, value):
-    "The second tree of a word, as pairs of path and value."
-    found = cls.aliases[name](value) if callable(cls.aliases[name]) else None
-    return list(_leaves(found[1])) if isinstance(found, tuple) else []
-
-# %% ../../nbs/config/01_setting_names.ipynb #2f0a87c9
+# %% ../../nbs/config/01_setting_names.ipynb #70b5a25c
 def own_names(
     cls: type,  # configuration class, with or without `aliases`
     content: dict,  # values of a layer
     tree=None,  # the file they come from, `PlainTree`
 ) -> dict:  # values under the names of the class
-    "The content of a layer with the names of the class itself; a file's positions move along."
+    "The content of a layer with the names of the class; a file's positions move along."
     aliases = getattr(cls, "aliases", {})
     content = json.loads(json.dumps(content)) if aliases else content
-    for name in sorted(aliases, key=lambda name: callable(aliases[name])):  # words for many keys come last, and fill what is left
-        path = tuple(name.split("."))
-        node = content
-        for key in path: node = node.get(key) if isinstance(node, dict) else None
-        if node is None or callable(aliases[name]) and not isinstance(node, str): continue
-        position = tree and (tree.values.get(path), tree.keys.get(path))
-        _at(content, path, take=True)
-        try: found = _alias(cls, name, node)+_recipe(cls, name, node)
-        except ValueError as e: raise config_error(f"{position[0][0]}:{position[0][1]}" if position and position[0] else "", str(e), name) from e
-        for to, value in found:
-            _at(content, to, value)
-            if position: tree.values.setdefault(to, position[0]); tree.keys.setdefault(to, position[1])
+    # words for many keys come last, and fill what is left
+    for name in sorted(aliases, key=lambda name: callable(aliases[name])):
+        _move_alias(cls, name, content, tree)
     return content
 
-# %% ../../nbs/config/01_setting_names.ipynb #abcc0554
+# %% ../../nbs/config/01_setting_names.ipynb #6b022d59
+def _own_flag(target, negated):
+    "The flag of a key: `--optimizer.learning-rate`, `--training.no-compile`."
+    head, dot, last = target.rpartition(".")
+    return "--" + (head + dot + ("no_" if negated else "") + last).replace("_", "-")
+
+
+def _flag_meaning(cls, name, value):
+    try: return _meaning(cls, name, value)
+    except ValueError as e: raise config_error(f"--{name}", str(e)) from e
+
+# %% ../../nbs/config/01_setting_names.ipynb #b32a8f0b
 def flags_of_own_names(
     cls: type,  # configuration class, with or without `aliases`
     args: list[str],  # words of a command line
-) -> tuple[list[str], dict, dict]:  # the words with flags renamed, the values that words of other meanings stand for, and their recipes
-    "Command-line words with flags under their own names, and the tree that words with other meanings stand for."
-    aliases, words, tree, recipe, i = getattr(cls, "aliases", {}), [], {}, {}, 0
-    while i < len(args):
-        flag, equals, value = args[i].partition("=")
-        name, i = flag[2:].replace("-", "_") if flag.startswith("--") else "", i+1
+) -> tuple[list[str], dict, dict]:  # words with flags renamed, values of other words, their recipes
+    "Words with flags under their own names, and the trees that the other words stand for."
+    aliases, left = getattr(cls, "aliases", {}), deque(args)
+    words, tree, recipe = [], {}, {}
+    while left:
+        word = left.popleft()
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
         bare = re.sub(r"(^|\.)no_", r"\1", name)
         if isinstance(aliases.get(bare), str):
-            head, dot, last = aliases[bare].rpartition(".")
-            words.append("--" + (head + dot + ("no_" if bare != name else "") + last).replace("_", "-") + equals + value)
-        elif name in aliases and (equals or i < len(args)):
-            if not equals: value, i = args[i], i+1
-            try: found = _alias(cls, name, value)
-            except ValueError as e: raise config_error(f"--{name}", str(e)) from e
-            for path, item in found: _at(tree, path, item, over=True)  # of two flags the later one counts
-            for path, item in _recipe(cls, name, value): _at(recipe, path, item, over=True)
-        else: words.append(args[i-1])
+            words.append(_own_flag(aliases[bare], bare != name) + equals + value)
+        elif name in aliases and (equals or left):
+            found, further = _flag_meaning(cls, name, value if equals else left.popleft())
+            for path, item in found: _put(tree, path, item)  # of two flags the later one counts
+            for path, item in further: _put(recipe, path, item)
+        else: words.append(word)
     return words, tree, recipe
 
+# %% ../../nbs/config/01_setting_names.ipynb #dab62e4c
+def _alias_help(target):
+    if callable(target): return "|".join(getattr(target, "words", ("WORD",)))
+    key = target if isinstance(target, str) else target[0]
+    return f"is --{key.replace('_', '-')}"
 
+# %% ../../nbs/config/01_setting_names.ipynb #50fdaf81
 def describe_aliases(
     cls: type,  # configuration class, with or without `aliases`
 ) -> str:  # one line for each name that can be a flag; empty without any
     "Short forms, for `--help`."
-    aliases = {name: target for name, target in getattr(cls, "aliases", {}).items() if "." not in name}
-    meaning = lambda target: "|".join(getattr(target, "words", ("WORD",))) if callable(target) else f"is --{(target if isinstance(target, str) else target[0]).replace('_', '-')}"
-    return "Short forms:\n"+"\n".join(f"  --{name} {meaning(target)}" for name, target in aliases.items()) if aliases else ""
+    aliases = getattr(cls, "aliases", {})
+    names = [name for name in aliases if "." not in name]
+    lines = [f"  --{name} {_alias_help(aliases[name])}" for name in names]
+    return "\n".join(["Short forms:", *lines]) if lines else ""
