@@ -184,8 +184,8 @@ def trouble(folder, how, policy, until, label):
         else: (folder/"ballast").unlink()
     def listen(event):
         if event.kind == "problem": problems.append(event.values["message"])
-        if event.kind == "log" and event.step == 4: trainer.loop._writer.wait(); begin()
-        if event.kind == "log" and event.step == until: trainer.loop._writer.join(); end()
+        if event.kind == "log" and event.step == 4: trainer.run.saver.writer.wait(); begin()
+        if event.kind == "log" and event.step == until: trainer.run.saver.writer.join(); end()
     if os.geteuid() == 0 and how == "permission":
         os.chown(folder, 65534, 65534); os.setegid(65534); os.seteuid(65534)
     trainer = Trainer(Denoise(), config(**SHORT | {"on_save_error": policy}), folder/"run", [listen])
@@ -426,7 +426,7 @@ def test_the_newest_file_is_the_one_saved_last_whatever_its_date(tmp_path):
 def stops(folder):
     "One after the other, in two processes: an unbroken run; runs stopped in step 7, 18 and 33 by one of the two, and resumed"
     from audiolab.training import Distributed
-    Distributed.leave = lambda self: None  # the next run goes on with the same group
+    Distributed.leave = lambda *_: None  # the next run goes on with the same group
     class Stopped(Adversarial):
         at = None
         def step(self, batch, loop):

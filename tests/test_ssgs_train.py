@@ -376,9 +376,9 @@ def test_models_that_no_run_wrote_are_resumed(music, tmp_path):
 def test_a_resumed_run_reads_its_checkpoint_once(music, run, tmp_path, monkeypatch):
     import audiolab.files.checkpoint_file
     import audiolab.ssgs.model
-    import audiolab.training.resuming
+    import audiolab.training.training_state
     read, real = [], audiolab.files.checkpoint_file.read_checkpoint
-    for module in (audiolab.training.resuming, audiolab.ssgs.model): monkeypatch.setattr(module, "read_checkpoint", lambda path, *a, **k: read.append(path) or real(path, *a, **k))
+    for module in (audiolab.training.training_state, audiolab.ssgs.model): monkeypatch.setattr(module, "read_checkpoint", lambda path, *a, **k: read.append(path) or real(path, *a, **k))
     assert train(music, tmp_path, resume=run/"checkpoint_epoch_4.safetensors", n_iterations=1) == 0
     assert read == [run/"checkpoint_epoch_4.safetensors"]
     same_parameters(tmp_path/"checkpoint_final.safetensors", run/"checkpoint_final.safetensors")

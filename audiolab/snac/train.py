@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from ..files import inspect_checkpoint
-from ..config import to_plain
 from ..measure import mel_distance, multi_scale_stft_distance, stoi
 from ..watch import TensorBoardLogger, TerminalProgress
 from ..training import clip_gradients, learning_rate_factor
@@ -30,8 +29,8 @@ from .training_data import make_loader, open_training_data
 from .generator import SNAC
 from .pretrained import from_pretrained, save_pretrained
 from .adversarial_step import Comparison, codec_loss, make_discriminators
-from ..files import CheckpointFolder, pack_state
-from ..training import Task
+from ..files import CheckpointFolder
+from ..training import Progress, Task, TrainingState
 from ..training import Result, Trainer
 
 _log = logging.getLogger(__name__)
@@ -334,12 +333,12 @@ def save_checkpoint(
     config, folder = as_config(config or {"model": generator.config}), Path(checkpoint_dir)
     codebooks = _kept.get(generator) or _usual_codebooks(generator)
     critics = nn.ModuleDict({"mpd": mpd, "msd": msd}).state_dict()
-    counters = dict.fromkeys(("epoch", "batch", "stale"), 0) | {"step": iteration, "logged": iteration, "seconds": 0., "best": None, "bad": [0, 0]}
-    nothing = {name: {} for name in ("sums", "epoch_sums", "validation", "scalers")} | {"data": [], "average": None}
-    state = counters | nothing | {"task": {"discriminators": critics, "codebooks": codebooks.state_dict(), "balancer": None},
-                                  "optimizers": {"generator": optim_g.state_dict(), "discriminators": optim_d.state_dict()}}
-    packed, tree = pack_state({"training": state})
-    notes = {"config": json.dumps({"model": generator.config}), "format": "snac", **tree, "audiolab.task": "snac", "audiolab.run": json.dumps(to_plain(config))}
+    state = TrainingState(
+        Progress(step=iteration), logged=iteration,
+        optimizers={"generator": optim_g.state_dict(), "discriminators": optim_d.state_dict()},
+        task={"discriminators": critics, "codebooks": codebooks.state_dict(), "balancer": None})
+    packed, kept = state.pack("snac", config)
+    notes = {"config": json.dumps({"model": generator.config}), "format": "snac", **kept}
     folder.mkdir(parents=True, exist_ok=True)
     save_pretrained(generator, folder)
     name = f"snac_{generator.sampling_rate//1000}khz_iter_{iteration}"
