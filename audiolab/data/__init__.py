@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "collation": ["collate"],
     "crops": ["Segments", "WholeClips", "frames_at", "read_at"],
     "file_pairs": ["pair_files"],
-    "former_names": ["GROUP_COLUMNS", "ShardReader", "StreamLane", "open_table", "target_frames"],
     "hub_cells": ["cell_content", "probe_content", "read_content"],
     "hub_streams": ["HubStream", "ShardRows"],
     "hub_tables": ["HubClips", "group_column", "import_datasets", "open_hub_table",

@@ -61,7 +61,7 @@ def read_or_replace(
         tried = _replacement(dataset, index, keyed_rng(seed, epoch, index, 0, attempt))
     raise DataError(f"{_ATTEMPTS} items in a row cannot be read, the last: {unreadable[-1][1]}")
 
-# %% ../../nbs/data/12_loader.ipynb #6176e7ca
+# %% ../../nbs/data/12_loader.ipynb #a7a690af
 class BatchReader:
     "Reads the items of a batch: its result is (batch, items seen, [(name, cause) of unreadable])."
     def __init__(self, dataset, collate: Callable, seed: int):
@@ -82,9 +82,6 @@ class BatchReader:
                             f"{type(cause).__name__}: {exception_text(cause)}\n"
                             f"{traceback.format_exc()}") from cause
         return batch, len(items) + len(unreadable), unreadable
-
-    def item(self, index, epoch, mark, unreadable):  # former name of `read_or_replace`
-        return read_or_replace(self.dataset, index, epoch, self.seed, unreadable, mark)
 
 # %% ../../nbs/data/12_loader.ipynb #37582a2f
 _log = logging.getLogger(__name__)

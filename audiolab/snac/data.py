@@ -18,8 +18,8 @@ from fastcore.basics import patch
 from torch.utils.data import Dataset, IterableDataset
 
 from audiolab.data import (
-    UNREADABLE, BatchReader, ClipSource, DataError, HubClips, Segments, StreamLane, exception_text,
-    keyed_rng, read_manifest, target_frames,
+    UNREADABLE, ClipSource, DataError, HubClips, Segments, ShuffledRows, exception_text, frames_at,
+    keyed_rng, read_manifest, read_or_replace,
 )
 from .segment_level import SegmentLevel, SilentSound, snap_segment
 from .segment_stream import SegmentStream, rows_alone, worker_part
@@ -64,7 +64,7 @@ class NumberedSegments:
         self.unusable = UnusableMarks(len(self))
 
     def _whole_segments(self, clip):
-        frames = target_frames(self.source.clip(clip), self.level.sample_rate)
+        frames = frames_at(self.source.clip(clip), self.level.sample_rate)
         return max(1, frames//self.level.samples)
 
     def __len__(self): return int(self.ends[-1])
@@ -196,8 +196,8 @@ def set_epoch(self: AudioDataset,
 def __getitem__(self: AudioDataset, index: int) -> torch.Tensor:
     "float32 [segment_samples], of the epoch set; of another clip if this one cannot be used."
     if not -len(self) <= index < len(self): raise IndexError(f"segment {index} of {len(self)}")
-    unusable, reader = [], BatchReader(self, None, self.seed)
-    item = reader.item(index % len(self), int(self._epoch), [0], unusable)
+    unusable = []
+    item = read_or_replace(self, index % len(self), int(self._epoch), self.seed, unusable)
     for name, cause in unusable:
         if name in self._told: continue
         self._told.add(name)
@@ -289,8 +289,8 @@ class AudioStream(AudioDataset, IterableDataset):
         part, parts, workers = worker_part()
         epoch, count, given = int(self._epoch), self.counts[part % 256], False
         block = max(1, self.shuffle_buffer//workers)
-        lane = StreamLane(self.stream, epoch, part, parts, self.seed, block, None)
-        for seen, row in enumerate(rows_alone(lane), 1):
+        rows = ShuffledRows(self.stream, epoch, part, parts, self.seed, block)
+        for seen, row in enumerate(rows_alone(rows), 1):
             count[0] += 1
             try: audio = self.stream.item(row, epoch)["audio"]
             except UNREADABLE as cause:

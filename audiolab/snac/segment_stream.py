@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from audiolab.data import (
-    GROUP_COLUMNS, UNREADABLE, DataError, HubStream, ShardReader, Stream, exception_text,
+    UNREADABLE, DataError, HubStream, Stream, exception_text, group_column,
 )
 from .segment_level import SegmentLevel
 
@@ -38,7 +38,8 @@ def row_speaker(
     row: tuple,  # (shard, number, values)
 ) -> tuple | None:  # (column, value); None if no column tells
     "Who speaks in a row of a table."
-    return next(((key, row[2][key]) for key in GROUP_COLUMNS if row[2].get(key) is not None), None)
+    column = group_column(row[2])
+    return column and (column, row[2][column])
 
 # %% ../../nbs/snac/08c_segment_stream.ipynb #522842bf
 _log = logging.getLogger(__name__)
@@ -75,9 +76,8 @@ class SegmentStream(Stream):
         spare: int = 32,  # rows that may be tried beyond four times as many
     ) -> list[dict]:  # segments of the first rows
         "Take segments that are not given any more, nor any others of their speakers."
-        shards, found = self.rows.dataset.num_shards, []
-        in_order = ShardReader(self.rows.dataset, list(range(shards)), 0, 1, None)
-        for row in islice(in_order, 4*count + spare):
+        found = []
+        for row in islice(self.rows.rows_as_published(), 4*count + spare):
             self.held.add(row[:2])
             self.speakers |= {row_speaker(row)} - {None}
             try: found.append(self.item(row, 0))

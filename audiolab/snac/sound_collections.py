@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..audio import EXTENSIONS, AudioError, find_audio_files, probe_audio
-from ..data import AudioFiles, Clip, DataError, open_hub_table, open_table
+from ..data import AudioFiles, Clip, DataError, open_hub_table, open_local_table
 
 # %% ../../nbs/snac/08b_sound_collections.ipynb #5ef82ee8
 _OTHERS = ".aiff", ".aif", ".caf", ".w64", ".au", ".m4a", ".aac", ".wma", ".mp4", ".webm"
@@ -65,10 +65,10 @@ def _open_on_hub(name: str, split: str, config: str | None, streaming: bool):
 
 # %% ../../nbs/snac/08b_sound_collections.ipynb #67d23d72
 def _open_here(path: Path, split: str, streaming: bool):  # a table; None where there is none
-    try: return open_table(path, path, split, None, streaming)
+    try: return open_local_table(path, split, streaming)
     except DataError:
         if split != "train": raise
-        return open_table(path, path, None, None, streaming)  # a single table by another name
+        return open_local_table(path, None, streaming)  # a single table by another name
 
 def _folder_of_split(path: Path, split: str, streaming: bool) -> Path:
     if streaming:

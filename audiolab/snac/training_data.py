@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 
 from audiolab.data import (
-    GROUP_COLUMNS, UNREADABLE, AudioFiles, Clip, ClipSource, DataError, HubClips, Loader,
+    UNREADABLE, AudioFiles, Clip, ClipSource, DataError, HubClips, Loader,
     StreamLoader, exception_text, keyed_rng, split_clips,
 )
 from .data import AudioDataset, AudioStream
@@ -41,21 +41,11 @@ def make_loader(
                         "use a smaller batch_size, or more sound")
     return Loader(dataset, batch_size, **settings)
 
-# %% ../../nbs/snac/08e_training_data.ipynb #c0fdf8c4
-def _groups_of_rows(source: HubClips) -> list[str]:  # what a split keeps together, by row
-    columns = source.texts.column_names
-    key = source.group or next((key for key in GROUP_COLUMNS if key in columns), None)
-    if key and key not in columns:
-        raise DataError(f"there is no column {key!r} to group by; "
-                        f"the columns are {sorted(columns)}")
-    if key is None: return list(map(str, range(len(source))))
-    return [str(value) for value in source.texts[key]]
-
 # %% ../../nbs/snac/08e_training_data.ipynb #7940df8b
 class ClipGroups(ClipSource):
     "Clips with nothing but their groups: enough to split them."
     def __init__(self, source: ClipSource):
-        if isinstance(source, HubClips): self.groups = _groups_of_rows(source)
+        if isinstance(source, HubClips): self.groups = source.groups()
         else: self.groups = [source.clip(index).source for index in range(len(source))]
 
     def __len__(self): return len(self.groups)
