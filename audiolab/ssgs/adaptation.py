@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['excerpts', 'renew_memory', 'keep_unvisited', 'adapted_states', 'loudness_facts']
 
-# %% ../../nbs/ssgs/13_adaptation.ipynb #4de115d4
+# %% ../../nbs/ssgs/13_adaptation.ipynb #03d7ae4e
 import numpy as np
 
-from .lattice import Frames
 from .learning import Fit
 from .lpc import n_frames
+from .sound_frames import Frames
+from .state_paths import States
 from .state_sounds import Interpretation
-from .synthesis import States
 from .training_material import Material
 
 # %% ../../nbs/ssgs/13_adaptation.ipynb #bb73e65e

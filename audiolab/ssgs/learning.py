@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_features', 'Fit', 'e_step_place', 'first_fit', 'fit_iterations', 'smoothness_penalty', 'adapt_fit']
 
-# %% ../../nbs/ssgs/11_learning.ipynb #a6ed2a9e
+# %% ../../nbs/ssgs/11_learning.ipynb #e91c4751
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ import torch
 
 from .fitting import adapt, expected_statistics, initialise, iterate, select_n_states
 from .hmm import GaussianHMM, Prior, Statistics, viterbi
-from .lattice import Frames
 from .lpc import lsf_to_lpc
 from .model_settings import ModelSettings
-from .synthesis import state_distance
+from .sound_frames import Frames
+from .state_paths import state_distance
 
 _log = logging.getLogger(__name__)
 

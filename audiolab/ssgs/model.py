@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LENT', 'SpectralStateGuidedSynthesis', 'lent_by', 'check_allowed', 'check_request', 'check_given_states']
 
-# %% ../../nbs/ssgs/16_model.ipynb #bf338a21
+# %% ../../nbs/ssgs/16_model.ipynb #9941005a
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -17,19 +17,20 @@ from fastcore.basics import patch
 
 from ..files import CheckpointError, read_checkpoint, write_checkpoint
 from .adaptation import adapted_states, loudness_facts, renew_memory
-from .formats import export_npz, is_legacy, read_legacy
 from .hmm import stationary_distribution, viterbi
-from .lattice import Frames
 from .learning import Fit, adapt_fit, first_fit, fit_iterations, smoothness_penalty
+from .legacy_export import export_npz
+from .legacy_models import is_legacy, read_legacy
 from .lpc import lsf_to_lpc
 from .model_settings import ModelSettings
 from .model_tensors import fit_tensors, model_notes, read_model, state_tensors
 from .original_models import original_model
+from .real_frames import Recordings, replay_plan, sampled_plan
 from .retrieval import FeatureIndex, FrameQueryResult, query_index, similar_frames
+from .sound_frames import Frames
+from .sound_stream import Stream
+from .state_paths import States, balanced_transitions, state_distance
 from .state_sounds import Interpretation
-from audiolab.ssgs.synthesis import (
-    Recordings, States, Stream, balanced_transitions, replay_plan, sampled_plan, state_distance,
-)
 from .training_material import Material, read_sounds
 
 # %% ../../nbs/ssgs/16_model.ipynb #2aa6ac1a

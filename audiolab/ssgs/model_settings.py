@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check_whole', 'check_choice', 'ModelSettings']
 
-# %% ../../nbs/ssgs/09_model_settings.ipynb #5846b7ae
+# %% ../../nbs/ssgs/09_model_settings.ipynb #9ecb7f7f
 from dataclasses import dataclass
 
 import numpy as np
 
-from .lattice import Frames, analyse_frames
 from .lpc import default_order
+from .sound_frames import Frames, analyse_frames
 
 # %% ../../nbs/ssgs/09_model_settings.ipynb #1edb85b5
 def check_whole(

@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['original_settings', 'original_fit', 'original_material', 'assumed_states', 'original_model']
 
-# %% ../../nbs/ssgs/15_original_models.ipynb #d24c57e1
+# %% ../../nbs/ssgs/15_original_models.ipynb #1e8d014b
 import numpy as np
 
-from .formats import LegacyModel
 from .hmm import GaussianHMM, Prior, stationary_distribution
 from .learning import Fit
+from .legacy_models import LegacyModel
 from .model_settings import ModelSettings
-from .synthesis import States
+from .state_paths import States
 from .training_material import Material, read_sounds
 
-# %% ../../nbs/ssgs/15_original_models.ipynb #3002ab21
+# %% ../../nbs/ssgs/15_original_models.ipynb #d8ccabe4
 def original_settings(
     legacy: LegacyModel,  # of `read_legacy`
 ) -> ModelSettings:  # of ours
     "The settings that a model of the original program has in common with ours."
-    n_states, size = legacy.means.shape
-    return ModelSettings(
-        n_states, size - 1, legacy.frame_size, legacy.hop_size, legacy.smoothness_weight,
-        sample_rate=legacy.sample_rate)
+    (n_states, size), told = legacy.means.shape, legacy.settings
+    return ModelSettings(n_states, size - 1, told.frame_size, told.hop_size, told.smoothness_weight,
+                         sample_rate=told.sample_rate)
 
 # %% ../../nbs/ssgs/15_original_models.ipynb #2166e898
 def original_fit(
@@ -49,7 +48,7 @@ def original_material(
     sounds = [np.asarray(o, np.float32) for o in legacy.recordings]
     return Material(settings, read_sounds(sounds, settings.sample_rate)[0], names)
 
-# %% ../../nbs/ssgs/15_original_models.ipynb #963f8c96
+# %% ../../nbs/ssgs/15_original_models.ipynb #4c167f4c
 def assumed_states(
     legacy: LegacyModel,  # of `read_legacy`
     hmm: GaussianHMM,  # of `original_fit`
@@ -59,7 +58,8 @@ def assumed_states(
     variance = np.diagonal(legacy.covariances, axis1=1, axis2=2)
     variance = np.column_stack([variance, np.full(n_states, .05), np.full(n_states, .05)])
     mean = np.column_stack([legacy.means, np.full(n_states, .5), np.full(n_states, np.log(120.))])
-    return States(sample_rate=legacy.sample_rate, hop_size=legacy.hop_size, initial=hmm.initial,
+    told = legacy.settings
+    return States(sample_rate=told.sample_rate, hop_size=told.hop_size, initial=hmm.initial,
                   transition=hmm.transition, occupancy=share, mean=mean, variance=variance,
                   delta_variance=.2*variance, peak=0.9)
 

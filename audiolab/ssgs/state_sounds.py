@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['track_changes', 'track_weights', 'mean_tracks', 'state_moments', 'loudest_frames', 'derive_states', 'Interpretation']
 
-# %% ../../nbs/ssgs/12_state_sounds.ipynb #7ed149f8
+# %% ../../nbs/ssgs/12_state_sounds.ipynb #865f6eb9
 from functools import cached_property
 
 import numpy as np
 
 from .learning import Fit
 from .model_settings import ModelSettings
-from .synthesis import Recordings, States, measure_colour
+from .real_frames import Recordings
+from .sound_stream import measure_colour
+from .state_paths import States
 from .training_material import Material
 
 # %% ../../nbs/ssgs/12_state_sounds.ipynb #dfd6d504

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['round_to_24_bits', 'as_sounds', 'check_waveform', 'as_waveform', 'read_sounds', 'Material']
 
-# %% ../../nbs/ssgs/10_training_material.ipynb #b1702668
+# %% ../../nbs/ssgs/10_training_material.ipynb #845d22aa
 from functools import cached_property
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ..audio import read_audio, resample
-from .formats import pack_audio
-from .lattice import Frames
 from .lpc import n_frames
 from .model_settings import ModelSettings
+from .packed_audio import pack_audio
 from .retrieval import FeatureIndex, build_index, frame_metadata
+from .sound_frames import Frames
 
 # %% ../../nbs/ssgs/10_training_material.ipynb #8f533a7e
 def round_to_24_bits(
