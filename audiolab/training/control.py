@@ -182,7 +182,7 @@ def wait_while_paused(self: Control,
             awake = self.state != "paused" or (act and self._requests)
             if not awake: self._run.changed.wait(0.1)  # signals set no condition
 
-# %% ../../nbs/training/03b_control.ipynb #4750d5ba
+# %% ../../nbs/training/03b_control.ipynb #06f8a1d1
 @patch
 def note_signal(self: RunState,
     number: int,  # of the signal
@@ -193,6 +193,7 @@ def note_signal(self: RunState,
     elif number != self.signal or time.monotonic() - self.signal_time > echo:
         raise KeyboardInterrupt
 
+# %% ../../nbs/training/03b_control.ipynb #dfe87ec4
 def _our_signals() -> list[int]:
     "The signals that ask for an end, but for the ignored and those not Python's to change."
     numbers = (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))
