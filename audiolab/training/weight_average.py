@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['WeightAverage']
 
-# %% ../../nbs/training/03f_weight_average.ipynb #2de09c48
+# %% ../../nbs/training/03f_weight_average.ipynb #871ff838
 from contextlib import contextmanager
 
 import torch
 from fastcore.basics import patch
 
-# %% ../../nbs/training/03f_weight_average.ipynb #e1a3b337
+from .sharding import is_slice, own_part, slice_like
+
+# %% ../../nbs/training/03f_weight_average.ipynb #22b37415
 def _trainable(modules: dict[str, torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
     "The parameters of modules that training moves, by full name."
     named = {f"{name}.{key}": p for name, module in modules.items()
              for key, p in module.named_parameters()}
     return {key: p for key, p in named.items() if p.requires_grad and p.is_floating_point()}
 
+# %% ../../nbs/training/03f_weight_average.ipynb #86475ea0
 class WeightAverage:
     "Exponential moving average of the trainable parameters of modules."
 
@@ -30,20 +33,26 @@ class WeightAverage:
         self.decay, self.updates = decay, 0
         self._live = _trainable(modules)
         self._average = {key: p.detach().clone() for key, p in self._live.items()}
+        self._in_slices = any(map(is_slice, self._live.values()))
 
-    @torch.no_grad()
-    def update(self) -> None:
-        "Take in the weights as they are now."
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        new, old = list(self._live.values()), list(self._average.values())
-        torch._foreach_lerp_(old, new, 1 - decay)
+# %% ../../nbs/training/03f_weight_average.ipynb #e550c8a1
+@patch
+@torch.no_grad()
+def update(self: WeightAverage) -> None:
+    "Take in the weights as they are now."
+    self.updates += 1
+    decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+    new, old = list(self._live.values()), list(self._average.values())
+    if self._in_slices: new, old = [*map(own_part, new)], [*map(own_part, old)]
+    torch._foreach_lerp_(old, new, 1 - decay)
 
-    def of(self,
-        parameter: torch.nn.Parameter,
-    ) -> torch.Tensor | None:  # to be changed in place where its values jump; None if it has none
-        "The average of a parameter."
-        return next((self._average[key] for key, p in self._live.items() if p is parameter), None)
+# %% ../../nbs/training/03f_weight_average.ipynb #f4ab89a9
+@patch
+def of(self: WeightAverage,
+    parameter: torch.nn.Parameter,
+) -> torch.Tensor | None:  # to be changed in place where its values jump; None if it has none
+    "The average of a parameter."
+    return next((self._average[key] for key, p in self._live.items() if p is parameter), None)
 
 # %% ../../nbs/training/03f_weight_average.ipynb #e26be463
 @patch
@@ -62,7 +71,7 @@ def swapped(self: WeightAverage):
     try: yield self
     finally: self._swap()
 
-# %% ../../nbs/training/03f_weight_average.ipynb #aab3a283
+# %% ../../nbs/training/03f_weight_average.ipynb #a36c0baa
 @patch
 def state_dict(self: WeightAverage) -> dict:
     "How many updates there were, and the averages by the names of their parameters."
@@ -78,4 +87,6 @@ def load_state_dict(self: WeightAverage, state: dict) -> None:
     if wrong:
         raise ValueError(f"the saved average is one of other weights: {', '.join(wrong[:5])}")
     self.updates = state["updates"]
-    for key, value in found.items(): self._average[key].copy_(value)
+    for key, value in found.items():
+        old = self._average[key]
+        old.copy_(slice_like(value, old) if is_slice(old) else value)
