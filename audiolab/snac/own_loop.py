@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['setup_models', 'setup_optimizers', 'EpochLoader', 'setup_dataset', 'train_step', 'save_checkpoint']
 
-# %% ../../nbs/snac/12b_own_loop.ipynb #9a61128d
+# %% ../../nbs/snac/12b_own_loop.ipynb #c7f580f8
 import json
 import weakref
 from pathlib import Path
@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..config import to_plain
-from ..files import CheckpointFolder, pack_state
+from ..files import CheckpointFolder
 from .adversarial_step import Comparison, codec_loss, make_discriminators
 from .codebooks import CodebookTrainer
 from .config import LossConfig, TrainConfig, as_config
@@ -23,7 +22,7 @@ from .pretrained import save_pretrained
 from audiolab.snac.training_parts import (
     critics_warmup, make_codebooks, make_generator, make_optimizer, open_data, step_values,
 )
-from ..training import clip_gradients, learning_rate_factor
+from ..training import Progress, TrainingState, clip_gradients, learning_rate_factor
 
 # %% ../../nbs/snac/12b_own_loop.ipynb #4d770db3
 _codebooks, _balancers = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()  # of generators
@@ -123,16 +122,7 @@ def train_step(
     values = step_values(judged, inside, iteration, losses, codebooks)
     return values | use | {"grad_norm_g": norm_g, "grad_norm_d": norm_d}
 
-# %% ../../nbs/snac/12b_own_loop.ipynb #a067ba29
-def _training_state(iteration: int, critics: dict, codebooks: dict, optimizers: dict) -> dict:
-    counters = dict.fromkeys(("epoch", "batch", "stale"), 0) | {
-        "step": iteration, "logged": iteration, "seconds": 0., "best": None, "bad": [0, 0]}
-    nothing = {name: {} for name in ("sums", "epoch_sums", "validation", "scalers")}
-    return counters | nothing | {
-        "data": [], "average": None, "optimizers": optimizers,
-        "task": {"discriminators": critics, "codebooks": codebooks, "balancer": None}}
-
-# %% ../../nbs/snac/12b_own_loop.ipynb #5d217d5c
+# %% ../../nbs/snac/12b_own_loop.ipynb #37dab5f9
 def save_checkpoint(
     iteration: int,  # steps done
     generator: SNAC,  # codec
@@ -149,12 +139,12 @@ def save_checkpoint(
     config = as_config(config or {"model": generator.config})
     codebooks = _codebooks.get(generator) or _usual_codebooks(generator)
     critics = nn.ModuleDict({"mpd": mpd, "msd": msd}).state_dict()
-    optimizers = {"generator": optim_g.state_dict(), "discriminators": optim_d.state_dict()}
-    state = _training_state(iteration, critics, codebooks.state_dict(), optimizers)
-    packed, tree = pack_state({"training": state})
-    model = json.dumps({"model": generator.config})
-    notes = {"config": model, "format": "snac", **tree, "audiolab.task": "snac",
-             "audiolab.run": json.dumps(to_plain(config))}
+    state = TrainingState(
+        Progress(step=iteration), logged=iteration,
+        optimizers={"generator": optim_g.state_dict(), "discriminators": optim_d.state_dict()},
+        task={"discriminators": critics, "codebooks": codebooks.state_dict(), "balancer": None})
+    packed, kept = state.pack("snac", config)
+    notes = {"config": json.dumps({"model": generator.config}), "format": "snac", **kept}
     folder = Path(checkpoint_dir)
     folder.mkdir(parents=True, exist_ok=True)
     save_pretrained(generator, folder)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HeldOutMeasures', 'check_same_codec', 'decode_item', 'listening_samples', 'compile_networks', 'SnacTask']
 
-# %% ../../nbs/snac/12c_task.ipynb #afacd8f7
+# %% ../../nbs/snac/12c_task.ipynb #2a88da30
 import json
 import logging
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from .training_data import make_loader
 from audiolab.snac.training_parts import (
     critics_warmup, make_codebooks, make_generator, make_optimizer, open_data, step_values,
 )
-from ..training import Sample, Task, learning_rate_factor
+from ..training import Sample, Task
 
 # %% ../../nbs/snac/12c_task.ipynb #b2747783
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def compile_networks(
     each = (critic for multi in critics.values() for critic in multi.discriminators)
     for part in (generator.encoder, generator.decoder, *each): part.compile()
 
-# %% ../../nbs/snac/12c_task.ipynb #9bc7ca6a
+# %% ../../nbs/snac/12c_task.ipynb #1e17b726
 class SnacTask(Task):
     "Learns a codec: sound to few numbers and back."
     name, averaged, files = "snac", ("generator",), ("config.json", "pytorch_model.bin")
@@ -126,7 +126,7 @@ class SnacTask(Task):
 
     def setup(self, loop):
         "Networks, optimizers and data."
-        model, self.config = make_generator(self.config, getattr(loop, "resumed", None))
+        model, self.config = make_generator(self.config, loop.resumed)
         c, model = self.config, model.to(loop.device)
         self.codebooks = make_codebooks(model, c, loop.place)
         self.critics = make_discriminators(c.discriminators)
@@ -141,13 +141,9 @@ class SnacTask(Task):
     def _add_optimizers(self, model, loop):
         t, critics = self.config.training, self.config.discriminators
         loop.optimizer("generator", make_optimizer(model.parameters(), t.learning_rate, t))
-        rising = critics_warmup(self.config)
-        def rate(step):  # as for the codec, after a warm-up
-            usual = learning_rate_factor(step, loop.total_steps, t.schedule, t.warmup,
-                                         t.final_factor, t.decay)
-            return usual*rising(step)
         optimizer = make_optimizer(self.critics.parameters(), critics.learning_rate, t)
-        loop.optimizer("discriminators", optimizer, rate, critics.clip_norm)
+        loop.optimizer("discriminators", optimizer, clip_norm=critics.clip_norm,
+                       factor=critics_warmup(self.config))
 
     def _open_data(self, loop):
         t = self.config.training
