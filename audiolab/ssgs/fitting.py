@@ -100,9 +100,9 @@ def _count_labels(sequences, labels, n_states):
         s.first[k], s.second[k] = own.sum(0), own.T @ own
     return s
 
-# %% ../../nbs/ssgs/04_fitting.ipynb #fa99adac
+# %% ../../nbs/ssgs/04_fitting.ipynb #7d71bc33
 def _standardised(y):
-    "Frames in deviations, float32; their mean and deviation; what never varies has a deviation of 1."
+    "Frames in deviations, float32, their mean and deviation, which is 1 for what never varies."
     mean, deviation = y.mean(0, dtype=np.float64), y.std(0, dtype=np.float64)
     scale = np.where(deviation > 1e-6 * (1 + abs(mean)), deviation, 1)
     return ((y - mean) / scale).astype(np.float32), mean, scale
@@ -337,6 +337,7 @@ def _check_groups(state, mode, n_groups):
         raise ValueError(f"the state has {stored} groups and the audio {n_groups}: "
                          "resume with the same mode, files and n_groups")
 
+# %% ../../nbs/ssgs/04_fitting.ipynb #1008f7af
 def iterate(
     sequences: list[np.ndarray],  # [T_i, D] each, standardised features
     hmm: GaussianHMM,  # to start from, as of `initialise`

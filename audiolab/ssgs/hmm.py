@@ -113,7 +113,8 @@ def _one_sequence(i, y, n_features):
         raise ValueError(f"sequence {i} has {y.shape[1]} features, expected {n_features}")
     if not np.isfinite(y).all():
         raise ValueError(f"sequence {i} holds NaN or infinite values; drop or repair it first")
-    return np.ascontiguousarray(y, y.dtype if y.dtype in (np.float32, np.float64) else np.float64)
+    dtype = y.dtype if y.dtype in (np.float32, np.float64) else np.float64
+    return np.ascontiguousarray(y, dtype)
 
 def check_sequences(
     sequences: list,  # of [T_i, D] arrays or tensors (one array is a list of one)
@@ -225,7 +226,7 @@ def from_dict(cls: Statistics, arrays: dict[str, np.ndarray]) -> Statistics:
 # %% ../../nbs/ssgs/02_hmm.ipynb #2fffe081
 @dataclass(eq=False)
 class Prior:
-    "What is believed before any frame is heard; `m_step` then maximises likelihood times prior (MAP)."
+    "What is believed before any frame is heard; `m_step` then maximises likelihood times prior."
     variance: np.ndarray  # [D] typical variance within a state, fixed when training begins
     weight: float | None = None  # frames of that variance each state starts with; None: D + 2
     uniform: float = 0.01  # visits added to every transition and start
@@ -284,13 +285,13 @@ def _likely_chain(statistics, hmm, prior):
     transition = np.where(total > 1e-12, transitions / np.maximum(total, 1e-12), hmm.transition)
     return initial / initial.sum() if initial.sum() > 1e-12 else hmm.initial, transition
 
-# %% ../../nbs/ssgs/02_hmm.ipynb #93cc01b7
+# %% ../../nbs/ssgs/02_hmm.ipynb #c5facde2
 def m_step(
     statistics: Statistics,  # of an E-step, or a sum of several
     hmm: GaussianHMM,  # states without any frame stay as they are here
     prior: Prior | None = None,  # None: exact maximum likelihood
 ) -> GaussianHMM:  # the new model
-    "The most probable model. `ValueError` when maximum likelihood has no answer (a collapsed state)."
+    "The most probable model. `ValueError` where there is none (a state has collapsed)."
     n = statistics.counts[:, None]
     seen = n > 1e-8
     safe = np.where(seen, n, 1)

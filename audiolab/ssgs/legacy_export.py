@@ -20,7 +20,8 @@ def _triangular_bands(edges, size):
     "Bands between whole FFT bins [n + 2], each of sum 1: [n, size // 2 + 1]."
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.arange(size//2 + 1)
-    up, down = (bins - left)/np.maximum(centre - left, 1), (right - bins)/np.maximum(right - centre, 1)
+    up = (bins - left)/np.maximum(centre - left, 1)
+    down = (right - bins)/np.maximum(right - centre, 1)
     rising = np.where((bins >= left) & (bins < centre), up, 0)
     falling = np.where((bins >= centre) & (bins < right), down, 0)
     return (rising + falling)/np.maximum((rising + falling).sum(1, keepdims=True), 1e-12)
@@ -100,7 +101,7 @@ def _cut_frames(audio, size, hop):
     frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
     return frames[np.einsum("ti,ti->t", frames, frames, dtype=float) >= 1e-10]
 
-# %% ../../nbs/ssgs/08c_legacy_export.ipynb #c6b24da6
+# %% ../../nbs/ssgs/08c_legacy_export.ipynb #1ea6d22f
 def _state_arrays(initial, transition, lpc, covariances, packed):
     arrays = {"transition_matrix": np.asarray(transition),
               "initial_probabilities": np.asarray(initial), "state_means": lpc}
@@ -109,7 +110,7 @@ def _state_arrays(initial, transition, lpc, covariances, packed):
     else: arrays["state_covariances"] = covariances
     return arrays
 
-
+# %% ../../nbs/ssgs/08c_legacy_export.ipynb #0b874918
 def _adaptation_arrays(counts, initial, transition, lpc, covariances):
     moments = {
         "state_frame_counts": counts, "transition_counts": counts[:, None]*transition,
@@ -119,7 +120,7 @@ def _adaptation_arrays(counts, initial, transition, lpc, covariances):
     }
     return {f"adaptive_{name}": np.asarray(value, float) for name, value in moments.items()}
 
-# %% ../../nbs/ssgs/08c_legacy_export.ipynb #f3f1221a
+# %% ../../nbs/ssgs/08c_legacy_export.ipynb #f586e4df
 def _check_shapes(initial, transition, means, covariances):
     if means.ndim != 2 or means.shape[1] < 2:
         raise ValueError(f"means must be [K, p + 1], got shape {means.shape}")
@@ -130,7 +131,7 @@ def _check_shapes(initial, transition, means, covariances):
         if np.shape(array) != shape:
             raise ValueError(f"{name} has shape {np.shape(array)}, expected {shape}")
 
-
+# %% ../../nbs/ssgs/08c_legacy_export.ipynb #b9e11a3e
 def _in_precision(arrays, dtype):
     "Arrays of numbers in a precision; ValueError for what it cannot hold."
     with np.errstate(over="ignore"):

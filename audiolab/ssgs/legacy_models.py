@@ -74,12 +74,13 @@ def is_legacy(
         return known and "lpc_order" in notes
     except (OSError, ValueError): return False
 
-# %% ../../nbs/ssgs/08b_legacy_models.ipynb #7044b7aa
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #bdfda589
 def _json_notes(arrays, path):
     "The notes among the arrays of an export, taken out."
     try:
         text = arrays.pop("metadata").item()
-        if not isinstance(text, str) or len(text) > _HEADER_LIMIT: raise ValueError("not a short text")
+        if not isinstance(text, str) or len(text) > _HEADER_LIMIT:
+            raise ValueError("not a short text")
         notes = json.loads(text)
         if type(notes) is not dict: raise ValueError("not a JSON object")
     except KeyError:
@@ -88,7 +89,7 @@ def _json_notes(arrays, path):
         raise CheckpointError(f"its 'metadata' cannot be understood: {cause}", path) from cause
     return notes
 
-
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #8e7cc108
 def _open_legacy(path):
     "Arrays and notes of a file of either kind; CheckpointError for what is neither."
     try:
@@ -148,7 +149,7 @@ class LegacySettings:
         if hop > size: raise CheckpointError(f"hop_size {hop} is more than frame_size {size}", path)
         return cls(**out)
 
-# %% ../../nbs/ssgs/08b_legacy_models.ipynb #e0cb418d
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #2ab22859
 def _take(arrays, name, shape, path, dtype=float):
     "One array of numbers by name; -1 in `shape` fits any length."
     if name not in arrays:
@@ -160,10 +161,11 @@ def _take(arrays, name, shape, path, dtype=float):
         expected = tuple("any" if n < 0 else n for n in shape)
         raise CheckpointError(f"has shape {array.shape}, expected {expected}", path, name)
     array = array.astype(dtype, copy=False)
-    if not np.isfinite(array).all(): raise CheckpointError("holds NaN or infinite values", path, name)
+    if not np.isfinite(array).all():
+        raise CheckpointError("holds NaN or infinite values", path, name)
     return array
 
-# %% ../../nbs/ssgs/08b_legacy_models.ipynb #5b8ce283
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #52dc5d82
 def _stored_covariances(arrays, K, p, path):
     "Covariances [K, p, p], stored whole or as packed lower triangles."
     if "state_covariances" in arrays or "state_covariances_packed" not in arrays:
@@ -173,7 +175,7 @@ def _stored_covariances(arrays, K, p, path):
     out[:, i, j] = out[:, j, i] = packed
     return out
 
-
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #7171b954
 def _stored_gaussians(arrays, K, p, path):
     "Means [K, p] and covariances [K, p, p] of predictor coefficients that could be some."
     means = _take(arrays, "state_means", (K, p), path)
@@ -254,13 +256,13 @@ class LegacyModel:
 
     def __getattr__(self, name): return getattr(self.settings, name)
 
-# %% ../../nbs/ssgs/08b_legacy_models.ipynb #eb59d0fd
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #9f376bd4
 def _probabilities(p):
     "Rows that are positive and sum to one."
     p = np.clip(p, 1e-12, None)
     return p/p.sum(-1, keepdims=True)
 
-
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #5d9859e5
 def _with_loudness(lpc_means, lpc_covariances, frames, sample_rate, path):
     "Means [K, p + 1] and covariances of line spectra and log RMS."
     K, p = lpc_means.shape
@@ -272,11 +274,11 @@ def _with_loudness(lpc_means, lpc_covariances, frames, sample_rate, path):
     full[:, :p, :p], full[:, p, p] = lsf_covariances, variance
     return np.column_stack([lsf_means, log_rms]), full
 
-
+# %% ../../nbs/ssgs/08b_legacy_models.ipynb #bc0090f7
 def read_legacy(
     path: str|Path,  # safetensors checkpoint or npz export
 ) -> LegacyModel:  # the model
-    "Read a model of SSGS 1.x (format version 1). CheckpointError (a ValueError) names what is wrong."
+    "Read a model of SSGS 1.x (format version 1). CheckpointError names what is wrong."
     path = Path(path)
     arrays, notes = _open_legacy(path)
     s = LegacySettings.from_notes(notes, path)

@@ -14,7 +14,7 @@ import soundfile
 
 from ..files import CheckpointError
 
-# %% ../../nbs/ssgs/08d_packed_audio.ipynb #40c0
+# %% ../../nbs/ssgs/08d_packed_audio.ipynb #4e06df60
 def _quantised(audio):
     "Integer samples of a waveform, their bits, and the power of two by which it was divided."
     peak = float(np.abs(audio).max(initial=0.))
@@ -33,7 +33,7 @@ def _pack(audio):
     soundfile.write(buffer, samples, 48000, format="FLAC", subtype=kind, compression_level=0.8)
     return np.frombuffer(buffer.getvalue(), np.uint8), bits, scale
 
-# %% ../../nbs/ssgs/08d_packed_audio.ipynb #5d013912
+# %% ../../nbs/ssgs/08d_packed_audio.ipynb #f72492d5
 def pack_audio(
     recordings: list[np.ndarray],  # waveforms [T] each, any float type
     sample_rate: int,  # Hz
@@ -43,25 +43,28 @@ def pack_audio(
     for i, audio in enumerate(recordings):
         audio = np.asarray(audio)
         if audio.ndim != 1 or not np.isfinite(audio).all() or np.abs(audio).max(initial=0.) > 1e30:
-            raise ValueError(f"recording {i} must be a finite waveform [T], got shape {audio.shape}")
+            raise ValueError(f"recording {i} must be a finite waveform [T], "
+                             f"got shape {audio.shape}")
         name, empty = f"audio.{i:05d}", (np.zeros(0, np.uint8), 16, 0)
         tensors[name], bits, scale = _pack(audio) if len(audio) else empty
         table.append({"tensor": name, "samples": len(audio), "sample_rate": int(sample_rate),
                       "bits": bits, "scale": scale})
     return tensors, table
 
-# %% ../../nbs/ssgs/08d_packed_audio.ipynb #2cfd2078
+# %% ../../nbs/ssgs/08d_packed_audio.ipynb #7f22b008
 def _check_header(file, samples, bits):
-    if (file.format, file.subtype, file.channels, file.frames) != ("FLAC", f"PCM_{bits}", 1, samples):
-        raise ValueError(f"the table says {samples} samples of {bits} bits, the stream {file.frames} "
-                         f"of {file.subtype} in {file.channels} channels")
+    found = file.format, file.subtype, file.channels, file.frames
+    if found != ("FLAC", f"PCM_{bits}", 1, samples):
+        raise ValueError(f"the table says {samples} samples of {bits} bits, the stream "
+                         f"{file.frames} of {file.subtype} in {file.channels} channels")
 
 
 def _stored_bytes(samples, bits):
     "Samples as the encoder saw them, for its checksum."
-    return np.ascontiguousarray(samples.astype("<i4").view(np.uint8).reshape(-1, 4)[:, 4 - bits//8:])
+    low_to_high = samples.astype("<i4").view(np.uint8).reshape(-1, 4)
+    return np.ascontiguousarray(low_to_high[:, 4 - bits//8:])
 
-
+# %% ../../nbs/ssgs/08d_packed_audio.ipynb #94b2730e
 def _unpack(data, samples, bits, scale):
     "The waveform of FLAC bytes; ValueError if the stream is damaged or not that of the table."
     if samples == 0: return np.zeros(0, np.float32)
@@ -93,7 +96,7 @@ def _checked_bytes(data):
         raise ValueError("its tensor does not hold bytes")
     return data
 
-# %% ../../nbs/ssgs/08d_packed_audio.ipynb #f8bd2060
+# %% ../../nbs/ssgs/08d_packed_audio.ipynb #55025beb
 def unpack_audio(
     tensors: dict[str, np.ndarray],  # as `pack_audio` made them; others may be among them
     table: list[dict],  # as `pack_audio` made it
@@ -112,5 +115,6 @@ def unpack_audio(
         except KeyError as cause:
             raise CheckpointError(f"recording {i}: {cause} is missing") from None
         except (ValueError, TypeError, RuntimeError) as cause:  # soundfile raises RuntimeErrors
-            raise CheckpointError(f"recording {i}: {cause}; use another copy of the file") from cause
+            message = f"recording {i}: {cause}; use another copy of the file"
+            raise CheckpointError(message) from cause
     return out

@@ -24,7 +24,7 @@ class States:
     delta_variance: np.ndarray  # mean squared change from frame to frame [K, p + 3]
     peak: float = 1.0  # largest sample of the training audio
     loudest: np.ndarray|None = None  # greatest log RMS heard in each state [K]; None for no limit
-    colour: np.ndarray|None = None  # gain of noise- and pulse-like excitations [2, bins]; None: flat
+    colour: np.ndarray|None = None  # gain for noise- and pulse-like excitations [2, bins]
 
     @property
     def center(self) -> np.ndarray:
@@ -70,7 +70,15 @@ def state_distance(
     z = mean/spread
     return np.sqrt(np.maximum(((z[:, None] - z[None])**2).mean(-1), 0))
 
-# %% ../../nbs/ssgs/06_state_paths.ipynb #1ab084de
+# %% ../../nbs/ssgs/06_state_paths.ipynb #6e52970b
+def _steps_to_taste(transition, distance, smoothness, temperature, allowed):
+    "Weights [K, K] of the steps to other states."
+    off = np.maximum(transition, 1e-5)**(1/temperature)*np.exp(-smoothness*distance)
+    if allowed is not None: off = np.where(allowed, off, 0)
+    np.fill_diagonal(off, 0)
+    return off
+
+# %% ../../nbs/ssgs/06_state_paths.ipynb #78a5645b
 def _balancing_weights(some, flow):
     "Weights of the columns of a matrix with which its rows and columns sum to `flow`."
     row = column = np.ones(len(some))
@@ -80,7 +88,7 @@ def _balancing_weights(some, flow):
         if np.allclose(row, before, rtol=1e-9, atol=0): break
     return column/column.mean()
 
-
+# %% ../../nbs/ssgs/06_state_paths.ipynb #cc405a1a
 def balanced_transitions(
     transition: np.ndarray,  # [K, K]
     occupancy: np.ndarray,  # share of time in each state [K]
@@ -92,9 +100,7 @@ def balanced_transitions(
     "Transitions to taste, with each state's share of time and its mean duration preserved."
     if temperature <= 0: raise ValueError(f"temperature must be above 0, got {temperature}")
     K = len(transition)
-    off = np.maximum(transition, 1e-5)**(1/temperature)*np.exp(-smoothness*distance)
-    if allowed is not None: off = np.where(allowed, off, 0)
-    np.fill_diagonal(off, 0)
+    off = _steps_to_taste(transition, distance, smoothness, temperature, allowed)
     stay = np.where(off.any(1), np.diag(transition), 1.)
     # a state that may not be entered has no share of the time
     kept = off.any(0) if K > 1 else np.ones(1, bool)
