@@ -58,8 +58,8 @@ def keep_unvisited(
     states.variance = np.where(seen, states.variance, before.variance)
     states.delta_variance = np.where(seen, states.delta_variance, before.delta_variance)
     states.mean[:, -2:] = np.where(seen, states.mean[:, -2:], before.mean[:, -2:])
-    if before.loudest is None: return
-    states.loudest = np.where(visited, states.loudest, before.loudest)
+    now, once = states.limits, before.limits
+    if once.loudest is not None: now.loudest = np.where(visited, now.loudest, once.loudest)
 
 
 def adapted_states(

@@ -254,8 +254,6 @@ class LegacyModel:
     recordings: list[np.ndarray] = field(default_factory=list)  # training audio, float32 [T] each
     adaptive: dict|None = None  # adaptation statistics under their stored names
 
-    def __getattr__(self, name): return getattr(self.settings, name)
-
 # %% ../../nbs/ssgs/08b_legacy_models.ipynb #9f376bd4
 def _probabilities(p):
     "Rows that are positive and sum to one."

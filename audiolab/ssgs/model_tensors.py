@@ -17,7 +17,7 @@ from .hmm import GaussianHMM, Prior, Statistics
 from .learning import Fit
 from .model_settings import ModelSettings
 from .packed_audio import unpack_audio
-from .state_paths import States
+from .state_paths import Limits, States
 from .training_material import Material
 
 # %% ../../nbs/ssgs/14_model_tensors.ipynb #42c36bc9
@@ -150,7 +150,8 @@ def state_tensors(
     states: States,  # of a model
 ) -> dict:  # name -> array or number
     "States as tensors, without what is in the fit."
-    values = {f"tracks.{name}": getattr(states, name) for name in TRACKS}
+    known = vars(states) | vars(states.limits)
+    values = {f"tracks.{name}": known[name] for name in TRACKS}
     return {name: value for name, value in values.items() if value is not None}
 
 # %% ../../nbs/ssgs/14_model_tensors.ipynb #39bea27a
@@ -165,8 +166,8 @@ def read_states(
     if "tracks.loudest" in tensors: shapes["loudest"] = shape[:1]
     if "tracks.colour" in tensors: shapes["colour"] = 2, tensors["tracks.colour"].size//2
     values = {name: sound_array(tensors, f"tracks.{name}", s) for name, s in shapes.items()}
-    values["peak"] = float(values["peak"])
-    return States(sample_rate=settings.sample_rate, hop_size=settings.hop_size,
+    limits = Limits(float(values.pop("peak")), values.pop("loudest", None))
+    return States(sample_rate=settings.sample_rate, hop_size=settings.hop_size, limits=limits,
                   initial=hmm.initial, transition=hmm.transition, **values)
 
 # %% ../../nbs/ssgs/14_model_tensors.ipynb #058e9709

@@ -12,7 +12,7 @@ from .hmm import GaussianHMM, Prior, stationary_distribution
 from .learning import Fit
 from .legacy_models import LegacyModel
 from .model_settings import ModelSettings
-from .state_paths import States
+from .state_paths import Limits, States
 from .training_material import Material, read_sounds
 
 # %% ../../nbs/ssgs/15_original_models.ipynb #d8ccabe4
@@ -61,7 +61,7 @@ def assumed_states(
     told = legacy.settings
     return States(sample_rate=told.sample_rate, hop_size=told.hop_size, initial=hmm.initial,
                   transition=hmm.transition, occupancy=share, mean=mean, variance=variance,
-                  delta_variance=.2*variance, peak=0.9)
+                  delta_variance=.2*variance, limits=Limits(peak=0.9))
 
 # %% ../../nbs/ssgs/15_original_models.ipynb #437c8d02
 def original_model(

@@ -84,8 +84,8 @@ class PlannedTracks:
         mean, variance = states.mean[path], states.variance[path]
         out = smooth_tracks(mean, variance, states.delta_variance[path])[here]
         if self.variation: out = out + self.variation*self.wandering(path[here])
-        if states.loudest is not None:
-            out[:, -3] = np.minimum(out[:, -3], states.loudest[path[here]])
+        if (loudest := states.limits.loudest) is not None:
+            out[:, -3] = np.minimum(out[:, -3], loudest[path[here]])
         out[:, :-3] = space_lsf(out[:, :-3], 2*np.pi*20/states.sample_rate)
         return out
 
@@ -193,7 +193,8 @@ class Stream:
         self.tracks = PlannedTracks(states, recordings, f, float(variation), track_rng)
         self.excitation = MixedExcitation(states, recordings, f, excitation_type, source_rng)
         self.filter = BlockFilter(states.hop_size, states.mean.shape[1] - 3)
-        self.reader = BlockReader(self._next_block, states.peak, states.sample_rate, sample_rate)
+        peak, rate = states.limits.peak, states.sample_rate
+        self.reader = BlockReader(self._next_block, peak, rate, sample_rate)
 
     def _next_block(self):
         first, last = self.done, self.done + BLOCK

@@ -14,7 +14,7 @@ from .learning import Fit
 from .model_settings import ModelSettings
 from .real_frames import Recordings
 from .sound_stream import measure_colour
-from .state_paths import States
+from .state_paths import Limits, States
 from .training_material import Material
 
 # %% ../../nbs/ssgs/12_state_sounds.ipynb #dfd6d504
@@ -84,12 +84,12 @@ def derive_states(
     mean, variance, delta = state_moments(recordings, n_states)
     mean[:, :settings.order + 1] = fit.means
     count = np.bincount(recordings.states, minlength=n_states).astype(float) + 1e-3
+    peak = max(float(np.abs(o.audio).max()) for o in recordings.frames)
     states = States(
         sample_rate=settings.sample_rate, hop_size=settings.hop_size,
         initial=hmm.initial, transition=hmm.transition, occupancy=count/count.sum(), mean=mean,
         variance=variance + 1e-10, delta_variance=delta + 1e-10,
-        loudest=loudest_frames(recordings, n_states),
-        peak=max(float(np.abs(o.audio).max()) for o in recordings.frames))
+        limits=Limits(peak, loudest_frames(recordings, n_states)))
     states.colour = measure_colour(states, recordings)
     return states
 
