@@ -30,6 +30,10 @@ def test_functions_are_short(found):
     assert not broken(found, "function")
 
 
+def test_lines_are_short(found):
+    assert not broken(found, "wide")
+
+
 def test_proof_stands_beside_the_claim(found):
     assert not broken(found, "unseen", "cells")
 

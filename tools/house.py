@@ -1,9 +1,10 @@
 """Count the rules of the house: `python tools/house.py [ROOM ...]` lists what breaks them, and the figures of the package.
 
 The rules are those of the chapter on style: small ideas with their proof beside them, classes that are whole, state that is
-named. They are counted on the notebooks and on the modules made from them; ruff counts lines and spelling.
+named. They are counted on the notebooks and on the modules made from them; ruff counts spelling. (It
+cannot leave strings out, nor the `__all__` that nbdev writes, so the width of lines is counted here.)
 """
-import argparse, ast, json, re, statistics, sys
+import argparse, ast, io, json, re, statistics, sys, tokenize
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ LAYERS = ("files", "config", "audio", "measure", "remote", "data", "training", "
           "vocoder", "ssgs", "snac", "apps", "tutorials")
 SIDE_BY_SIDE = "vocoder", "ssgs", "snac"  # systems do not know of each other, but for the vocoder, which others may use
 UNSEEN_LINES, MEDIAN_CELL, FUNCTION_LINES, SHORT_METHOD = 40, 15, 40, 15
-ATTRIBUTES, DEPTH, TARGETS = 10, 3, 3
+ATTRIBUTES, DEPTH, TARGETS, LINE = 10, 3, 3, 100
+OTHERS = "tests", "tools", "benchmarks"  # folders of plain modules
 EXPORT = re.compile(r"^#\s*\|\s*exports?\b", re.M)
 HIDDEN = re.compile(r"^#\s*\|\s*hide\b", re.M)
 
@@ -157,6 +159,34 @@ def module_findings(rooms):
                     yield Finding("private", where, f"imports {', '.join(private)} of {node.module}")
 
 
+# --- lines
+
+def strings(text):
+    "Where strings stand in a source: (first line, column, last line, column), f-strings with all they hold"
+    begun = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        name = tokenize.tok_name[token.type]
+        if name == "STRING": yield *token.start, *token.end
+        elif name in ("FSTRING_START", "TSTRING_START"): begun.append(token.start)
+        elif name in ("FSTRING_END", "TSTRING_END"): yield *begun.pop(), *token.end
+
+
+def wide_lines(path):
+    "Numbers of the lines that are too long; one that a string or an address carries over the edge is not"
+    text = path.read_text(encoding="utf-8")
+    wide = {n for n, line in enumerate(text.splitlines(), 1) if len(line) > LINE and "://" not in line}
+    if not wide: return []
+    for first, begin, last, end in strings(text):
+        for n in range(first, last + 1):
+            if (n > first or begin < LINE) and (n < last or end >= LINE): wide.discard(n)
+    return sorted(wide)
+
+
+def line_findings(rooms):
+    for path in [*modules(rooms), *sorted(p for folder in OTHERS for p in (ROOT/folder).glob("*.py"))]:
+        for n in wide_lines(path): yield Finding("wide", f"{short(path)}:{n}", f"more than {LINE} characters")
+
+
 # --- notebooks
 
 def number(path): return int(found[0]) if (found := re.match(r"\d+", path.name)) else -1
@@ -233,7 +263,7 @@ def import_findings(rooms):
 
 def findings(rooms=LAYERS):
     "All places where rooms break the rules that are counted here"
-    parts = class_findings, module_findings, notebook_findings, import_findings
+    parts = class_findings, module_findings, line_findings, notebook_findings, import_findings
     return [finding for part in parts for finding in part(rooms)]
 
 
@@ -258,6 +288,7 @@ def figures():
     return {
         "modules": f"{len(sizes)}, {statistics.median(sizes):g} lines in the middle, {max(sizes)} at most, {sum(sizes)} in all",
         "lines over 100, over 120": f"{wide(100)}, {wide(120)} ({wide(120)/len(lines):.1%})",
+        "lines over 100 that no string carries": f"{sum(len(wide_lines(p)) for p in trees)}",
         "own classes in a line of bases": f"{max(map(classes.depth, classes.found))} at most; private classes with one child: {slices}",
         "data attributes of a class": f"{max(held)} at most; {sum(n > ATTRIBUTES for n in held)} classes over {ATTRIBUTES}",
         "statements of a function": f"{percentile(statements, .9)} at 90 %, {max(statements)} at most",

@@ -2,12 +2,19 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "distances": ["MEL_BANDS", "MEL_WINDOWS", "MultiScaleMel", "MultiScaleSTFT", "cut_frames",
-        "fft_size", "log_spectral_distance", "measure_distances", "mel_cepstral_distortion",
-        "mel_distance", "multi_resolution_stft_distance", "multi_scale_stft_distance", "pesq",
-        "scale_invariant_sdr", "stoi", "visqol"],
-    "generated_sound": ["Table", "compare_table", "harmonicity", "long_term_spectral_distance",
-        "long_term_spectrum", "loudness_spread", "measure", "modulation_index", "nearest_runs",
-        "novelty", "occupancy_entropy", "plot_long_term_spectra", "pole_radius",
-        "spectrogram_grid", "states_used"],
+    "distances": ["MEL_BANDS", "MEL_WINDOWS", "MultiScaleMel", "MultiScaleSTFT",
+        "VOCODER_RESOLUTIONS", "WindowedMagnitude", "centred_frames", "cut_frames",
+        "equal_mel_bands", "fft_size", "frames_in_block", "log_spectral_distance",
+        "mel_cepstral_distortion", "mel_distance", "mel_levels",
+        "multi_resolution_stft_distance", "multi_scale_stft_distance", "scale_invariant_sdr"],
+    "generated_sound": ["as_float64", "as_mono", "autocorrelation", "feature_scale",
+        "for_batches", "harmonicity", "long_term_spectral_distance", "long_term_spectrum",
+        "loudness_spread", "measure", "modulation_index", "nearest_runs", "novelty",
+        "occupancy_entropy", "pole_radius", "power_density", "runs_of_frames", "states_used"],
+    "listeners": ["LISTENERS", "check_heard", "import_package", "measure_distances", "pesq",
+        "stoi", "visqol", "visqol_model"],
+    "pairs": ["SoundPair", "as_tensors", "check_finite", "check_lengths", "check_same_shape",
+        "check_shape", "measure_each", "measure_together"],
+    "sound_pictures": ["plot_long_term_spectra", "spectrogram_grid", "spectrogram_levels"],
+    "tables": ["Table", "compare_table", "format_value"],
 })
