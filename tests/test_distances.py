@@ -293,9 +293,9 @@ def test_losses_keep_full_precision_and_their_tables():
     expected = loss(a, b)
     with torch.autocast("cpu", dtype=torch.bfloat16): assert torch.equal(loss(a, b), expected)
     assert loss(a.half(), b.half()).dtype == torch.float32
-    tables = loss._tables[(a.device, torch.float32)]
+    tables = loss._scales[(a.device, torch.float32)]
     loss(a, b); loss(a.double(), b.double())
-    assert loss._tables[(a.device, torch.float32)] is tables and len(loss._tables) == 2
+    assert loss._scales[(a.device, torch.float32)] is tables and len(loss._scales) == 2
     assert torch.equal(loss(a[0], b[0]).reshape(1), loss(a[:1], b[:1])) and loss(a[0], b[0]).shape == ()
     with pytest.raises(ValueError, match="equal lengths"): loss(a, b[:, 1:])
 
@@ -309,7 +309,7 @@ def test_impossible_settings_are_named(make, message):
 def test_a_step_costs_less_than_the_plain_formula():
     a = torch.randn(4, 24000)*.1; b = (a + .01*torch.randn(4, 24000)).requires_grad_()
     loss = MultiScaleMel(24000)
-    tables = [(len(w), w, f.T) for w, f in loss._prepared(a)]
+    tables = [(len(w), w, f.T) for w, f in loss._scales_for(a)]
 
     def plain(a, b):
         total = 0

@@ -298,7 +298,7 @@ def test_table_and_pictures(tmp_path):
     sounds = dict(tune=tune(2), noise=noise(3), short=noise(.01))
     for figure, pictures in ((plot_long_term_spectra(sounds, RATE), 1), (spectrogram_grid(sounds, RATE, columns=2), 3)):
         assert isinstance(figure, Figure) and sum(axes.get_visible() for axes in figure.axes) == pictures
-        assert figure._repr_png_().startswith(b"\x89PNG")
+        assert figure._repr_png_()[0].startswith(b"\x89PNG")
         figure.savefig(tmp_path / "figure.png")
     assert len(plot_long_term_spectra(sounds, RATE).axes[0].lines) == 3
     with pytest.raises(ValueError, match="empty"): spectrogram_grid({}, RATE)

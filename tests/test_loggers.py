@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from audiolab.watch import Curve, HistoryPlot, RunCurves, plot_history, plot_sample
-from audiolab.watch.curves import _decibels, _scale, _smooth
+from audiolab.watch import scale_axis, short_duration, short_value, smooth, sound_decibels
 from audiolab.watch import RunStatus, TensorBoardLogger, TerminalProgress, epoch_summary
-from audiolab.watch.terminal import _duration, _number
 from audiolab.training import Event, RunFolder, Sample
 
 
@@ -31,11 +30,11 @@ def tell(listener, *events):
 
 @pytest.mark.parametrize("value, text", [(0.0234, "0.0234"), (9.5e-5, "0.000095"), (1e-3, "0.0010"), (9.9999e-4, "0.001"), (-.5, "-0.5000"), (123.456, "123.46"),
     (99999., "99999"), (1e5, "1.00e+05"), (1e-7, "1.00e-07"), (0, "0.0000"), (math.inf, "inf"), (math.nan, "nan"), (1, "1.0000")])
-def test_numbers(value, text): assert _number(value) == text
+def test_numbers(value, text): assert short_value(value) == text
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (3599.7, "1h 00m"), (86399, "23h 59m"), (90000, "1d 01h"), (0.2, "0s")])
-def test_durations(seconds, text): assert _duration(seconds) == text
+def test_durations(seconds, text): assert short_duration(seconds) == text
 
 
 def test_a_log_file_gets_lines_and_no_bar(caplog):
@@ -183,9 +182,9 @@ def test_what_is_not_finite_is_left_out_of_curves():
 
 
 def test_smoothing_has_no_bias_and_no_lag_of_a_constant():
-    assert np.allclose(_smooth(np.full(7, 4.)), 4.) and len(_smooth(np.zeros(0))) == 0
+    assert np.allclose(smooth(np.full(7, 4.)), 4.) and len(smooth(np.zeros(0))) == 0
     noise = np.random.default_rng(0).normal(size=300)
-    assert _smooth(noise).std() < .5*noise.std()
+    assert smooth(noise).std() < .5*noise.std()
 
 
 def test_a_resumed_run_draws_one_line():
@@ -199,7 +198,7 @@ def test_axes_of_any_range_have_readable_ticks(low, high):
     from audiolab.audio import AudioFigure
     figure = AudioFigure(figsize=(4, 2))
     axis = figure.add_axes((.1, .1, .8, .8))
-    _scale(axis, [low], [high])
+    scale_axis(axis, [low], [high])
     figure.canvas.draw()
     bottom, top = axis.get_ylim()
     assert bottom < top and bottom <= max(low, high*1e-20) and high <= top and 1 <= len(axis.get_yticks()) <= 7
@@ -223,7 +222,7 @@ def test_the_same_plot_is_drawn_again():
 @pytest.mark.parametrize("audio", [np.zeros(0), np.zeros(1), np.full(50, np.nan), np.zeros((1, 4000)), 1e30*np.ones(3000), np.zeros(2_000_000)],
                          ids=["empty", "one", "nan", "2d", "huge", "long"])
 def test_odd_sounds_have_spectrograms(audio):
-    picture = _decibels(audio.astype(np.float32), 16000)
+    picture = sound_decibels(audio.astype(np.float32), 16000)
     assert picture.shape[0] <= 128 and picture.shape[1] <= 400 and not np.isnan(picture).any()
     plot_sample(Sample("odd", audio.astype(np.float32), 16000))._repr_png_()
 

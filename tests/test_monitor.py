@@ -11,7 +11,7 @@ from PIL import Image
 
 from audiolab.training import Control
 from audiolab.watch import Monitor, watch
-from audiolab.watch.monitor import _Shelf
+from audiolab.watch import SampleShelf
 from audiolab.training import Event, RunFolder, Sample
 from audiolab.training import Task, Trainer, TrainingConfig
 
@@ -84,13 +84,13 @@ def test_samples_are_heard_and_kept(still):
 
 
 def test_the_shelf_is_bounded_in_number_and_memory():
-    shelf = _Shelf(keep=10, max_bytes=10*2*TONE.nbytes)
+    shelf = SampleShelf(keep=10, max_bytes=10*2*TONE.nbytes)
     for step in range(1000): shelf.add(step, sample(step, "a").values["samples"])
     steps = [step for step, _ in shelf.items]
     assert len(steps) == 10 and (steps[0], steps[-1]) == (0, 999) and max(np.diff(steps)) < 400
     shelf.add(500, sample(500, "a").values["samples"])  # resumed
     assert shelf.items[-1][0] == 500
-    heavy = _Shelf(keep=10, max_bytes=1)
+    heavy = SampleShelf(keep=10, max_bytes=1)
     for step in range(5): heavy.add(step, sample(step, "a").values["samples"])
     assert len(heavy.items) == 2
 
@@ -149,7 +149,7 @@ def test_the_painter_follows_and_ends_with_the_run():
         assert f"step {step}/" in monitor.headline.value
     monitor.trainer.control.finish("completed", "done")
     monitor(end(5, reason="done"))
-    assert monitor.wait(20) and "completed at step 5/100: done" in monitor.headline.value and not monitor._stale
+    assert monitor.wait(20) and "completed at step 5/100: done" in monitor.headline.value and not monitor.follower.stale
     monitor(start())  # the same trainer once more
     monitor.trainer.control.start()
     monitor(end(1, "stopped"))
@@ -167,7 +167,7 @@ def test_no_event_is_lost_between_threads():
 
 def test_a_broken_painter_harms_nobody(monkeypatch, caplog):
     monitor = Monitor(trainer(), interval=.01)
-    monkeypatch.setattr(monitor._plot, "draw", lambda curves: 1/0)
+    monkeypatch.setattr(monitor.plot, "draw", lambda curves: 1/0)
     with caplog.at_level(logging.CRITICAL, "audiolab.watch.monitor"):
         monitor(start()), monitor(log(1)), monitor(end(1))
         assert monitor.wait(20)
@@ -176,10 +176,10 @@ def test_a_broken_painter_harms_nobody(monkeypatch, caplog):
 
 def test_numbers_are_new_while_pictures_rest(monkeypatch):
     "A slow picture is painted seldom; what is cheap is not kept waiting"
-    import audiolab.monitor as module
+    import audiolab.watch.monitor as module
     painted = []
     def slow(figure): painted.append(time.monotonic()); time.sleep(.2); return b"\x89PNG"
-    monkeypatch.setattr(module, "_png", slow)
+    monkeypatch.setattr(module, "png_bytes", slow)
     monitor = Monitor(trainer(), interval=.05)
     painted.clear()
     began = time.monotonic()
@@ -213,7 +213,7 @@ def test_a_monitor_that_is_replaced_is_freed():
     monitor(start()), monitor(sample(5, "a"))
     sent = []
     monitor._places = [SimpleNamespace(update=lambda data, **how: sent.append(data))]
-    gone = weakref.ref(monitor._plot)
+    gone = weakref.ref(monitor.plot)
     del monitor
     Monitor(t)
     gc.collect()

@@ -15,7 +15,7 @@ from audiolab.data import scan_audio, split_clips
 from audiolab.training import read_history
 from audiolab.training import TrainingConfig, check_task
 from audiolab.vocoder import MelFormat, MelVocoder, Vocoder, VocoderError, VocoderModel, griffin_lim
-from audiolab.vocoder.network import _tables
+from audiolab.vocoder.phase_iteration import band_tables
 from audiolab.vocoder import (
     ResynthConfig, SpectralLoss, VocoderConfig, VocoderTask, train_vocoder,
     vocoder_apply_command, vocoder_train_command, vocoder_trainer,
@@ -66,7 +66,7 @@ def test_impossible_models_are_refused(model):
 @pytest.mark.parametrize("mel", [MelFormat(), MEL, MelFormat(24000, f_max=8000.), MelFormat(22050, 80, 1024, 256, 0., 8000.), MelFormat(16000, 100, 640, 160, 50., 7600.),
                                  MelFormat(8000, 128, 256, 64)], ids=str)
 def test_tables_are_finite_and_levels_spread_back(mel):
-    filters, inverse, spread, bandwidth = _tables(mel, torch.device("cpu"))
+    filters, inverse, spread, bandwidth = band_tables(mel, torch.device("cpu"))
     assert all(torch.isfinite(t).all() for t in (filters, inverse, spread, bandwidth))
     np.testing.assert_allclose(spread.sum(1), 1, rtol=1e-5)  # a flat spectrum stays flat
     assert torch.isfinite(griffin_lim(mel(torch.from_numpy(vowel(.3, mel.sample_rate))), mel, 3)).all()
@@ -89,7 +89,7 @@ def test_griffin_lim_equals_a_plain_numpy_implementation():
         for i in range(X.shape[1]):
             y[i*hop:i*hop+n] += np.fft.irfft(X[:, i])*window; total[i*hop:i*hop+n] += window**2
         return (y/np.maximum(total, 1e-11))[n//2:n//2+T]
-    magnitude = np.maximum(np.linalg.pinv(_tables(mel, torch.device("cpu"))[0].double().numpy())@np.exp(L.double().numpy()), 1e-6)
+    magnitude = np.maximum(np.linalg.pinv(band_tables(mel, torch.device("cpu"))[0].double().numpy())@np.exp(L.double().numpy()), 1e-6)
     phase = np.where(np.arange(n//2+1) % 2, -1., 1.)[:, None]*np.ones_like(magnitude)
     for _ in range(3):
         now = forward(backward(magnitude*phase))

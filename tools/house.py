@@ -56,7 +56,10 @@ def parse_cell(source):
     return ast.parse("\n".join(lines))
 
 
-def is_import(tree): return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body)
+def is_import(tree):
+    "Whether a cell only makes ready: imports, and perhaps a logger after them"
+    first = tree.body and isinstance(tree.body[0], (ast.Import, ast.ImportFrom))
+    return not tree.body or first and not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in tree.body)
 
 
 def code_lines(source): return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
@@ -68,9 +71,13 @@ def length(node): return node.end_lineno - min([node.lineno, *(d.lineno for d in
 def functions(tree): return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
+def body_length(function): return function.end_lineno - function.body[0].lineno + 1
+
+
 def is_short_class(tree):
     "Whether a cell is one class, all of whose methods are short: it has no largest size"
-    return len(tree.body) == 1 and isinstance(tree.body[0], ast.ClassDef) and all(length(f) <= SHORT_METHOD for f in functions(tree))
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.ClassDef): return False
+    return all(body_length(f) <= SHORT_METHOD for f in functions(tree))
 
 
 # --- classes
@@ -176,6 +183,9 @@ def wide_lines(path):
     text = path.read_text(encoding="utf-8")
     wide = {n for n, line in enumerate(text.splitlines(), 1) if len(line) > LINE and "://" not in line}
     if not wide: return []
+    for node in ast.parse(text).body:  # what nbdev writes by itself
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            wide -= set(range(node.lineno, node.end_lineno + 1))
     for first, begin, last, end in strings(text):
         for n in range(first, last + 1):
             if (n > first or begin < LINE) and (n < last or end >= LINE): wide.discard(n)
