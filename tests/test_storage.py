@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from audiolab.remote import store as objects
+from audiolab.remote import fetching
 from audiolab.remote import FolderStore, StorageError, Transfer, check_name, fetch_object
 from audiolab.remote import (
     PullConfig, PushConfig, Pusher, get, open_store, parse_manifest, pull, pull_command, push,
@@ -366,7 +366,7 @@ def fails(kind, words, action):
     return str(caught.value)
 
 
-def test_errors_name_the_place_and_the_remedy(ceph, s3, tmp_path, monkeypatch):
+def test_errors_name_the_place_and_the_remedy(ceph, s3, tmp_path, monkeypatch, caplog):
     source = a_file(tmp_path/"source", 1000)
     fails("bucket", "no such bucket", lambda: put(source, "s3://no-such-lab/file"))
     fails("bucket", "no such bucket", lambda: get("s3://no-such-lab/file", tmp_path/"x"))
@@ -374,10 +374,9 @@ def test_errors_name_the_place_and_the_remedy(ceph, s3, tmp_path, monkeypatch):
     fails("missing", "no such file", lambda: put(tmp_path/"nothing", f"{s3}/file"))
     fails("url", "can be used", lambda: put(source, "s3://B@d Bucket/file".replace("@", "_")))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong" * 8)
-    start = time.monotonic()
     assert "wrong" * 8 not in fails("access", "", lambda: put(source, f"{s3}/file"))
     fails("access", "", lambda: get(f"{s3}/file", tmp_path/"x"))
-    assert time.monotonic() - start < 5  # not tried again and again
+    assert "trying again" not in caplog.text  # it would stay wrong
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NOBODY")
     fails("access", "", lambda: push(source, f"{s3}/file"))
     assert not (tmp_path/"x").exists()
@@ -390,16 +389,15 @@ def test_no_rights_on_the_bucket_of_another_user(ceph, s3, tmp_path, monkeypatch
     fails("access", "no right to do that", lambda: put(a_file(tmp_path/"source", 10), f"{s3}/file"))
 
 
-def test_no_credentials_and_no_server(no_aws, tmp_path, monkeypatch):
+def test_no_credentials_and_no_server(no_aws, tmp_path, monkeypatch, caplog):
     source = a_file(tmp_path/"source", 1000)
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     fails("credentials", "AWS_ACCESS_KEY_ID", lambda: put(source, "s3://lab/file", endpoint=endpoint))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A"); monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "B")
     fails("unreachable", "cannot be reached", lambda: put(source, "s3://lab/file", endpoint=endpoint, quiet=0))
     fails("unreachable", "cannot be reached", lambda: get("s3://lab/file", tmp_path/"x", endpoint=endpoint, quiet=0))
-    start = time.monotonic()
     fails("stopped", "time given", lambda: put(source, "s3://lab/file", endpoint=endpoint, total=0.1))
-    assert time.monotonic() - start < 10
+    assert caplog.text.count("trying again") <= 1  # after a pause the time was over
 
 
 @pytest.mark.parametrize("module, extra, url", [("boto3", "s3", "s3://lab/file"), ("huggingface_hub", "hf", "hf://me/model/file")])
@@ -534,7 +532,7 @@ def test_a_full_disk_and_a_read_only_folder_are_named(tmp_path, monkeypatch):
     source = a_file(tmp_path/"source", 1000)
     (tmp_path/"plain").write_text("")
     fails("file", "check the path", lambda: put(source, tmp_path/"plain/file"))
-    monkeypatch.setattr(objects.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     fails("file", "disk has 10 free", lambda: get(source, tmp_path/"back"))
     assert not (tmp_path/"back").exists()
 
@@ -542,7 +540,7 @@ def test_a_full_disk_and_a_read_only_folder_are_named(tmp_path, monkeypatch):
 def test_two_processes_do_not_fetch_one_file_at_once(tmp_path):
     source = a_file(tmp_path/"source", 1000)
     info = FolderStore(tmp_path).head("source")
-    with objects._partial_file(tmp_path/"back", f"{tmp_path}/source", info.version):
+    with fetching.partial_file(tmp_path/"back", f"{tmp_path}/source", info.version):
         fails("file", "another process", lambda: get(source, tmp_path/"back"))
     assert get(source, tmp_path/"back").read_bytes() == source.read_bytes()
 
@@ -564,16 +562,26 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
+def threads_that_send(pusher):
+    "Names of the threads in which the pusher talks to its store, gathered from now on"
+    names, send = set(), pusher.worker.mirror.send
+    def noted(*args):
+        names.add(threading.current_thread().name)
+        send(*args)
+    pusher.worker.mirror.send = noted
+    return names
+
+
 def test_a_pusher_sends_checkpoints_and_their_pointers(ceph, s3, tmp_path):
     run = a_run(tmp_path/"run")
     with FaultProxy(ceph.port, delay=0.02) as proxy, Pusher(s3, run, endpoint=proxy.endpoint) as pusher:
+        senders = threads_that_send(pusher)
         for step in (20, 30, 40):
             path = a_file(run/f"checkpoints/checkpoint_step_{step}.safetensors", 500_000, step)
-            start = time.thread_time()
             pusher.submit(path, "best" if step == 30 else "step")
-            assert time.thread_time() - start < 0.02
             path.unlink()  # pruned at once; the bytes are sent all the same
         assert pusher.close(30) == [] and pusher.problems == []
+        assert senders == {"pusher"}  # training never waits for the network
         puts = [path.rsplit("/", 1)[1] for method, path, _ in proxy.seen if method == "PUT"]
     assert pusher.pushed[-2:] == [f"checkpoints/checkpoint_step_{n}.safetensors" for n in (30, 40)]
     assert puts.index("checkpoint_step_30.safetensors") < puts.index("best.json") < puts.index("manifest.json", puts.index("best.json"))
@@ -588,10 +596,10 @@ def test_of_those_that_wait_the_newest_is_sent_but_best_and_final_are_kept(tmp_p
     class Slow(FolderStore):
         def write(self, name, file, transfer): gate.wait(20); return super().write(name, file, transfer)
     pusher = Pusher(str(far))
-    pusher._store = Slow(far)
+    pusher.worker.mirror._store = Slow(far)
     for name, kind in ("a", "step"), ("b", "step"), ("best1", "best"), ("c", "step"), ("e", "epoch"), ("best2", "best"), ("d", "step"), ("final", "final"):
         pusher.submit(a_file(tmp_path/name, 10), kind)
-        if name == "a": wait_for(lambda: pusher._now)
+        if name == "a": wait_for(lambda: pusher.worker.queue.now)
     gate.set()
     assert pusher.close(20) == [] and pusher.pushed == ["a", "best1", "e", "best2", "d", "final"]
     assert json.loads((far/"latest.json").read_text()) == {"file": "final"} and json.loads((far/"best.json").read_text()) == {"file": "best2"}
@@ -602,12 +610,12 @@ def test_training_goes_on_without_the_server_and_what_waits_is_sent_when_it_is_b
     ceph.kill_gateway()
     try:
         pusher = Pusher(s3, on_problem=told.append, quiet=0.2, pause=0.3)
-        start = time.monotonic()
+        senders = threads_that_send(pusher)
         pusher.submit(a_file(tmp_path/"best", 1000), "best")
-        assert time.monotonic() - start < 0.5
         wait_for(lambda: told)
         assert "best was not pushed yet" in told[0] and "cannot be reached" in told[0]
     finally: ceph.start_gateway()
+    assert senders == {"pusher"}
     assert pusher.close(30) == [] and pusher.pushed == ["best"] and stored(ceph, f"{s3}/best") == content(1000)
 
 
@@ -615,8 +623,11 @@ def test_the_end_has_a_deadline_and_names_what_was_not_pushed(no_aws, tmp_path, 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A"); monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "B")
     pusher = Pusher("s3://lab/run", endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
     for name in ("one", "two"): pusher.submit(a_file(tmp_path/name, 10), "best")
-    start = time.monotonic()
-    assert pusher.close(0.5) == ["one", "two"] and time.monotonic() - start < 5
+    lost = []
+    closing = threading.Thread(target=lambda: lost.extend(pusher.close(0.5)), daemon=True)
+    closing.start()
+    closing.join(60)  # an attempt alone would have two minutes
+    assert lost == ["one", "two"]
     assert "not pushed before the end: one, two" in pusher.problems[-1]
     pusher.submit(tmp_path/"one")
     assert "closed" in pusher.problems[-1]

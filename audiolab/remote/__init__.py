@@ -2,10 +2,15 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "push_pull": ["MANIFEST", "PullConfig", "PushConfig", "Pusher", "get", "open_store",
-        "parse_manifest", "pull", "pull_command", "push", "push_command", "put"],
-    "s3_store": ["S3Store"],
-    "store": ["FolderStore", "HubStore", "ObjectInfo", "StorageError", "Store", "Transfer",
-        "check_name", "explain_hub_error", "fetch_object", "file_blocks", "file_errors",
-        "read_small_object"],
+    "fetching": ["Fetch", "fetch_object", "partial_file", "read_small_object"],
+    "file_parts": ["FileParts", "Window", "cut_file"],
+    "folder_store": ["FolderStore"],
+    "hub_store": ["HubRepository", "HubStore", "explain_hub_error"],
+    "manifest": ["MANIFEST", "POINTERS", "manifest_bytes", "parse_manifest", "run_files"],
+    "push_pull": ["PullConfig", "PushConfig", "get", "open_store", "pull", "pull_command",
+        "push", "push_command", "put", "store_file"],
+    "pusher": ["PushQueue", "PushWorker", "Pusher", "RunMirror", "WaitingFile"],
+    "s3_store": ["Bucket", "S3Store", "Sending", "Uploads"],
+    "store": ["CHUNK", "ObjectInfo", "StorageError", "Store", "Transfer", "check_name",
+        "file_blocks", "file_errors"],
 })
