@@ -1,25 +1,38 @@
-"Graphs that compute what the codec computes, at any length and batch, and are refused when they do not."
+"Graphs that compute what the codec does, at any length and batch, and are refused else."
 import json
 import os
 
 import pytest
 import torch
 
-from audiolab.snac import export
-from audiolab.snac import SnacError
-from audiolab.snac import ExportConfig, export_command, export_onnx, verify_onnx
-from audiolab.snac import SNAC
-from audiolab.snac import from_pretrained, save_pretrained
+from audiolab.snac import (
+    SNAC, ExportConfig, SnacError, export, export_command, export_onnx, from_pretrained,
+    save_pretrained, verify_onnx,
+)
 
 onnx = pytest.importorskip("onnx", reason="optional: needs onnx")
 runtime = pytest.importorskip("onnxruntime", reason="optional: needs onnxruntime")
-TINY = dict(sampling_rate=8000, encoder_dim=32, encoder_rates=[4], decoder_dim=64, decoder_rates=[4], attn_window_size=2, codebook_size=16, vq_strides=[4, 1])
-PLAIN = dict(sampling_rate=24000, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=64, decoder_rates=[8, 8, 4, 2], attn_window_size=None,
-             codebook_size=64, codebook_dim=8, vq_strides=[4, 2, 1])
-WINDOWED = dict(sampling_rate=44100, encoder_dim=16, encoder_rates=[2, 3, 8, 8], decoder_dim=128, decoder_rates=[8, 8, 3, 2], attn_window_size=32,
-                codebook_size=64, vq_strides=[8, 4, 2, 1])
-FULL = {"24khz": dict(sampling_rate=24000, encoder_dim=48, encoder_rates=[2, 4, 8, 8], decoder_dim=1024, decoder_rates=[8, 8, 4, 2], attn_window_size=None, vq_strides=[4, 2, 1]),
-        "44khz": dict(sampling_rate=44100, encoder_rates=[2, 3, 8, 8], decoder_rates=[8, 8, 3, 2], attn_window_size=32, vq_strides=[8, 4, 2, 1])}
+TINY = dict(sampling_rate=8000, encoder_dim=32, encoder_rates=[4], decoder_dim=64,
+            decoder_rates=[4], attn_window_size=2, codebook_size=16, vq_strides=[4, 1])
+PLAIN = dict(sampling_rate=24000, encoder_dim=8, encoder_rates=[2, 4, 8, 8], decoder_dim=64,
+             decoder_rates=[8, 8, 4, 2], attn_window_size=None, codebook_size=64, codebook_dim=8,
+             vq_strides=[4, 2, 1])
+WINDOWED = dict(sampling_rate=44100, encoder_dim=16, encoder_rates=[2, 3, 8, 8], decoder_dim=128,
+                decoder_rates=[8, 8, 3, 2], attn_window_size=32, codebook_size=64,
+                vq_strides=[8, 4, 2, 1])
+FULL = {
+    "24khz": dict(sampling_rate=24000, encoder_dim=48, encoder_rates=[2, 4, 8, 8], decoder_dim=1024,
+                  decoder_rates=[8, 8, 4, 2], attn_window_size=None, vq_strides=[4, 2, 1]),
+    "44khz": dict(sampling_rate=44100, encoder_rates=[2, 3, 8, 8], decoder_rates=[8, 8, 3, 2],
+                  attn_window_size=32, vq_strides=[8, 4, 2, 1]),
+}
+
+
+def open_graph(path):
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def names(values): return [value.name for value in values]
 
 
 def codec(config, seed=0):
@@ -37,7 +50,8 @@ def graphs(model, tmp_path_factory):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     paths = export_onnx(model, tmp_path_factory.mktemp("onnx")/"new", noise=True)
     after = model.state_dict()  # tracing has not touched the model
-    assert model.training and list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
+    assert model.training and list(after) == list(before)
+    assert all(torch.equal(after[k], before[k]) for k in before)
     return paths
 
 
@@ -48,39 +62,55 @@ def test_parity(model, graphs):
 
 
 def test_inputs_and_notes(model, graphs):
-    encoder, decoder = (runtime.InferenceSession(str(graphs[name]), providers=["CPUExecutionProvider"]) for name in ("encoder", "decoder"))
-    assert [i.name for i in encoder.get_inputs()] == ["audio"] and [o.name for o in encoder.get_outputs()] == ["codes_0", "codes_1"]
-    assert [i.name for i in decoder.get_inputs()] == ["codes_0", "codes_1", "noise_0"] and [o.name for o in decoder.get_outputs()] == ["audio"]
-    assert {o.type for o in encoder.get_outputs()} == {"tensor(int64)"} and all(isinstance(i.shape[0], str) for i in encoder.get_inputs())
-    assert [o.shape for o in encoder.get_outputs()] == [["batch", "blocks"], ["batch", "4*blocks"]] and encoder.get_inputs()[0].shape == ["batch", 1, "16*blocks"]
+    encoder, decoder = (open_graph(graphs[name]) for name in ("encoder", "decoder"))
+    assert names(encoder.get_inputs()) == ["audio"]
+    assert names(encoder.get_outputs()) == ["codes_0", "codes_1"]
+    assert names(decoder.get_inputs()) == ["codes_0", "codes_1", "noise_0"]
+    assert names(decoder.get_outputs()) == ["audio"]
+    assert {o.type for o in encoder.get_outputs()} == {"tensor(int64)"}
+    assert all(isinstance(i.shape[0], str) for i in encoder.get_inputs())
+    shapes = [o.shape for o in encoder.get_outputs()]
+    assert shapes == [["batch", "blocks"], ["batch", "4*blocks"]]
+    assert encoder.get_inputs()[0].shape == ["batch", 1, "16*blocks"]
     notes = decoder.get_modelmeta().custom_metadata_map
-    assert int(notes["pad_multiple"]) == model.pad_multiple and json.loads(notes["vq_strides"]) == [4, 1] and notes["noise_inputs"] == "1"
+    assert int(notes["pad_multiple"]) == model.pad_multiple
+    assert json.loads(notes["vq_strides"]) == [4, 1] and notes["noise_inputs"] == "1"
     assert SNAC(**json.loads(notes["config"])).config == model.config
-    with torch.no_grad(): audio = torch.randn(1, 1, 3*model.pad_multiple)*.1; codes = model.encode(audio)
+    samples = 3*model.pad_multiple
+    with torch.no_grad(): codes = model.encode(torch.randn(1, 1, samples)*.1)
     feed = {f"codes_{i}": c.numpy() for i, c in enumerate(codes)}
-    silent, loud = (decoder.run(None, feed | {"noise_0": noise.numpy()})[0] for noise in (torch.zeros(1, 1, 3*model.pad_multiple), torch.ones(1, 1, 3*model.pad_multiple)))
-    torch.testing.assert_close(torch.from_numpy(silent), model.decode(codes, noise=0).detach(), atol=1e-5, rtol=0)
+    noises = torch.zeros(1, 1, samples), torch.ones(1, 1, samples)
+    silent, loud = (decoder.run(None, feed | {"noise_0": n.numpy()})[0] for n in noises)
+    wanted = model.decode(codes, noise=0).detach()
+    torch.testing.assert_close(torch.from_numpy(silent), wanted, atol=1e-5, rtol=0)
     assert abs(silent-loud).max() > 1e-4
     for path in graphs.values():
         onnx.checker.check_model(onnx.load(path))
-        assert os.fsencode(os.getcwd()) not in path.read_bytes() and b"generator.py" not in path.read_bytes()
+        raw = path.read_bytes()
+        assert os.fsencode(os.getcwd()) not in raw and b"generator.py" not in raw
 
 
 def test_other_weights_are_refused(model, graphs):
-    with pytest.raises(SnacError, match="do not compute"): verify_onnx(graphs, codec(TINY, 1))
+    other, smaller = codec(TINY, 1), codec(TINY | {"codebook_size": 8})
+    swapped = {"encoder": graphs["decoder"], "decoder": graphs["encoder"]}
+    broken = {"encoder": b"no graph", "decoder": graphs["decoder"]}
+    with pytest.raises(SnacError, match="do not compute"): verify_onnx(graphs, other)
     with pytest.raises(SnacError, match="do not compute"): verify_onnx(graphs, model, tolerance=0.)
-    with pytest.raises(SnacError, match="do not run|do not compute"): verify_onnx(graphs, codec(TINY | {"codebook_size": 8}))
-    with pytest.raises(SnacError, match="do not run|do not compute"): verify_onnx({"encoder": graphs["decoder"], "decoder": graphs["encoder"]}, model)
-    with pytest.raises(SnacError, match="refuses"): verify_onnx({"encoder": b"no graph", "decoder": graphs["decoder"]}, model)
+    for given, made_of in ((graphs, smaller), (swapped, model)):
+        with pytest.raises(SnacError, match="do not run|do not compute"):
+            verify_onnx(given, made_of)
+    with pytest.raises(SnacError, match="refuses"): verify_onnx(broken, model)
 
 
 def test_what_fails_is_not_written(model, graphs, tmp_path, monkeypatch):
     raw = {name: path.read_bytes() for name, path in graphs.items()}
     monkeypatch.setattr(export, "_graphs", lambda *args: raw)
-    with pytest.raises(SnacError, match="do not compute"): export_onnx(codec(TINY, 1), tmp_path/"out")
+    other, out = codec(TINY, 1), tmp_path/"out"
+    with pytest.raises(SnacError, match="do not compute"): export_onnx(other, out)
     assert not (tmp_path/"out").exists()
-    assert export_onnx(model, tmp_path/"out", noise=True)["encoder"].read_bytes() == raw["encoder"]
-    with pytest.raises(SnacError, match="noise off"): export_onnx(codec(TINY | {"noise": False}), tmp_path/"out", noise=True)
+    assert export_onnx(model, out, noise=True)["encoder"].read_bytes() == raw["encoder"]
+    noiseless = codec(TINY | {"noise": False})
+    with pytest.raises(SnacError, match="noise off"): export_onnx(noiseless, out, noise=True)
 
 
 def test_without_the_packages(model, tmp_path, monkeypatch):
@@ -89,20 +119,29 @@ def test_without_the_packages(model, tmp_path, monkeypatch):
 
 
 def test_command(model, graphs, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_graphs", lambda *args: {name: path.read_bytes() for name, path in graphs.items()})
+    raw = {name: path.read_bytes() for name, path in graphs.items()}
+    monkeypatch.setattr(export, "_graphs", lambda *args: raw)
     source = save_pretrained(model, tmp_path/"in")
-    config = ExportConfig(str(source), str(tmp_path/"out"), onnx=True, noise=True, safetensors=True)
+    out, other = tmp_path/"out", str(tmp_path/"other")
+    config = ExportConfig(str(source), str(out), onnx=True, noise=True, safetensors=True)
     assert "decoder.onnx" in config.plan() and export_command(config) == 0
-    assert sorted(os.listdir(tmp_path/"out")) == ["config.json", "decoder.onnx", "encoder.onnx", "model.safetensors", "pytorch_model.bin"]
-    assert all(torch.equal(a, b) for a, b in zip(from_pretrained(tmp_path/"out").state_dict().values(), model.state_dict().values()))
-    with pytest.raises(SnacError, match="onnx"): export_command(ExportConfig(str(source), str(tmp_path/"other"), noise=True))
-    with pytest.raises(SnacError): export_command(ExportConfig(str(tmp_path/"none"), str(tmp_path/"other")))
+    assert sorted(os.listdir(out)) == ["config.json", "decoder.onnx", "encoder.onnx",
+                                       "model.safetensors", "pytorch_model.bin"]
+    states = from_pretrained(out).state_dict().values(), model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(*states))
+    for config, why in ((ExportConfig(str(source), other, noise=True), "onnx"),
+                        (ExportConfig(str(tmp_path/"none"), other), "no such file")):
+        with pytest.raises(SnacError, match=why): export_command(config)
     assert not (tmp_path/"other").exists()
+
+
+LAYOUTS = {"plain": PLAIN, "windowed": WINDOWED,
+           "full": WINDOWED | {"depthwise": False, "noise": False}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [False, True], ids=["silent", "noise"])
-@pytest.mark.parametrize("config", [PLAIN, WINDOWED, WINDOWED | {"depthwise": False, "noise": False}], ids=["plain", "windowed", "full"])
+@pytest.mark.parametrize("config", LAYOUTS.values(), ids=LAYOUTS)
 def test_layouts(config, noise, tmp_path):
     if noise and not config.get("noise", True): config = config | {"noise": True}
     model = codec(config)
@@ -114,7 +153,8 @@ def test_layouts(config, noise, tmp_path):
 @pytest.mark.parametrize("name", FULL)
 def test_full_size(name, tmp_path):
     model = codec(FULL[name]).fold_weight_norm()
-    assert verify_onnx(export_onnx(model, tmp_path, noise=True, verify=False), model, shapes=((1, 1), (2, 2))).audio_error < 1e-4
+    paths = export_onnx(model, tmp_path, noise=True, verify=False)
+    assert verify_onnx(paths, model, shapes=((1, 1), (2, 2))).audio_error < 1e-4
 
 
 @pytest.mark.slow
