@@ -3,7 +3,8 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "batches": ["BandPlan", "Bucket", "CutOrder", "PlainPlan", "rank_share"],
-    "budgets": ["Budget", "DealtPlan", "count_hands", "deal", "most_of_a_hand"],
+    "budgets": ["Budget", "DealtPlan", "arranged_deal", "count_hands", "cut_ranks", "deal",
+        "rows_of_batches"],
     "clips": ["AudioFiles", "Clip", "ClipSource", "DataError", "OpenFiles", "Subset",
         "UNREADABLE", "exception_text", "file_digest"],
     "collation": ["collate"],

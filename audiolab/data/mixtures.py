@@ -208,7 +208,7 @@ class EndlessRows:
 
     def state(self): return {"turn": self.turn, "place": self.rows.state()}
 
-# %% ../../nbs/data/14_mixtures.ipynb #71ee41e2
+# %% ../../nbs/data/14_mixtures.ipynb #f29a1959
 class MixedRows:
     "One part of a mixture of streams; a row is (number of the stream, turn, row of the stream)."
     def __init__(self, mixture: "StreamMixture", epoch: int, part: int, parts: int, state):
@@ -227,10 +227,13 @@ class MixedRows:
 
     def __next__(self):
         while self.limit is None or self.row < self.limit:
-            number, mine = next(self.turns), self.row % self.parts == self.part
+            number = next(self.turns)
             self.row += 1
-            if mine: return number, *self._take(list(self.sources)[number])
+            if self._is_ours(number): return number, *self._take(list(self.sources)[number])
         raise StopIteration
+
+    def _is_ours(self, number):  # the rows of each stream are dealt to the parts in turn
+        return (self.turns.given[number] + number) % self.parts == self.part
 
     def _take(self, name):
         while (row := next(self.sources[name])) is None:
