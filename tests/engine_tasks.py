@@ -2,7 +2,8 @@
 
 As a program: python engine_tasks.py TASK FOLDER [key=value ...]  trains, with --resume auto, and exits like a command.
 """
-import json, os, sys, time
+import json, os, subprocess, sys, time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -124,7 +125,43 @@ class Mixture(Task):
     def load_weights(self, loop, tensors, metadata): self.mean, self.weight = tensors["mean"], tensors["weight"]
 
 
-TASKS = {task.name: task for task in (Denoise, Adversarial, Counting, Mixture)}
+class Texts:
+    "Texts of 1 to 9 tokens, in batches"
+    def __init__(self, size, rank=0, world=1): self.size, self.rank, self.world = size, rank, world
+    def __len__(self): return 120//self.size
+
+    def batches(self, epoch, start=0):
+        lengths = np.random.default_rng(epoch).permutation(120) % 9 + 1
+        for n in range(start, len(self)):
+            mine = lengths[n*self.size:(n + 1)*self.size][self.rank::self.world]
+            yield {"lengths": torch.tensor(mine)}
+
+
+class Words(Task):
+    "The loss is a sum over tokens, of which batches hold different numbers"
+    name = "words"
+
+    def __init__(self): self.seen = []
+
+    def setup(self, loop):
+        self.net = loop.module("net", torch.nn.Linear(4, 1))
+        loop.optimizer("net", torch.optim.SGD(self.net.parameters(), lr=.05))
+        loop.data = Texts(loop.config.batch_size, loop.rank, loop.world)
+
+    def count(self, batch): return int(batch["lengths"].sum())
+
+    def loss(self, batch):
+        tokens = torch.cat([torch.arange(length.item())/9 + length/9 for length in batch["lengths"]])
+        return (self.net(torch.stack([tokens, tokens**2, tokens.sin(), tokens.cos()], 1))[:, 0] - tokens.exp()).square().sum()
+
+    def step(self, batch, loop):
+        loss, tokens = self.loss(batch), int(batch["lengths"].sum())
+        self.seen.append((loop.step, tokens))
+        loop.update("net", loss)
+        return {"loss": loss/tokens}
+
+
+TASKS = {task.name: task for task in (Denoise, Adversarial, Counting, Mixture, Words)}
 
 
 def config(**changes):
@@ -150,6 +187,25 @@ def state_of(path):
     for key in ("seconds",): state.pop(key)
     flat = {name: value.tobytes() for name, value in tensors.items()}
     return flat, json.dumps(state, default=lambda value: None, sort_keys=True)
+
+
+def start(task, folder, *words, launcher=(), **environment):
+    "This file as a program, in a process of its own"
+    command = [sys.executable, *launcher, __file__, task, str(folder), *words]
+    environment = os.environ | {"SAY": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def torchrun(task, folder, *words, processes=2, **environment):
+    "The same in several processes"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return start(task, folder, *words, launcher=launcher, **environment)
+
+
+def ended(process, timeout=120):
+    "Exit code, output and errors of a process, when it is over"
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
 
 
 if __name__ == "__main__":

@@ -123,17 +123,20 @@ class Recorder:
         spent: dict[str, float],  # time of this start by what it was spent on (s)
     ) -> None:
         "Tell the means since the last row; nothing if there was no step. All processes call it."
-        steps, now, p = self.progress.step - self.row.step, time.monotonic(), self.progress
-        if not steps: return
-        wall = max(now - self.row.at, 1e-9)
+        row, now = self.row, time.monotonic()
+        if not (steps := self.progress.step - row.step): return
         values = self.place.mean(self.means.take())
         for name, value in values.items(): self.epoch_means.note(name, value, steps)
-        left = (p.total_steps - p.step) / (steps / wall) if p.total_steps else None
-        memory = self.memory.read(now)
-        speed = {"steps_per_second": steps / wall, "seconds_left": left, "memory": memory}
-        shares = self.row.shares(spent, wall)
-        self.row = LastRow(p.step, spent, now)
-        self.tell("log", **values, **named_rates(learning_rates), **speed, **shares)
+        self.row = LastRow(self.progress.step, spent, now)
+        wall = max(now - row.at, 1e-9)
+        speed = self._speed(steps / wall) | {"memory": self.memory.read(now)}
+        rates, shares = named_rates(learning_rates), row.shares(spent, wall)
+        self.tell("log", **values, **rates, **speed, **shares)
+
+    def _speed(self, rate):
+        p = self.progress
+        left = (p.total_steps - p.step) / rate if p.total_steps else None
+        return {"steps_per_second": rate, "seconds_left": left}
 
     def restart_row(self, spent: dict[str, float]) -> None:
         "The time until now belongs to no row."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Run', 'data_states', 'capture', 'restore', 'save_run', 'export_weights', 'take_up']
 
-# %% ../../nbs/training/13_run_parts.ipynb #23f7fd30
+# %% ../../nbs/training/13_run_parts.ipynb #a16e7da0
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from .batch_cursor import BatchCursor
 from .control import Control
 from .learner import Learner
 from .processes import Distributed
-from .progress import Progress, Scores
+from .progress import Progress, Scores, go_on_from
 from .recorder import LastRow, Recorder
 from .requests import Requests
 from .events import Event
@@ -46,10 +46,7 @@ class Run:
     alone: bool = False  # after an error the other processes may be gone
 
     @classmethod
-    def make(cls,
-        task: Task,
-        config: TrainingConfig,
-        folder: RunFolder,
+    def make(cls, task: Task, config: TrainingConfig, folder: RunFolder,
         place: Distributed | None = None,  # among the processes; None for one process on the CPU
         listeners: list[Callable[[Event], None]] = (),  # called with every event
         control: Control | None = None,  # through which others ask
@@ -58,7 +55,6 @@ class Run:
         progress, scores = Progress(), Scores(config.best_metric, config.best_mode)
         recorder = Recorder(progress, folder, listeners, place)
         learner = Learner(config, place, progress, recorder.means.note)
-        progress.clock.start()
         requests, loop = Requests(config, progress, control, place), Loop(learner, recorder, scores)
         saver = Saver(config, recorder)
         return cls(task, progress, scores, learner, recorder, saver, requests, loop)
@@ -126,8 +122,9 @@ def restore(
     if state.data and hasattr(data, "load_state_dict"):
         data.load_state_dict(state.data[min(run.place.rank, len(state.data) - 1)])
     run.task.load_state_dict(state.task)
-    run.progress.go_on_from(state.progress)
-    run.scores.go_on_from(state.scores)
+    go_on_from(run.progress, state.progress)
+    scores, saved = run.scores, state.scores
+    scores.latest, scores.best, scores.stale = saved.latest, saved.best, saved.stale
     recorder, step = run.recorder, run.progress.step
     recorder.means.sums, recorder.epoch_means.sums = state.means.sums, state.epoch_means.sums
     recorder.row = LastRow(min(state.logged, step), run.learner.times.seconds)

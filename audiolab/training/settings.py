@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 import annotated_types
 
-# %% ../../nbs/training/04_settings.ipynb #3dcf5ec6
+# %% ../../nbs/training/04_settings.ipynb #455645d1
 _Count = Annotated[int, annotated_types.Ge(0)]
 _Number = Annotated[int, annotated_types.Ge(1)]
 _Size = Annotated[float, annotated_types.Ge(0)]
+
+# %% ../../nbs/training/04_settings.ipynb #5232be2e
 _Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
 _Factor = Annotated[float, annotated_types.Interval(gt=0, le=1)]
 _Decay = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
@@ -28,6 +30,7 @@ class TrainingConfig:
     epochs: _Count = 0  # length of the run in passes over the data; 0: steps decide
     batch_size: _Number = 16  # items of a batch, over all processes together
     accumulate: _Number = 1  # batches to an update: more is like a larger batch in the same memory
+    accumulate_count: _Count = 0  # tokens or the like to an update; 0: so many batches
     schedule: Literal["constant", "cosine", "exponential"] = "cosine"  # of the learning rate
     warmup: _Size = 0.0  # steps of linear warm-up; below 1 a share of the run
     final_factor: _Share = 0.0  # cosine: learning rate at the end as a share of the highest
@@ -52,4 +55,7 @@ class TrainingConfig:
     num_workers: _Count = 0  # processes that prepare data
     seed: _Count = 0  # same seed, same run
     device: str = "auto"  # torch device; auto: a GPU if there is one
+    compile: bool = False  # networks, by torch.compile (takes minutes; pays in long runs on a GPU)
+    recompute: bool = False  # make activations anew in the backward pass: slower, in less memory
+    pause_frees_device: bool = False  # keep weights and optimizers in main memory while paused
     processes: _Number = 1  # on this machine; more than one starts torchrun

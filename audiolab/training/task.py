@@ -140,7 +140,7 @@ class Loop:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        "The learning rate of each optimizer, as last used."
+        "The learning rate of each optimizer, as last used, and of each of its groups with a name."
         return self._learner.learning_rates
 
     @property
@@ -152,9 +152,10 @@ class Loop:
         name: str,  # in checkpoints
         module: torch.nn.Module,
         wrap: bool = True,  # average gradients of all processes in the backward pass; else later
+        parts: Iterable[torch.nn.Module] = (),  # of it, to compile or recompute; (): the whole
     ) -> torch.nn.Module:  # what the forward pass of `step` calls
         "Take a module to the device and into checkpoints."
-        return self._learner.networks.add(name, module, wrap)
+        return self._learner.networks.add(name, module, wrap, parts)
 
     def optimizer(self,
         name: str,  # by which `update` calls it
@@ -238,8 +239,14 @@ class Task(ABC):
         """Compute losses, call `loop.update(name, loss)` for each optimizer, return named numbers
         (floats or 0-d tensors)."""
 
-    def validate(self, loop: "Loop") -> dict[str, float]:
-        "Named measures on data kept apart; {} if there are none."
+    def count(self, batch: Any) -> int | None:
+        """How many things, such as tokens, the loss of a batch is the *sum* over; the loop divides
+        by those of the whole update. None where it is a mean, and batches count alike."""
+        return None
+
+    def validate(self, loop: "Loop") -> dict[str, float | dict[str, float]]:
+        """Named measures on data kept apart, or on several sets of it by name; {} if there are
+        none. The loss of the set `clean` is called `clean/loss`."""
         return {}
 
     def sample(self, loop: "Loop") -> list[Sample]:

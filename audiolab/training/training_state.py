@@ -28,8 +28,9 @@ def _read_progress(tree: dict) -> Progress:
     bad, bad_in_row = (checked_count(tree["bad"][n], "bad") for n in (0, 1))
     seconds = float(tree["seconds"])
     if not 0 <= seconds < 1e12: raise ValueError(f"seconds is {seconds}")
-    clock = RunClock(seconds)
-    return Progress(step, epoch, batch, bad_steps=bad, bad_in_row=bad_in_row, clock=clock)
+    taken = checked_count(tree["taken"], "taken") if "taken" in tree else None
+    return Progress(step, epoch, batch, bad_steps=bad, bad_in_row=bad_in_row, taken=taken,
+                    clock=RunClock(seconds))
 
 # %% ../../nbs/training/12_training_state.ipynb #8a942ae4
 def _read_scores(tree: dict) -> Scores:
@@ -58,13 +59,14 @@ class TrainingState:
     def to_tree(self) -> dict:
         "The state as a checkpoint holds it, under `training`."
         p, s = self.progress, self.scores
-        return {
+        tree = {
             "step": p.step, "epoch": p.epoch, "batch": p.batch, "seconds": p.clock.seconds,
             "best": s.best, "stale": s.stale, "bad": [p.bad_steps, p.bad_in_row],
             "sums": self.means.state_dict(), "epoch_sums": self.epoch_means.state_dict(),
             "logged": self.logged, "validation": dict(s.latest), "task": self.task,
             "data": self.data, "optimizers": self.optimizers, "scalers": self.scalers,
             "average": self.average}
+        return tree if p.taken is None else tree | {"taken": p.taken}
 
     @classmethod
     def from_tree(cls, tree: dict) -> "TrainingState":
