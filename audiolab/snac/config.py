@@ -260,7 +260,6 @@ class SnacTrainingConfig(TrainingConfig):
     save_every: str = "10000 steps"  # how often to write a checkpoint; there is one at the end
     best_metric: str = "mel"  # of validation, by which the best model is chosen
     precision: Literal["float32", "bfloat16"] = "float32"  # of the decoder
-    compile: bool = False  # compile the networks (takes minutes; pays in long runs on a GPU)
 
 # %% ../../nbs/snac/00_config.ipynb #4f034fb5
 _OTHER_NAMES = {
