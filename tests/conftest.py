@@ -15,7 +15,8 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 # The files that take longest, longest first (`--no-loadscope-reorder`): workers that begin with them end together.
-LONG = ["test_notebooks", "test_training", "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui",
+LONG = ["test_notebooks", "test_training", "test_ssgs_train_stopped",
+        "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui",
         "test_fuzz", "test_monitor_ui", "test_storage"]
 
 
@@ -36,6 +37,27 @@ def browser_path():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None: pytest.skip("needs chromium (Debian: apt-get install chromium)")
     return path
+
+
+@pytest.fixture(scope="session")
+def ssgs_corpora(tmp_path_factory):
+    "Files to train SSGS models on, by kind; None for speech where nothing can speak"
+    from ssgs_models import make_corpora
+    return make_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="session")
+def ssgs_sounds(ssgs_corpora):
+    "Their waveforms, by kind"
+    from ssgs_models import read_corpora
+    return read_corpora(ssgs_corpora)
+
+
+@pytest.fixture(scope="session")
+def ssgs_trained(ssgs_sounds):
+    "A model of each kind, not to be changed"
+    from ssgs_models import train_on
+    return train_on(ssgs_sounds)
 
 
 # A skipped test proves nothing. `--again` runs those that the last run skipped, when what they need has been installed.

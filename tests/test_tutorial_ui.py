@@ -18,42 +18,59 @@ Dashboard(model)"""
 
 READY = """() => { const s = window.jupyterapp?.shell.currentWidget?.context?.sessionContext
     return s?.isReady && s.session?.kernel?.status === 'idle' }"""
-RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"  # not awaited: the promise may never end
-DONE = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].every(c => c.type != 'code' || c.executionCount
-    || [...Array(c.outputs.length).keys()].some(i => c.outputs.get(i).type == 'error'))
-    && window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.status == 'idle'"""
-OUTPUTS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type == 'code')
-    .flatMap(c => c.outputs.toJSON().map(o => ({type: o.output_type, name: o.name ?? o.ename ?? '', text: o.text ?? o.evalue ?? ''})))"""
+# not awaited: the promise may never end
+RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"
+DONE = """() => {
+  const shown = window.jupyterapp.shell.currentWidget, cells = [...shown.content.model.cells]
+  const failed = c => c.outputs.toJSON().some(o => o.output_type == 'error')
+  return cells.every(c => c.type != 'code' || c.executionCount || failed(c))
+    && shown.context.sessionContext.session.kernel.status == 'idle' }"""
+OUTPUTS = """() => {
+  const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells]
+  return cells.filter(c => c.type == 'code').flatMap(c => c.outputs.toJSON().map(o => (
+    {type: o.output_type, name: o.name ?? o.ename ?? '', text: o.text ?? o.evalue ?? ''}))) }"""
 MEDIA = """async () => {
-  const audio = [...document.querySelectorAll('.jp-OutputArea-output audio')], pictures = [...document.querySelectorAll('.jp-OutputArea-output img')]
-  await Promise.all(audio.map(a => new Promise(done => { a.onloadedmetadata = a.onerror = done; a.load(); setTimeout(done, 5000) })))
-  return {players: audio.length, silent: audio.filter(a => !(a.duration > 0)).length, pictures: pictures.length, blank: pictures.filter(i => !i.naturalWidth).length} }"""
-CONTENT = "async e => { const b = new Uint8Array(await (await fetch(e.src)).arrayBuffer()); return b.reduce((s, v, i) => (s + v*(i % 8191 + 1)) % 2147483647, b.length) }"
+  const all = tag => [...document.querySelectorAll(`.jp-OutputArea-output ${tag}`)]
+  const audio = all('audio'), pictures = all('img')
+  await Promise.all(audio.map(a => new Promise(done => {
+    a.onloadedmetadata = a.onerror = done; a.load(); setTimeout(done, 5000) })))
+  return {players: audio.length, silent: audio.filter(a => !(a.duration > 0)).length,
+          pictures: pictures.length, blank: pictures.filter(i => !i.naturalWidth).length} }"""
+CONTENT = """async e => {
+  const b = new Uint8Array(await (await fetch(e.src)).arrayBuffer())
+  return b.reduce((s, v, i) => (s + v*(i % 8191 + 1)) % 2147483647, b.length) }"""
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, browser_path):
-    "A JupyterLab of its own, with its settings and files in a temporary folder: (address, folder of notebooks)"
-    for o in ("jupyterlab", "playwright"): pytest.importorskip(o, reason=f"needs {o} (pip install -e '.[dev]')")
+    "A JupyterLab with settings and files in a temporary folder: (address, folder of notebooks)"
+    for o in ("jupyterlab", "playwright"):
+        pytest.importorskip(o, reason=f"needs {o} (pip install -e '.[dev]')")
     top = tmp_path_factory.mktemp("lab")
     (top/"cfg/labconfig").mkdir(parents=True)
     (top/"cfg/labconfig/default_setting_overrides.json").write_text(json.dumps(SETTINGS))
     notebooks = top/"notebooks"
     notebooks.mkdir()
-    names = dict(JUPYTER_CONFIG_DIR="cfg", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="run", JUPYTERLAB_WORKSPACES_DIR="spaces", IPYTHONDIR="ipython")
-    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {k: str(top/v) for k, v in names.items()}
+    names = dict(JUPYTER_CONFIG_DIR="cfg", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="run",
+                 JUPYTERLAB_WORKSPACES_DIR="spaces", IPYTHONDIR="ipython")
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    env |= {k: str(top/v) for k, v in names.items()}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               "--IdentityProvider.token=t", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={notebooks}"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+               f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=t",
+               "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
+               f"--ServerApp.root_dir={notebooks}"]
     url = f"http://127.0.0.1:{port}"
-    with open(top/"log", "w") as log: server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    with open(top/"log", "w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         for _ in range(240):
             if server.poll() is not None: break
-            try: urllib.request.urlopen(f"{url}/api?token=t", timeout=5); break
+            try: urllib.request.urlopen(f"{url}/api?token=t", timeout=5)
             except (urllib.error.URLError, OSError): time.sleep(.25)
+            else: break
         else: pytest.fail(f"JupyterLab does not answer:\n{(top/'log').read_text()}")
         assert server.poll() is None, (top/"log").read_text()
         yield url, notebooks
@@ -69,7 +86,8 @@ def tab(lab, browser_path):
     from playwright.sync_api import sync_playwright
     wrong = []
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = p.chromium.launch(executable_path=browser_path,
+                                    args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport=dict(width=1200, height=1000))
         page.set_default_timeout(180_000)
         page.on("pageerror", lambda e: wrong.append(str(e)))
@@ -82,7 +100,8 @@ def run_all(tab, lab, notebook):
     "Open a notebook and run all of its cells"
     tab.goto(f"{lab[0]}/doc/tree/{notebook}?reset&token=t")
     tab.wait_for_function(READY)
-    tab.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")  # what is stored proves nothing
+    # what is stored proves nothing
+    tab.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     assert tab.evaluate(OUTPUTS) == []
     tab.evaluate(RUN_ALL)
     tab.wait_for_function(DONE)
@@ -92,35 +111,44 @@ def test_the_tutorial_runs(tab, lab):
     shutil.copy(ROOT/"nbs/tutorials/ssgs.ipynb", lab[1]/"tutorial.ipynb")
     run_all(tab, lab, "tutorial.ipynb")
     outputs = tab.evaluate(OUTPUTS)
-    assert not [o for o in outputs if o["type"] == "error" or o["name"] == "stderr" and "%|" not in o["text"]]
+    assert not [o for o in outputs if o["type"] == "error" or o["name"] == "stderr"
+                and "%|" not in o["text"]]
     stored = json.loads((ROOT/"nbs/tutorials/ssgs.ipynb").read_text(encoding="utf-8"))
     kept = [o for c in stored["cells"] for o in c.get("outputs", ())]
     assert len(outputs) >= len(kept) > 10
-    drawn = sum("image/png" in o.get("data", ()) for o in kept)  # a figure that shows itself only where pyplot is loaded is missing here
+    # a figure that shows itself only where pyplot is loaded is missing here
+    drawn = sum("image/png" in o.get("data", ()) for o in kept)
     media = tab.evaluate(MEDIA)
-    assert media["silent"] == media["blank"] == 0 and media["players"] >= 5 and media["pictures"] == drawn > 4, media
+    assert media["silent"] == media["blank"] == 0 and media["players"] >= 5 and media[
+        "pictures"] == drawn > 4, media
 
 
 def test_the_dashboard_plays(tab, lab):
     from playwright.sync_api import expect
     expect.set_options(timeout=60_000)
     meta = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    cell = dict(cell_type="code", id="panel", metadata={}, source=DASHBOARD, outputs=[], execution_count=None)
-    (lab[1]/"panel.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=meta, nbformat=4, nbformat_minor=5)))
+    cell = dict(cell_type="code", id="panel", metadata={}, source=DASHBOARD, outputs=[],
+                execution_count=None)
+    (lab[1]/"panel.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=meta, nbformat=4,
+                                                      nbformat_minor=5)))
     run_all(tab, lab, "panel.ipynb")
     assert not [o for o in tab.evaluate(OUTPUTS) if o["type"] == "error"]
-    audio, pictures = tab.locator(".jp-OutputArea-output audio"), tab.locator(".jp-OutputArea-output img")
-    expect(audio).to_have_count(3)   # held, real, and the result, which is hidden until there is one
+    audio, pictures = tab.locator(
+        ".jp-OutputArea-output audio"), tab.locator(".jp-OutputArea-output img")
+    # held, real, and the result, which is hidden until there is one
+    expect(audio).to_have_count(3)
     expect(pictures).to_have_count(3)
     expect(audio.nth(2)).to_be_hidden()
 
     def shown(): return [o.evaluate(CONTENT) for o in (audio.nth(2), pictures.nth(2))]
-    generate, status = tab.get_by_role("button", name="Generate"), tab.locator(".widget-html-content")
+    generate, status = tab.get_by_role("button",
+                                       name="Generate"), tab.locator(".widget-html-content")
     generate.click()
     expect(audio.nth(2)).to_be_visible()
     expect(pictures.nth(2)).to_be_visible()
     expect(status.filter(has_text="seed 0")).to_have_count(1)
-    tab.wait_for_function("() => document.querySelectorAll('.jp-OutputArea-output audio')[2].duration == 5")
+    tab.wait_for_function(
+        "() => document.querySelectorAll('.jp-OutputArea-output audio')[2].duration == 5")
     first = shown()
 
     tab.get_by_role("spinbutton").fill("3")
@@ -133,9 +161,11 @@ def test_the_dashboard_plays(tab, lab):
 
     about, held = status.filter(has_text="of the time"), audio.nth(0).evaluate(CONTENT)
     before = about.inner_text()
-    tab.locator(".noUi-handle").first.press("ArrowLeft" if before.startswith(f"state {last_state(tab)}") else "ArrowRight")
+    tab.locator(".noUi-handle").first.press(
+        "ArrowLeft" if before.startswith(f"state {last_state(tab)}") else "ArrowRight")
     expect(about).not_to_have_text(before)
-    assert re.match(r"state \d+: [\d.]+ % of the time", about.inner_text()) and audio.nth(0).evaluate(CONTENT) != held
+    assert re.match(r"state \d+: [\d.]+ % of the time", about.inner_text())
+    assert audio.nth(0).evaluate(CONTENT) != held
 
 
 def last_state(tab): return tab.locator(".noUi-handle").first.get_attribute("aria-valuemax")
