@@ -15,7 +15,7 @@ from torch import nn
 from audiolab.audio import AudioError, read_audio, write_audio
 from audiolab.config import config_cli
 from audiolab.files import CheckpointError, write_checkpoint
-from audiolab.measure import distances
+from audiolab.measure import listeners
 from audiolab.snac import (
     MEASURES, SNAC, EvalConfig, SnacError, code_recording, code_statistics, eval_command,
     evaluate_codec, evaluation_table, mean_interval, measure_recording, paired_differences,
@@ -149,11 +149,11 @@ def test_silence_and_short_sounds_are_named_not_counted():
 
 
 def test_a_package_that_is_missing_leaves_its_measure_out(monkeypatch, tmp_path):
-    real = distances._package
+    real = listeners.import_package
     def package(name, extra):
         if name != "pesq": return real(name, extra)
         raise ImportError(f"this measure needs the package {name}: pip install 'audiolab[{extra}]'")
-    monkeypatch.setattr(distances, "_package", package)
+    monkeypatch.setattr(listeners, "import_package", package)
     o = evaluate_codec(Perfect(), {"a": vowel(1.), "b": vowel(.5)}, measures=["PESQ", *QUICK])
     assert list(o.left_out) == ["PESQ"] and o.measures == QUICK
     page = write_evaluation(tmp_path, o)
@@ -170,7 +170,7 @@ def test_pesq_of_a_long_recording_is_that_of_its_pieces(monkeypatch):
         def pesq(self, rate, x, y, band):
             lengths.append(len(x)/rate)
             return 1.+len(lengths)
-    monkeypatch.setattr(distances, "_package", lambda name, extra: Package())
+    monkeypatch.setattr(listeners, "import_package", lambda name, extra: Package())
     x = np.random.default_rng(0).standard_normal(24000*45)*.1
     values, problems = measure_recording(x, x, 24000, ["PESQ"])
     assert lengths == [15, 15, 15] and values == {"PESQ": 3.} and not problems
