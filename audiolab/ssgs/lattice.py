@@ -115,11 +115,3 @@ def lattice_residual(
     out = np.empty(len(audio))
     _analyse(_doubles(audio), parcor, _doubles(log_gain), hop_size, state, out)
     return out
-
-# %% ../../nbs/ssgs/01_lattice.ipynb #0c0cdaf7
-def __getattr__(name):
-    "Frames, analyse_frames and pitch_track by their old address, until nobody asks for it."
-    from audiolab.ssgs import pitch, sound_frames
-    for home in (sound_frames, pitch):
-        if name in ("Frames", "analyse_frames", "pitch_track") and hasattr(home, name): return getattr(home, name)
-    raise AttributeError(name)
