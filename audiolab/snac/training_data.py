@@ -16,8 +16,6 @@ from audiolab.data import (
 from .data import AudioDataset, AudioStream
 from .sound_collections import some_causes
 
-_log = logging.getLogger(__name__)
-
 # %% ../../nbs/snac/08e_training_data.ipynb #0462d3bb
 def make_loader(
     dataset: AudioDataset,  # or `AudioStream`
@@ -66,6 +64,9 @@ def split_dataset(
             f"no part can be held out: {cause}; or give other sound to validate on "
             "(data.validation_path of a run), or hold out nothing (data.validation 0)") from cause
     return [dataset.subset(parts[name].indices) for name in ("train", "validation")]
+
+# %% ../../nbs/snac/08e_training_data.ipynb #9c4fc2d9
+_log = logging.getLogger(__name__)
 
 # %% ../../nbs/snac/08e_training_data.ipynb #b662fba3
 def held_out_segments(
