@@ -50,7 +50,7 @@ def prediction_gain(predictor, x):
 def analysis(kind, order, frames, folder):
     "Setup of one analysis: (what to time, what to ask of its result)."
     if kind.startswith("librosa"): import librosa
-    from audiolab.ssgs import lattice, lpc
+    from audiolab.ssgs import lattice, lpc, sound_frames
     yield
     x = audio(folder, frames)
     if kind.startswith("librosa"):
@@ -64,7 +64,7 @@ def analysis(kind, order, frames, folder):
         yield lambda: lpc.analyse(x, RATE, order, SIZE, HOP), lambda r: dict(gain_db=prediction_gain(lpc.lsf_to_lpc(r[0]), x))
     else:
         def whole():
-            tracks = lattice.analyse_frames(x, RATE, order, SIZE, HOP)
+            tracks = sound_frames.analyse_frames(x, RATE, order, SIZE, HOP)
             return tracks, tracks.residual()
         yield whole, lambda r: dict(gain_db=prediction_gain(lpc.lsf_to_lpc(r[0].lsf), x))
 
