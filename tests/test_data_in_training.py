@@ -58,5 +58,7 @@ def test_resumed_after_any_batch(kind, tmp_path):
         result = Trainer(task, config(save_every="never", **settings), folder).fit(resume="auto")
         assert (result.state, result.step) == ("completed", 14)
         assert final(folder) == whole
-        told = rows(folder)  # of a stream the end of an epoch, which was told after the save, again
-        assert [row for at, row in enumerate(told) if row not in told[:at]] == history
+        told = rows(folder)
+        if kind != "streams": assert told == history
+        # the end of a stream's epoch shows after the save of its last step, and is told again
+        else: assert list(dict.fromkeys(row[:3] for row in told)) == [row[:3] for row in history]
