@@ -13,10 +13,10 @@ import pytest
 import soundfile as sf
 import torch
 
-from audiolab.audio import sound_files as A
+from audiolab.audio import decoding as A
 from audiolab.audio import (
     AudioError, find_audio_files, log_mel, mel_filterbank, probe_audio, read_audio, resample,
-    show_audio, stft, write_audio,
+    show_audio, stft, write_audio, mp3_frame,
 )
 
 ENDINGS = ['wav', 'flac', 'mp3', 'ogg', 'opus']
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     files = {e: write_audio(d/f'good.{e}', music(rate_of(e), 6), rate_of(e)) for e in ENDINGS}
     vbr = d/'vbr.mp3'
     sf.write(vbr, music(22_050, 8, 1)[0], 22_050, format='MP3', subtype='MPEG_LAYER_III', bitrate_mode='VARIABLE', compression_level=.9)
-    data = vbr.read_bytes(); size = A._mp3_frame(data, 0)[0]
+    data = vbr.read_bytes(); size = mp3_frame(data, 0).size
     assert b'Xing' in data[:size]
     (d/'noindex.mp3').write_bytes(data[size:])  # what a stream dump looks like
     (d/'tagged.mp3').write_bytes(b'ID3\x04\0\0\0\0\x01\x02'+b'\0'*130+data[size:]+b'TAG'+b' '*125)

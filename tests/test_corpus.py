@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from audiolab.audio import corpora as C
+from audiolab.audio import speech as C
 from audiolab.audio import find_audio_files, probe_audio, read_audio
 from audiolab.audio import (
     KINDS, SENTENCES, MissingProgram, bell, demo_corpus, drum, espeak, flute,
@@ -132,7 +132,7 @@ def test_program(): speaks(lambda *a: C._say_with_program(shutil.which('espeak-n
 
 
 @needs_wheel
-def test_wheel(): speaks(lambda *a: C._say_with_library(C._espeak_wheel(), *a), exact=False)
+def test_wheel(): speaks(lambda *a: C._say_with_library(C.espeak_wheel(), *a), exact=False)
 
 
 @needs_espeak

@@ -93,12 +93,12 @@ def test_workers_of_torch(folder, workers):
 
 
 def test_opening_decodes_nothing_and_tables_are_not_read_through(folder, parquet, monkeypatch):
-    import audiolab.audio.sound_files
+    import audiolab.audio.reading
     import audiolab.data.clips
     import audiolab.data.hub_cells
     import audiolab.data.hub_tables
     def no(*args, **kwargs): raise AssertionError("decoded")
-    for module in (audiolab.audio.sound_files, audiolab.data.clips, audiolab.data.hub_cells):
+    for module in (audiolab.audio.reading, audiolab.data.clips, audiolab.data.hub_cells):
         monkeypatch.setattr(module, "decode_frames", no)
     monkeypatch.setattr(audiolab.data.hub_tables, "probe_content", no)
     assert len(AudioDataset(folder)) == 12 and len(AudioDataset(parquet)) == 40

@@ -296,7 +296,8 @@ def complain(self: Monitor,
     self.follower.stale.clear()
     said = html.escape(f"{type(error).__name__}: {error}")
     text = f'<span style="color:{RED}">the monitor cannot paint: {said}</span>'
-    if self.panel.words.trouble.value != text: _log.error("the monitor cannot paint", exc_info=error)
+    if self.panel.words.trouble.value != text:
+        _log.error("the monitor cannot paint", exc_info=error)
     self.panel.words.trouble.value = text
 
 # %% ../../nbs/watch/07_monitor.ipynb #086e6a4c
