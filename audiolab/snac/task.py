@@ -116,6 +116,7 @@ class SnacTask(Task):
     "Learns a codec: sound to few numbers and back."
     name, averaged, files = "snac", ("generator",), ("config.json", "pytorch_model.bin")
     of_critics = "loss_d", "gen_adv_loss", "fm_loss"  # what a step tells only if they are asked
+    shardable = False  # codebooks are moved in place, beside their optimizer
 
     def __init__(self,
         config: TrainConfig | dict | None = None,  # settings

@@ -9,13 +9,14 @@ __all__ = ['Networks', 'Clipping', 'choose_clippings', 'DrivenOptimizer', 'Turn'
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config import config_error
 from ..files import CheckpointError
 from .processes import Distributed
 from .progress import Progress, StepTimes
@@ -23,10 +24,16 @@ from .gradients import clip_gradients
 from .less_memory import recompute_activations
 from .precision import Precision
 from .schedules import learning_rate_factor
+from audiolab.training.sharding import (
+    ShardedModule, check_elementwise, gather_whole, slice_state,
+)
 from .weight_average import WeightAverage
 from .settings import TrainingConfig
 
 # %% ../../nbs/training/06_learner.ipynb #cb36d7f6
+def _nothing_to_shard(task: str) -> Exception:
+    return config_error("", f"{task} has no module that could be sharded; set shard to false")
+
 class Networks:
     "The modules of a run on their device, and how the gradients of all processes meet."
 
@@ -34,23 +41,30 @@ class Networks:
         place: Distributed | None = None,  # among the processes; None for one process on the CPU
         compile: bool = False,  # the parts of modules
         recompute: bool = False,  # the activations of the parts, in the backward pass
+        shard: bool = False,  # keep slices of wrapped modules, where there are other processes
     ):
         self.place = place or Distributed()
         self.compile, self.recompute = compile, recompute
+        self.shard = shard and self.place.world > 1
         self.modules: dict[str, torch.nn.Module] = {}
         self.wrapped: list[torch.nn.Module] = []  # these average gradients in their backward pass
+        self.sharded: list[ShardedModule] = []  # so do these
         self.apart: set[torch.nn.Parameter] = set()  # gradients of these are averaged later
 
     def add(self,
         name: str,  # in checkpoints
         module: torch.nn.Module,
         wrap: bool = True,  # average gradients in the backward pass; else after the last one
-        parts: Iterable[torch.nn.Module] = (),  # of it, to compile or recompute; (): the whole
+        parts: Iterable[torch.nn.Module] = (),  # to compile, recompute, gather; (): the whole
     ) -> torch.nn.Module:  # what the forward pass of a step calls
         "Take a module to the device."
         self._check_name(name)
         self.modules[name] = module.to(self.place.device)
+        parts = tuple(parts)
         for part in parts or (module,): self._prepare(part)
+        if self.shard and wrap and any(p.requires_grad for p in module.parameters()):
+            self.sharded.append(ShardedModule(module, self.place, parts))
+            return module
         wrapped = self.place.wrap(module, wrap)
         if wrapped is not module: self.wrapped.append(wrapped)
         else: self.apart.update(module.parameters())
@@ -69,10 +83,35 @@ class Networks:
     def share_in_backward(self, now: bool) -> None:
         "Whether the next backward pass is the one that averages gradients over processes."
         for module in self.wrapped: module.require_backward_grad_sync = now
+        for sharded in self.sharded: sharded.share_in_backward(now)
 
     def share_rest(self, parameters: list[torch.nn.Parameter]) -> None:
         "Average what no backward pass has averaged."
         self.place.average_gradients([p for p in parameters if p in self.apart])
+
+    def refuse_shards(self, task: str) -> None:
+        "ConfigError where sharding is asked for: this task cannot have it."
+        if self.shard: raise _nothing_to_shard(task)
+
+    def check_shards(self) -> None:
+        "ConfigError where sharding is asked for and there is nothing to shard."
+        if self.shard and not self.sharded: raise _nothing_to_shard("this task")
+
+    def scatter(self) -> None:
+        "Let go of what was gathered of sharded modules: their weights have moved."
+        for sharded in self.sharded: sharded.scatter()
+
+    def computing(self) -> ExitStack:
+        "Inside the `with`, each process holds sharded modules whole, and computes by itself."
+        with ExitStack() as stack:
+            for sharded in self.sharded: stack.enter_context(sharded.computing())
+            return stack.pop_all()
+
+    def saving(self) -> ExitStack:
+        "Inside the `with`, rank 0 has the whole `state_dict` of sharded modules."
+        with ExitStack() as stack:
+            for sharded in self.sharded: stack.enter_context(sharded.saving())
+            return stack.pop_all()
 
     @contextmanager
     def frozen(self, *names: str) -> Iterator[None]:
@@ -175,7 +214,7 @@ class DrivenOptimizer:
     ) -> None:
         "Take up what an optimizer remembers. Learning rates follow the settings, not the file."
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(slice_state(self.optimizer, state))
         for group, rate in zip(self.optimizer.param_groups, rates): group["lr"] = rate
         self.taken_from = path
 
@@ -201,6 +240,15 @@ def product_of_factors(
     return schedule if factor is None else lambda step: schedule(step) * factor(step)
 
 # %% ../../nbs/training/06_learner.ipynb #ae8bff1d
+def _check_sharded_settings(config: TrainingConfig, precision: Precision) -> None:
+    "ConfigError for settings that do not go with sharding."
+    if precision.dtype == torch.float16:
+        raise config_error("", "float16 scales the loss, which sharding does not; "
+                           "use precision bfloat16 or float32, or set shard to false")
+    if config.pause_frees_device:
+        raise config_error("", "slices stay on their device while a run is paused; "
+                           "set pause_frees_device or shard to false")
+
 class Learner:
     "Modules and optimizers, and how a loss moves them."
 
@@ -211,9 +259,10 @@ class Learner:
         note: Callable[[str, Any], None] = _ignore_number,  # called with named numbers
     ):
         self.config, self.progress, self.note = config, progress or Progress(), note
-        self.networks = Networks(place, config.compile, config.recompute)
+        self.networks = Networks(place, config.compile, config.recompute, config.shard)
         self.driven: dict[str, DrivenOptimizer] = {}  # by name
         self.precision = Precision.choose(config.precision, self.networks.place.device)
+        if self.networks.shard: _check_sharded_settings(config, self.precision)
         self.average: WeightAverage | None = None
         self.times = StepTimes("data", "forward", "backward", "optimizer", "checkpoint")
         self.turn = Turn()
@@ -227,10 +276,18 @@ class Learner:
     ) -> torch.optim.Optimizer:
         "Take an optimizer in."
         if name in self.driven: raise ValueError(f"there is an optimizer {name!r} already")
+        if self.networks.shard: self._check_sharded(name, optimizer)
         limit = self.config.clip_norm if clip_norm is None else clip_norm
         rate = product_of_factors(schedule or self.usual_factor, factor)
         self.driven[name] = DrivenOptimizer(name, optimizer, rate, limit, self.precision.scaler())
         return optimizer
+
+    def _check_sharded(self, name, optimizer):
+        check_elementwise(optimizer)
+        ours = {p for module in self.networks.modules.values() for p in module.parameters()}
+        if any(p not in ours for group in optimizer.param_groups for p in group["params"]):
+            raise config_error("", f"the optimizer {name!r} moves parameters that are in no module: "
+                               "make it after `loop.module`, or set shard to false")
 
     def usual_factor(self, step: int) -> float:
         "What the settings multiply learning rates with at a step."
@@ -247,7 +304,7 @@ class Learner:
         turn = self.turn
         turn.first, turn.last, turn.divisor = first, last, divisor
         if first: turn.bad = ""
-        if self.networks.wrapped: self.networks.share_in_backward(last)
+        if self.networks.wrapped or self.networks.sharded: self.networks.share_in_backward(last)
         self.times.begin()
 
     def update(self,
@@ -269,6 +326,7 @@ class Learner:
     def _move(self, name, driven):
         if self.networks.place.world > 1: self.networks.share_rest(driven.parameters)
         norms = driven.move(self.progress.step, careful=self.config.on_nan != "ignore")
+        if self.networks.sharded: self.networks.scatter()
         if norms is None:
             self.turn.bad = name
             return
@@ -305,15 +363,18 @@ class Learner:
     def evaluating(self) -> Iterator[None]:
         """Inside the `with`, modules are in evaluation mode, hold the averaged weights if there are
         any, and record no gradients."""
-        with self.networks.evaluating(), torch.no_grad(), self.averaged(): yield
+        with self.networks.evaluating(), torch.no_grad(), self.averaged():
+            with self.networks.computing(): yield
 
     def state_dict(self) -> dict:
-        "What optimizers, scalers and the average remember, named as in a `TrainingState`."
+        """What optimizers, scalers and the average remember, named as in a `TrainingState`. Of
+        sharded modules all processes call it, and rank 0 gets all of it."""
         driven = self.driven.items()
-        return {
+        state = {
             "optimizers": {name: d.optimizer.state_dict() for name, d in driven},
             "scalers": {name: d.scaler.state_dict() for name, d in driven if d.scaler.is_enabled()},
             "average": self.average.state_dict() if self.average else None}
+        return gather_whole(state, self.networks.place.main) if self.networks.sharded else state
 
     def load_state_dict(self, optimizers: dict, scalers: dict, average: dict | None, path=None):
         "Take back what `state_dict` gave. ValueError where the optimizers are others."

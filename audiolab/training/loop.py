@@ -56,11 +56,13 @@ def set_up(
     progress.clock.start()
     loop.resumed = _find_checkpoint(run, resume)
     seed_step(config.seed, -3)
+    if not run.task.shardable: run.learner.networks.refuse_shards(run.task.name)
     run.task.setup(loop)
     filling = Filling(config.accumulate, config.accumulate_count, partial(_count_batch, run.task))
     run.batches = BatchCursor(loop.data, progress, filling, run.place, run.learner.times)
     length = progress.steps_per_epoch
     progress.total_steps = config.steps or (config.epochs * length if length else None)
+    run.learner.networks.check_shards()
     run.learner.check_schedules()
     run.learner.begin_average(run.task.averaged)
     if loop.resumed: take_up(run, loop.resumed)
@@ -313,7 +315,9 @@ def _finish_run(run: Run) -> None:
     if not measured and run.requests.intervals.validate.every: validate(run)
     save_run(run, "final")
     export_weights(run, "final")
-    if run.place.main: run.task.end(run.loop)
+    networks = run.learner.networks
+    with networks.saving(), networks.computing():
+        if run.place.main: run.task.end(run.loop)
 
 # %% ../../nbs/training/14_loop.ipynb #227276ca
 class OutOfMemory(RuntimeError):
@@ -350,5 +354,6 @@ def rescue(
 def _worth_saving(run: Run) -> bool:
     "Whether there is a boundary between steps that no checkpoint is of."
     p = run.progress
+    if run.learner.networks.sharded: return False  # nobody alone has all of it
     begun, unsaved = run.learner.driven or p.step, p.step > max(run.saver.saved_step, 0)
     return bool(begun and unsaved and not p.in_step and run.place.main)

@@ -103,12 +103,14 @@ def data_states(
 def capture(
     run: Run,
     data: list = (),  # of `data_states`
+    learned: dict | None = None,  # state of the learner; None: as it is
 ) -> TrainingState:
     "All that only a resumed run needs."
     recorder = run.recorder
+    if learned is None: learned = run.learner.state_dict()
     return TrainingState(
         run.progress, run.scores, recorder.means, recorder.epoch_means, recorder.row.step,
-        data=list(data), task=run.task.state_dict(), **run.learner.state_dict())
+        data=list(data), task=run.task.state_dict(), **learned)
 
 # %% ../../nbs/training/13_run_parts.ipynb #401b8b8d
 def restore(
@@ -150,18 +152,34 @@ def save_run(
     run.learner.times.begin()
     data = data_states(run)
     _share_means(run)
-    if not run.place.main: return
-    try: _write_checkpoint(run, kind, data)
-    except (CheckpointError, OSError) as error: run.saver.report(error)
+    networks = run.learner.networks
+    if not (run.place.main or networks.sharded): return
+    learned = run.learner.state_dict()
+    with networks.saving():
+        begun = run.place.main and _begin_to_write(run, kind, data, learned)
+    if not networks.sharded or type(run.task).saving is not Task.saving:
+        with run.learner.averaged(), networks.saving():
+            if begun: _write_beside(run, kind)
     run.learner.times.lap("checkpoint")
 
 # %% ../../nbs/training/13_run_parts.ipynb #97ef3fe3
-def _write_checkpoint(run, kind, data):
-    name = run.task.checkpoint_name(kind, run.loop)
-    tensors, notes = run.task.weights(run.loop)
-    packed, state_notes = capture(run, data).pack(run.task.name, run.settings)
-    run.saver.save(name, kind, tensors | packed, notes | state_notes, run.scores.take_fresh())
-    with run.learner.averaged(): run.task.saving(run.loop, kind)
+def _begin_to_write(run, kind, data, learned) -> bool:
+    "Whether a checkpoint could be begun; if not, that is told."
+    try:
+        name = run.task.checkpoint_name(kind, run.loop)
+        tensors, notes = run.task.weights(run.loop)
+        packed, state_notes = capture(run, data, learned).pack(run.task.name, run.settings)
+        value = run.scores.take_fresh()
+        run.saver.save(name, kind, tensors | packed, notes | state_notes, value)
+    except (CheckpointError, OSError) as error:
+        run.saver.report(error)
+        return False
+    return True
+
+def _write_beside(run, kind):
+    "Let the task write beside a checkpoint what other programs open."
+    try: run.task.saving(run.loop, kind)
+    except (CheckpointError, OSError) as error: run.saver.report(error)
 
 # %% ../../nbs/training/13_run_parts.ipynb #ffca0fbf
 def export_weights(
@@ -169,11 +187,11 @@ def export_weights(
     kind: str,  # best or final
 ) -> None:
     "Begin to write the weights alone, averaged if there is an average."
-    if not (run.place.main and run.task.exports): return
+    networks = run.learner.networks
+    if not (run.task.exports and (run.place.main or networks.sharded)): return
     run.learner.times.begin()
-    with run.learner.averaged():
-        tensors, notes = run.task.weights(run.loop)
-        run.saver.export(kind, tensors, notes)
+    with run.learner.averaged(), networks.saving():
+        if run.place.main: run.saver.export(kind, *run.task.weights(run.loop))
     run.learner.times.lap("checkpoint")
 
 # %% ../../nbs/training/13_run_parts.ipynb #a81369ff

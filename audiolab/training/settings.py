@@ -58,4 +58,5 @@ class TrainingConfig:
     compile: bool = False  # networks, by torch.compile (takes minutes; pays in long runs on a GPU)
     recompute: bool = False  # make activations anew in the backward pass: slower, in less memory
     pause_frees_device: bool = False  # keep weights and optimizers in main memory while paused
+    shard: bool = False  # each process keeps a slice of weights, gradients and moments only
     processes: _Number = 1  # on this machine; more than one starts torchrun

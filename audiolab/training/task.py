@@ -152,7 +152,7 @@ class Loop:
         name: str,  # in checkpoints
         module: torch.nn.Module,
         wrap: bool = True,  # average gradients of all processes in the backward pass; else later
-        parts: Iterable[torch.nn.Module] = (),  # of it, to compile or recompute; (): the whole
+        parts: Iterable[torch.nn.Module] = (),  # to compile, recompute, gather; (): the whole
     ) -> torch.nn.Module:  # what the forward pass of `step` calls
         "Take a module to the device and into checkpoints."
         return self._learner.networks.add(name, module, wrap, parts)
@@ -229,6 +229,7 @@ class Task(ABC):
     files: tuple[str, ...] = ()  # what `end` writes into the run folder; moved aside with the rest
     unit: str = "step"  # what people call a step
     averaged: tuple[str, ...] | None = None  # modules that `ema_decay` averages; None: all
+    shardable: bool = True  # whether `shard` may keep its modules in slices
 
     @abstractmethod
     def setup(self, loop: "Loop") -> None:
