@@ -109,8 +109,9 @@ def sections(cells):
 
 def shows_something(sources):
     "Whether a section's code is seen: a public name has an entry, `#| exports` shows the source; imports need not be"
-    nodes = [(source, node) for source in sources for node in ast.parse(source).body]
-    made = [(source, node) for source, node in nodes if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    trees = [(source, ast.parse(source).body) for source in sources]
+    made = [(source, node) for source, body in trees for node in body
+            if not isinstance(body[0], (ast.Import, ast.ImportFrom))]
     return not made or any(is_public(node) or re.search(r"^#\s*\|\s*exports\b", source, re.M) for source, node in made)
 
 

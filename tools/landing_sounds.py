@@ -43,9 +43,9 @@ class Denoise(Task):
     def __init__(self, folder): self.folder = folder
 
     def setup(self, loop):
-        layers = [torch.nn.Conv1d(1, 32, 65, padding=32), torch.nn.GELU()]
-        for _ in range(3): layers += [torch.nn.Conv1d(32, 32, 33, padding=16), torch.nn.GELU()]
-        net = torch.nn.Sequential(*layers, torch.nn.Conv1d(32, 1, 65, padding=32))
+        layers = [torch.nn.Conv1d(1, 16, 65, padding=32), torch.nn.GELU()]
+        for _ in range(2): layers += [torch.nn.Conv1d(16, 16, 33, padding=16), torch.nn.GELU()]
+        net = torch.nn.Sequential(*layers, torch.nn.Conv1d(16, 1, 65, padding=32))
         self.net = loop.module("net", net)
         loop.optimizer("net", torch.optim.AdamW(net.parameters(), lr=1e-3))
         crops = Segments(scan_audio(self.folder)[0], RATE, 0.5, seed=loop.seed, per_clip=8)
@@ -62,12 +62,12 @@ def denoiser(folder, kept_apart):
     "Noise, and what is left of it after a few hundred steps"
     task = Denoise(folder)
     with tempfile.TemporaryDirectory() as run:
-        Trainer(task, TrainingConfig(steps=600, batch_size=8, device="cpu", clip_norm=1.), run).fit()
+        Trainer(task, TrainingConfig(steps=500, batch_size=8, device="cpu", clip_norm=1.), run).fit()
     clean = kept_apart[:SECONDS*RATE]
     noisy = clean + 0.03*np.random.default_rng(0).normal(size=len(clean)).astype(np.float32)
     with torch.no_grad(): made = task.net(torch.from_numpy(noisy)[None, None])[0, 0].numpy()
-    error = lambda x: 10*np.log10(np.square(clean).sum()/np.square(x - clean).sum())
-    print(f"denoiser: {error(noisy):.1f} dB before, {error(made):.1f} dB after")
+    ratios = [10*np.log10(np.square(clean).sum()/np.square(x - clean).sum()) for x in (noisy, made)]
+    print(f"denoiser: {ratios[0]:.1f} dB before, {ratios[1]:.1f} dB after")
     write("noisy", noisy, RATE)
     write("denoised", made, RATE)
 
@@ -88,8 +88,8 @@ def main():
         others = demo_corpus(Path(tmp)/"apart", seconds=12, seed=1)[0]
         audio, rate = read_audio(others[0], mono=True)
         fidelities(paths)
+        codec()
         denoiser(Path(tmp)/"learnt", resample(np.ravel(audio), rate, RATE))
-    codec()
 
 
 if __name__ == "__main__": sys.exit(main())
