@@ -2,7 +2,9 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "program": ["COMMANDS", "Command", "EXAMPLES", "GROUPS", "HistoryConfig", "InspectConfig",
-        "UsageError", "VerifyConfig", "history_command", "inspect_command", "main",
-        "verify_command"],
+    "commands": ["COMMANDS", "Command", "EXAMPLES", "FLAGS_OF_ALL", "GROUPS", "UsageError",
+        "find_command", "help_text"],
+    "file_commands": ["AUDIO_SUFFIXES", "HistoryConfig", "InspectConfig", "NO_DIGESTS",
+        "VerifyConfig", "history_command", "inspect_command", "verify_command"],
+    "program": ["main", "printable"],
 })
