@@ -15,7 +15,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 # The files that take longest, longest first (`--no-loadscope-reorder`): workers that begin with them end together.
-LONG = ["test_notebooks", "test_training", "test_ssgs_train_stopped",
+LONG = ["test_notebooks", "test_training_processes", "test_training_resume", "test_ssgs_train_stopped",
         "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui",
         "test_fuzz", "test_monitor_ui", "test_storage"]
 

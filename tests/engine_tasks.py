@@ -91,7 +91,9 @@ class Counting(Denoise):
     "Writes down which items it saw, from a table or a stream"
     name = "counting"
 
-    def __init__(self, stream=False, seen="", **k): super().__init__(statistics=False, **k); self.stream, self.seen = stream, seen
+    def __init__(self, stream=False, seen="", **k):
+        super().__init__(statistics=False, **k)
+        self.stream, self.seen = stream, seen
 
     def data(self, loop):
         if not self.stream: return super().data(loop)
@@ -206,6 +208,32 @@ def ended(process, timeout=120):
     "Exit code, output and errors of a process, when it is over"
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
+
+
+def copy_run(source, target, step):
+    "A run as it was on the disk after the save of a step"
+    (target/"checkpoints").mkdir(parents=True)
+    for path in (source/"checkpoints").glob("*.safetensors"):
+        if path.stem == f"checkpoint_step_{step}": (target/"checkpoints"/path.name).write_bytes(path.read_bytes())
+    (target/"history.jsonl").write_bytes((source/"history.jsonl").read_bytes())
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(.005)
+
+
+def wait_for_line(process, start_of_line):
+    for line in process.stdout:
+        if line.startswith(start_of_line): return line
+    raise AssertionError(process.stderr.read())
+
+
+def alive(pid):
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
 
 
 if __name__ == "__main__":

@@ -6,25 +6,20 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_tasks import Adversarial, Denoise, Hums, config, state_of
+from engine_tasks import Denoise, config, state_of
 
 from audiolab.files import CheckpointError, verify_checkpoint
-from audiolab.data import DataError
-from audiolab.data import Loader
 from audiolab.training import read_history
 from audiolab.files import CheckpointFolder
 from audiolab.training import OutOfMemory, Trainer
@@ -35,7 +30,10 @@ ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    before = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def child(name, launcher=(), **words):
@@ -65,7 +63,8 @@ def power(disk, image, shots, careless):
     def shoot(label):
         target = f"{shots}/{next(number)}"
         subprocess.run(["cp", "--sparse=always", image, target], check=True)
-        sys.stdout.write(json.dumps({"image": target, "label": label, "announced": max(announced)}) + "\n"); sys.stdout.flush()
+        sys.stdout.write(json.dumps({"image": target, "label": label, "announced": max(announced)}) + "\n")
+        sys.stdout.flush()
     def watched(name):
         def call(*args, **kwargs):
             interesting = not careless and threading.current_thread().name == "checkpoint writer" and 4 <= trainer.loop.step <= 7
@@ -91,7 +90,8 @@ def test_power_cut_at_every_step_of_a_save(tmp_path, options, careless):
     "A run resumes from a sound checkpoint, never from an older one than was announced, and ends as if nothing had happened"
     if not ROOT or not shutil.which("mkfs.ext4"): pytest.skip("needs root and mkfs.ext4 for a disk in a file")
     disk, image, shots = tmp_path/"disk", tmp_path/"image", tmp_path/"shots"
-    disk.mkdir(); shots.mkdir()
+    disk.mkdir()
+    shots.mkdir()
     with open(image, "wb") as file: file.truncate(24 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
     def mount(what):
@@ -137,7 +137,7 @@ def test_order_of_system_calls_of_a_save_in_the_background(tmp_path):
         if text.endswith("<unfinished ...>"): begun[pid] = text.removesuffix("<unfinished ...>")
         else: calls.append(begun.pop(pid, "").strip() + re.sub(r"<\.\.\. \w+ resumed>", "", text).strip() if "resumed>" in text else text.strip())
     where = re.escape(str(folder/"checkpoints"))
-    temp = lambda name: rf"{where}/\.{re.escape(name)}\.tmp-\d+-[0-9a-f]{{16}}"
+    def temp(name): return rf"{where}/\.{re.escape(name)}\.tmp-\d+-[0-9a-f]{{16}}"
     for step in (2, 4, 6, 8):
         name, lines = f"checkpoint_step_{step}.safetensors", iter(calls)  # the next save may begin before this one is announced
         for what, pattern in [("file", rf"fsync\(\d+<{temp(name)}>\)\s*= 0"), ("rename", rf'rename\("{temp(name)}", "{where}/{re.escape(name)}"\)\s*= 0'),
@@ -160,7 +160,9 @@ def troubles(folder, disk):
     for how in CASES:
         for policy in ("continue", "stop", *(["to the end"] if how == "full" else ())):
             place = f"{disk if how == 'full' else folder}/{how} {policy}"
-            if how != "full" or disk: os.mkdir(place); trouble(place, how, policy.replace("to the end", "continue"), 99 if policy == "to the end" else 8, f"{how} {policy}")
+            if how != "full" or disk:
+                os.mkdir(place)
+                trouble(place, how, policy.replace("to the end", "continue"), 99 if policy == "to the end" else 8, f"{how} {policy}")
 
 
 def trouble(folder, how, policy, until, label):
@@ -184,17 +186,25 @@ def trouble(folder, how, policy, until, label):
         else: (folder/"ballast").unlink()
     def listen(event):
         if event.kind == "problem": problems.append(event.values["message"])
-        if event.kind == "log" and event.step == 4: trainer.run.saver.writer.wait(); begin()
-        if event.kind == "log" and event.step == until: trainer.run.saver.writer.join(); end()
+        if event.kind == "log" and event.step == 4:
+            trainer.run.saver.writer.wait()
+            begin()
+        if event.kind == "log" and event.step == until:
+            trainer.run.saver.writer.join()
+            end()
     if os.geteuid() == 0 and how == "permission":
-        os.chown(folder, 65534, 65534); os.setegid(65534); os.seteuid(65534)
+        os.chown(folder, 65534, 65534)
+        os.setegid(65534)
+        os.seteuid(65534)
     trainer = Trainer(Denoise(), config(**SHORT | {"on_save_error": policy}), folder/"run", [listen])
     state = error = None
     try: state = trainer.fit().state
     except CheckpointError as cause: error = str(cause)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        if os.geteuid() != os.getuid(): os.seteuid(os.getuid()); os.setegid(os.getgid())
+        if os.geteuid() != os.getuid():
+            os.seteuid(os.getuid())
+            os.setegid(os.getgid())
     sound = sorted(p.stem for p in path.glob("*.safetensors") if verify_checkpoint(p).ok)
     steps = [row["step"] for row in read_history(folder/"run") if row["kind"] == "log"]
     print(json.dumps({"label": label, "folder": str(folder), "steps": steps, "state": state, "error": error, "problems": problems, "sound": sound, "all": sorted(p.stem for p in path.glob("*.safetensors")),
@@ -267,11 +277,14 @@ def memory(folder, how):
             super().setup(loop)
             if how == "save": loop.module("ballast", torch.nn.Embedding(20_000, 1000))  # 80 MB that only saving copies
         def step(self, batch, loop):
-            if how == "step" and loop.step == 6: limit(50 << 20); torch.ones(100 << 20)
+            if how == "step" and loop.step == 6:
+                limit(50 << 20)
+                torch.ones(100 << 20)
             if how == "save" and loop.step in (2, 6): limit(60 << 20 if loop.step == 2 else 0)
             return super().step(batch, loop)
     problems, said = [], ""
-    listen = lambda event: problems.append(event.values["message"]) if event.kind == "problem" else None
+    def listen(event):
+        if event.kind == "problem": problems.append(event.values["message"])
     saves = "2 steps" if how == "step" else "4 steps"
     trainer = Trainer(Large(), config(steps=8, save_every=saves, validate_every="never", ema_decay=0), folder, [listen])
     try: state = trainer.fit().state
@@ -291,165 +304,6 @@ def test_no_memory(tmp_path):
     assert Trainer(Denoise(), config(steps=8, save_every="never", ema_decay=0), tmp_path/"step").fit(resume="auto").state == "completed"
     assert saving["state"] == "completed" and any("no memory" in text for text in saving["problems"]) and not saving["temporary"], saving
     assert saving["sound"] == saving["all"] and "checkpoint_final" in saving["all"] and "checkpoint_step_4" not in saving["all"], saving
-
-
-# --- workers
-
-class Unpicklable(Exception):
-    def __init__(self, one, two): super().__init__(one)
-    def __reduce__(self): raise TypeError("cannot be pickled")
-
-
-def hang(): time.sleep(100)
-def die(): os._exit(3)
-def be_killed(): os.kill(os.getpid(), signal.SIGKILL)
-def refuse(): raise Unpicklable(1, 2)
-
-
-class Fragile(Denoise):
-    "Item 7 does something terrible in the second epoch"
-    def __init__(self, terrible, workers): super().__init__(workers); self.terrible = terrible
-    def data(self, loop):
-        def fault(index, epoch):
-            if (index, epoch) == (7, 1): self.terrible()
-        return Loader(Hums(40, fault=fault), loop.config.batch_size, seed=loop.seed, num_workers=self.workers, timeout=1.5)
-
-
-@pytest.mark.parametrize("terrible, says", [(hang, "did not answer for 1.5 s"), (die, "exit code 3"), (be_killed, "SIGKILL"), (refuse, "Unpicklable")], ids=lambda v: getattr(v, "__name__", ""))
-def test_a_worker_hangs_dies_or_raises_what_cannot_be_sent(terrible, says, tmp_path):
-    "The run ends within seconds, names the item, has saved what was learnt, and goes on from there once the item is gone"
-    began = time.monotonic()
-    with pytest.raises(DataError, match=rf"(?s){says}.*hum-7|hum-7.*{says}"):
-        Trainer(Fragile(terrible, 2), config(steps=15, save_every="never", validate_every="never"), tmp_path/"run").fit()
-    assert time.monotonic() - began < 20
-    saved = CheckpointFolder(tmp_path/"run"/"checkpoints").resolve("auto")
-    assert 5 <= int(saved.stem.rpartition("_")[2]) < 10
-    Trainer(Denoise(), config(steps=15, save_every="never", validate_every="never"), tmp_path/"run").fit(resume="auto")
-    assert final(tmp_path/"run") == unbroken(tmp_path/"whole", steps=15, save_every="never", validate_every="never")
-
-
-def children(pid):
-    try: return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError: return [int(word) for word in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
-
-
-def alive(pid):
-    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError: return False
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(.02)
-
-
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="optional: needs the shared memory of Linux")
-def test_a_killed_run_leaves_no_worker_and_no_shared_memory(tmp_path):
-    program = [sys.executable, str(Path(__file__).with_name("engine_tasks.py")), "denoise", str(tmp_path), "workers=2", "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2"]
-    process = subprocess.Popen(program, env=ENV | {"SAY": "1"}, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("log 9"): break
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    process.kill(); process.wait()
-    until(lambda: not any(alive(pid) for pid in workers), 5)
-    assert not [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in (process.pid, *workers))]
-    assert Trainer(Denoise(2), config(steps=30, save_every="never"), tmp_path).fit(resume="auto").state == "completed"
-
-
-# --- a cluster that takes its machines back
-
-JOB = """#!/bin/sh
-#SBATCH --signal=USR1@60 --requeue
-srun {python} {program} adversarial {folder} steps=30 'save_every="never"' slow=0.03
-code=$?
-if [ $code -eq 75 ]; then scontrol requeue $SLURM_JOB_ID; fi
-exit $code
-"""
-
-
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_preempted_and_queued_again(tmp_path, times):
-    "SIGUSR1, a checkpoint, exit code 75, scontrol requeue, --resume auto: as often as needed, and the end equals that of an unbroken run"
-    if os.name == "nt": pytest.skip("optional: needs a shell")
-    tools, folder, queue = tmp_path/"bin", tmp_path/"run", tmp_path/"queue"
-    tools.mkdir()
-    for name, body in {"srun": 'exec "$@"', "scontrol": f'echo "$@" >> {queue}'}.items():
-        (tools/name).write_text(f"#!/bin/sh\n{body}\n"); (tools/name).chmod(0o755)
-    (tmp_path/"job.sh").write_text(JOB.format(python=sys.executable, program=Path(__file__).with_name("engine_tasks.py"), folder=folder))
-    codes, asked = [], 0
-    while not codes or codes[-1] == 75:
-        job = subprocess.Popen(["sh", tmp_path/"job.sh"], env=ENV | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SAY": "1"}, stdout=subprocess.PIPE, text=True)
-        for line in job.stdout:
-            if asked < times and line.startswith("log"):  # the machine is wanted by somebody else
-                os.kill(json.loads((folder/"run.lock").read_text())["pid"], signal.SIGUSR1); asked += 1
-                break
-        job.communicate(timeout=60)
-        codes.append(job.returncode)
-    assert codes == [75] * times + [0] and queue.read_text() == "requeue 4711\n" * times
-    steps = [row["step"] for row in read_history(folder) if row["kind"] == "start"]
-    assert len(steps) == times + 1 and steps == sorted(steps) and 0 < steps[1] and steps[-1] < 30
-    assert final(folder) == unbroken(tmp_path/"whole", Adversarial, steps=30, save_every="never")
-
-
-# --- clocks
-
-def test_a_clock_that_jumps(tmp_path, monkeypatch):
-    "Summer time, a wrong battery, a time server: what the run measures and when it saves depend on no calendar"
-    jumps, real = np.random.default_rng(0), time.time
-    monkeypatch.setattr(time, "time", lambda: real() + jumps.uniform(-1, 1) * 10**9)
-    settings = dict(steps=30, save_every="10 minutes", validate_every="1 minutes", sample_every="1 minutes", log_every=1)
-    Trainer(Denoise(), config(**settings), tmp_path/"run").fit()
-    rows = read_history(tmp_path/"run")
-    assert [row["kind"] for row in rows if row["kind"] in ("checkpoint", "sample")] == ["checkpoint"] * len([row for row in rows if row["kind"] == "checkpoint"])
-    assert {row["values"]["kind"] for row in rows if row["kind"] == "checkpoint"} <= {"final", "model", "best"}
-    seconds = [row["seconds"] for row in rows if row["kind"] != "start"]
-    assert seconds == sorted(seconds) and 0 <= seconds[0] and seconds[-1] < 60
-    for row in rows:
-        if row["kind"] == "log": assert row["values"]["steps_per_second"] > 0 and all(0 <= v <= 1 for k, v in row["values"].items() if k.startswith("share/"))
-    monkeypatch.undo()
-    for n, path in enumerate(sorted((tmp_path/"run"/"checkpoints").iterdir())): os.utime(path, (2**31 - 10 * n,) * 2)
-    assert Trainer(Denoise(), config(**settings | {"steps": 40}), tmp_path/"run").fit(resume="auto").step == 40
-
-
-def test_the_newest_file_is_the_one_saved_last_whatever_its_date(tmp_path):
-    Trainer(Denoise(), config(steps=6, save_every="2 steps", validate_every="never"), tmp_path).fit()
-    (tmp_path/"checkpoints"/"checkpoint_final.safetensors").unlink()
-    for step in (2, 4, 6): os.utime(tmp_path/"checkpoints"/f"checkpoint_step_{step}.safetensors", (10**9 - 10**8 * step,) * 2)
-    assert CheckpointFolder(tmp_path/"checkpoints").resolve("auto").stem == "checkpoint_step_6"
-
-
-# --- two processes
-
-def stops(folder):
-    "One after the other, in two processes: an unbroken run; runs stopped in step 7, 18 and 33 by one of the two, and resumed"
-    from audiolab.training import Distributed
-    Distributed.leave = lambda *_: None  # the next run goes on with the same group
-    class Stopped(Adversarial):
-        at = None
-        def step(self, batch, loop):
-            if loop.step == self.at and loop.rank == self.at % 2: trainer.control.stop("enough")
-            return super().step(batch, loop)
-    settings = dict(steps=40, save_every="never")
-    for name, at in (("whole", None), ("a", 7), ("b", 18), ("c", 33)):
-        task = Stopped(); task.at = at
-        trainer = Trainer(task, config(**settings), f"{folder}/{name}")
-        result = trainer.fit()
-        if at is None: continue
-        if trainer.loop.place.main: print(json.dumps({"at": at, "step": result.step, "state": result.state}), flush=True)
-        trainer = Trainer(Adversarial(), config(**settings), f"{folder}/{name}")
-        trainer.fit(resume="auto")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_two_processes_stopped_by_either_resume_exactly(tmp_path):
-    found = child("stops", launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], folder=str(tmp_path))
-    assert found == [{"at": at, "step": at + 1, "state": "stopped"} for at in (7, 18, 33)]
-    whole = final(tmp_path/"whole")
-    for name in "abc": assert final(tmp_path/name) == whole, name
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 
 from audiolab.files import read_checkpoint
 from audiolab.training import (
-    BatchCursor, Filling, Learner, Progress, Shelf, Task, Trainer, TrainingConfig, read_history,
+    BatchCursor, Filling, Learner, Progress, Shelf, Trainer, TrainingConfig, read_history,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,159 @@
+"The loop in several processes, and killed at random instants"
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audiolab.training import Trainer, read_history
+
+sys.path.insert(0, str(Path(__file__).parent))
+from engine_tasks import (
+    Denoise, alive, config, copy_run, ended, rows, start, state_of, torchrun, wait_for, wait_for_line,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# several processes
+
+def test_two_processes_equal_one_and_resume_into_each_other(tmp_path):
+    "The same global batches: the loss curve agrees to 1e-4, and a run may change its number of processes"
+    words = ["statistics=false", "ema_decay=0", "warmup=0"]
+    one = Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0), tmp_path/"one").fit()
+    code, out, err = ended(torchrun("denoise", tmp_path/"two", *words))
+    assert code == 0, err
+    def loss(folder):
+        rows = [row for row in read_history(folder) if row["kind"] in ("log", "validation")]
+        return np.array([row["values"]["loss"] for row in rows])
+
+    np.testing.assert_allclose(loss(tmp_path/"two"), loss(tmp_path/"one"), rtol=1e-4)
+    assert out.count("\nend 40") == 1 and one.step == 40  # logged once
+    for source, name in (("two", "two_to_one"), ("one", "one_to_two")):
+        copy_run(tmp_path/source, tmp_path/name, 17)
+        if name == "two_to_one": Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0, save_every="never"), tmp_path/name).fit(resume="auto")
+        else:
+            code, out, err = ended(torchrun("denoise", tmp_path/name, *words))
+            assert code == 0, out + err
+        np.testing.assert_allclose(loss(tmp_path/name), loss(tmp_path/"one"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly_and_stop_together(tmp_path):
+    "SIGTERM to the launcher: both stop after the same step, one checkpoint, and the resumed run equals an unbroken one"
+    code, _, err = ended(torchrun("adversarial", tmp_path/"whole"))
+    assert code == 0, err
+    process = torchrun("adversarial", tmp_path/"stopped", "slow=0.05")
+    wait_for_line(process, "log 12")
+    process.send_signal(signal.SIGTERM)
+    ended(process)
+    assert 12 <= read_history(tmp_path/"stopped")[-1]["step"] < 40 and read_history(tmp_path/"stopped")[-1]["values"]["state"] == "stopped"
+    code, out, err = ended(torchrun("adversarial", tmp_path/"stopped"))
+    assert code == 0, out + err
+    final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("whole", "stopped")]
+    assert final[0] == final[1]
+
+
+@pytest.mark.slow
+def test_two_nodes_equal_one(tmp_path):
+    "Two launchers of one process each, which meet on the loopback, give the weights of one launcher with two processes, bit for bit"
+    assert ended(torchrun("adversarial", tmp_path/"one"))[0] == 0
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "t"]
+    nodes = [start("adversarial", tmp_path/"two", launcher=launcher) for _ in range(2)]
+    assert [ended(node)[0] for node in nodes] == [0, 0]
+    final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("one", "two")]
+    assert final[0] == final[1]
+
+
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_two_processes_see_each_item_once_also_after_a_kill(stream, tmp_path):
+    "80 items in epochs of 10 batches of 8, killed in the second epoch and resumed"
+    words = ["items=80", f"stream={json.dumps(stream)}", f'seen="{tmp_path}/seen"', "epochs=2", "steps=0", 'schedule="constant"', "warmup=0", 'save_every="1 step"']
+    process = torchrun("counting", tmp_path/"run", "slow=0.05", *words)
+    wait_for_line(process, "log 12")
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*ranks, process.pid]: os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    code, _, err = ended(torchrun("counting", tmp_path/"run", *words))
+    assert code == 0, err
+    seen = {}
+    for rank in (0, 1):
+        for line in (tmp_path/f"seen.{rank}").read_text().splitlines():
+            step, epoch, ids = json.loads(line)
+            seen[rank, step] = epoch, ids
+    assert {step for _, step in seen} == set(range(20))
+    for epoch in (0, 1):
+        ids = [name for number, names in seen.values() if number == epoch for name in names]
+        assert len(ids) == 80 and len(set(ids)) == 80
+
+
+def test_the_launcher_or_a_rank_is_killed(tmp_path):
+    "Nothing is left running, and the run resumes"
+    for victim in ("launcher", "rank"):
+        process = torchrun("denoise", tmp_path/victim, "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2")
+        wait_for_line(process, "log 9")
+        ranks = [int(p) for p in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+        assert len(ranks) == 2
+        os.kill(process.pid if victim == "launcher" else ranks[1], signal.SIGKILL)
+        wait_for(lambda ranks=ranks: not any(alive(pid) for pid in ranks), 60)
+        process.kill()
+        process.communicate()
+        assert Trainer(Denoise(), config(steps=20, save_every="never"), tmp_path/victim).fit(resume="auto").step >= 20
+
+
+# kill -9
+
+def kill_until_done(folder, kills, rng, words):
+    killed = 0
+    while True:
+        process = start("adversarial", folder, *words)
+        if killed >= kills: return ended(process)[0], killed
+        first = process.stdout.readline()
+        if not first: raise AssertionError(process.stderr.read())
+        try: process.wait(rng.uniform(0, .5))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.communicate()
+        assert not process.returncode or process.returncode == -signal.SIGKILL
+        if process.returncode == 0: return 0, killed
+
+
+def check_kills(tmp_path, kills, steps):
+    words = [f"steps={steps}", 'save_every="3 steps"', "keep_last=3", "slow=0.004", 'validate_every="50 steps"']
+    assert ended(start("adversarial", tmp_path/"whole", *words))[0] == 0
+    code, killed = kill_until_done(tmp_path/"killed", kills, np.random.default_rng(0), words)
+    assert code == 0
+    final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("whole", "killed")]
+    assert final[0] == final[1]
+    assert rows(tmp_path/"killed") == rows(tmp_path/"whole")
+    assert not [path for path in (tmp_path/"killed").rglob(".*tmp*")], "temporary files are left"
+    return killed
+
+
+def test_kill_9_at_random_instants(tmp_path):
+    assert check_kills(tmp_path, 3, 200) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_kill_9_two_hundred_times(tmp_path):
+    "Whenever it is killed it resumes, and the end equals that of an unbroken run bit for bit"
+    killed = 0
+    for round in range(8): killed += check_kills(tmp_path/str(round), 25, 1200)
+    assert killed >= 200
