@@ -6,12 +6,13 @@
 __all__ = ['set_up', 'NotFinite', 'make_step', 'weigh_batches', 'measured_sets', 'validate', 'make_samples', 'end_epoch',
            'Ending', 'why_done', 'run_loop', 'OutOfMemory', 'is_out_of_memory', 'rescue']
 
-# %% ../../nbs/training/14_loop.ipynb #b14ee01d
+# %% ../../nbs/training/14_loop.ipynb #91fae1db
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 from ..config import config_error, to_plain
@@ -124,11 +125,11 @@ def make_step(
 def weigh_batches(
     run: Run,
     batches: list,  # of one update
-) -> tuple[list[int], float]:  # what each counts, and what losses are divided by in this process
+) -> tuple[Iterable[int], float]:  # what each counts, and what losses are divided by here
     """Divide losses so that an update is that of one large batch: by the batches, or by what the
     task counts in all of them and in all processes, whose gradients are averaged."""
+    if run.task.count(batches[0]) is None: return repeat(1), len(batches)
     counts = [run.task.count(batch) for batch in batches]
-    if None in counts: return [1] * len(batches), len(batches)
     total = run.place.sum([sum(counts)])[0].item()
     return counts, max(total, 1) / run.place.world
 
