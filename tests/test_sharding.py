@@ -142,7 +142,9 @@ place.leave()
 def test_a_task_that_moves_weights_by_itself_is_refused(tmp_path):
     class Moving(Adversarial): shardable = False
     place = Distributed(rank=0, world=2)
-    run = Run.make(Moving(), config(shard=True), RunFolder(tmp_path), place)
     with pytest.raises(ValueError, match="set shard to false"):
-        run.learner.networks.refuse_shards(run.task.name)
+        Run.make(Moving(), config(shard=True), RunFolder(tmp_path), place)
+    with pytest.raises(ValueError, match="set pause_frees_device"):
+        settings = config(shard=True, pause_frees_device=True)
+        Run.make(Adversarial(), settings, RunFolder(tmp_path), place)
     assert not Run.make(Moving(), config(shard=True), RunFolder(tmp_path)).learner.networks.shard

@@ -25,15 +25,13 @@ from .less_memory import recompute_activations
 from .precision import Precision
 from .schedules import learning_rate_factor
 from audiolab.training.sharding import (
-    ShardedModule, check_elementwise, gather_whole, slice_state,
+    ShardedModule, check_elementwise, check_sharded_settings, gather_whole, refuse_sharding,
+    slice_state,
 )
 from .weight_average import WeightAverage
 from .settings import TrainingConfig
 
 # %% ../../nbs/training/06_learner.ipynb #cb36d7f6
-def _nothing_to_shard(task: str) -> Exception:
-    return config_error("", f"{task} has no module that could be sharded; set shard to false")
-
 class Networks:
     "The modules of a run on their device, and how the gradients of all processes meet."
 
@@ -62,6 +60,9 @@ class Networks:
         self.modules[name] = module.to(self.place.device)
         parts = tuple(parts)
         for part in parts or (module,): self._prepare(part)
+        return self._join(module, wrap, parts)
+
+    def _join(self, module, wrap, parts):
         if self.shard and wrap and any(p.requires_grad for p in module.parameters()):
             self.sharded.append(ShardedModule(module, self.place, parts))
             return module
@@ -91,11 +92,11 @@ class Networks:
 
     def refuse_shards(self, task: str) -> None:
         "ConfigError where sharding is asked for: this task cannot have it."
-        if self.shard: raise _nothing_to_shard(task)
+        if self.shard: refuse_sharding(task)
 
     def check_shards(self) -> None:
         "ConfigError where sharding is asked for and there is nothing to shard."
-        if self.shard and not self.sharded: raise _nothing_to_shard("this task")
+        if self.shard and not self.sharded: refuse_sharding("this task")
 
     def scatter(self) -> None:
         "Let go of what was gathered of sharded modules: their weights have moved."
@@ -240,15 +241,6 @@ def product_of_factors(
     return schedule if factor is None else lambda step: schedule(step) * factor(step)
 
 # %% ../../nbs/training/06_learner.ipynb #ae8bff1d
-def _check_sharded_settings(config: TrainingConfig, precision: Precision) -> None:
-    "ConfigError for settings that do not go with sharding."
-    if precision.dtype == torch.float16:
-        raise config_error("", "float16 scales the loss, which sharding does not; "
-                           "use precision bfloat16 or float32, or set shard to false")
-    if config.pause_frees_device:
-        raise config_error("", "slices stay on their device while a run is paused; "
-                           "set pause_frees_device or shard to false")
-
 class Learner:
     "Modules and optimizers, and how a loss moves them."
 
@@ -261,11 +253,15 @@ class Learner:
         self.config, self.progress, self.note = config, progress or Progress(), note
         self.networks = Networks(place, config.compile, config.recompute, config.shard)
         self.driven: dict[str, DrivenOptimizer] = {}  # by name
-        self.precision = Precision.choose(config.precision, self.networks.place.device)
-        if self.networks.shard: _check_sharded_settings(config, self.precision)
+        self.precision = self._choose_precision()
         self.average: WeightAverage | None = None
         self.times = StepTimes("data", "forward", "backward", "optimizer", "checkpoint")
         self.turn = Turn()
+
+    def _choose_precision(self):
+        precision = Precision.choose(self.config.precision, self.networks.place.device)
+        if self.networks.shard: check_sharded_settings(self.config, precision.dtype)
+        return precision
 
     def optimizer(self,
         name: str,  # by which `update` calls it
@@ -296,7 +292,8 @@ class Learner:
                                     c.final_factor, c.decay)
 
     def check_schedules(self) -> None:
-        "One that is impossible shows now, as a ConfigError, and not in the first step."
+        "What is impossible shows now, as a ConfigError, and not in the first step."
+        self.networks.check_shards()
         for driven in self.driven.values(): driven.factor(0)
 
     def begin_turn(self, first: bool = True, last: bool = True, divisor: float = 1) -> None:

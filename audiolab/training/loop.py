@@ -57,13 +57,11 @@ def set_up(
     progress.clock.start()
     loop.resumed = _find_checkpoint(run, resume)
     seed_step(config.seed, -3)
-    if not run.task.shardable: run.learner.networks.refuse_shards(run.task.name)
     run.task.setup(loop)
     filling = Filling(config.accumulate, config.accumulate_count, partial(_count_batch, run.task))
     run.batches = BatchCursor(loop.data, progress, filling, run.place, run.learner.times)
     length = progress.steps_per_epoch
     progress.total_steps = config.steps or (config.epochs * length if length else None)
-    run.learner.networks.check_shards()
     run.learner.check_schedules()
     run.learner.begin_average(run.task.averaged)
     if loop.resumed: take_up(run, loop.resumed)

@@ -55,6 +55,7 @@ class Run:
         progress, scores = Progress(), Scores(config.best_metric, config.best_mode)
         recorder = Recorder(progress, folder, listeners, place)
         learner = Learner(config, place, progress, recorder.means.note)
+        if not task.shardable: learner.networks.refuse_shards(task.name)
         requests, loop = Requests(config, progress, control, place), Loop(learner, recorder, scores)
         saver = Saver(config, recorder)
         return cls(task, progress, scores, learner, recorder, saver, requests, loop)
@@ -107,10 +108,9 @@ def capture(
 ) -> TrainingState:
     "All that only a resumed run needs."
     recorder = run.recorder
-    if learned is None: learned = run.learner.state_dict()
     return TrainingState(
         run.progress, run.scores, recorder.means, recorder.epoch_means, recorder.row.step,
-        data=list(data), task=run.task.state_dict(), **learned)
+        data=list(data), task=run.task.state_dict(), **learned or run.learner.state_dict())
 
 # %% ../../nbs/training/13_run_parts.ipynb #401b8b8d
 def restore(
@@ -141,6 +141,25 @@ def _share_means(run: Run) -> None:
     totals = run.place.mean({name: float(total) for name, (total, _) in means.sums.items()})
     means.sums = {name: [totals[name], count] for name, (_, count) in means.sums.items()}
 
+# %% ../../nbs/training/13_run_parts.ipynb #97ef3fe3
+def _begin_to_write(run, kind, data, learned) -> bool:
+    "Whether a checkpoint could be begun; if not, that is told."
+    try:
+        name = run.task.checkpoint_name(kind, run.loop)
+        tensors, notes = run.task.weights(run.loop)
+        packed, state_notes = capture(run, data, learned).pack(run.task.name, run.settings)
+        value = run.scores.take_fresh()
+        run.saver.save(name, kind, tensors | packed, notes | state_notes, value)
+    except (CheckpointError, OSError) as error:
+        run.saver.report(error)
+        return False
+    return True
+
+def _write_beside(run, kind):
+    "Let the task write beside a checkpoint what other programs open."
+    try: run.task.saving(run.loop, kind)
+    except (CheckpointError, OSError) as error: run.saver.report(error)
+
 # %% ../../nbs/training/13_run_parts.ipynb #e1f96446
 def save_run(
     run: Run,
@@ -161,25 +180,6 @@ def save_run(
         with run.learner.averaged(), networks.saving():
             if begun: _write_beside(run, kind)
     run.learner.times.lap("checkpoint")
-
-# %% ../../nbs/training/13_run_parts.ipynb #97ef3fe3
-def _begin_to_write(run, kind, data, learned) -> bool:
-    "Whether a checkpoint could be begun; if not, that is told."
-    try:
-        name = run.task.checkpoint_name(kind, run.loop)
-        tensors, notes = run.task.weights(run.loop)
-        packed, state_notes = capture(run, data, learned).pack(run.task.name, run.settings)
-        value = run.scores.take_fresh()
-        run.saver.save(name, kind, tensors | packed, notes | state_notes, value)
-    except (CheckpointError, OSError) as error:
-        run.saver.report(error)
-        return False
-    return True
-
-def _write_beside(run, kind):
-    "Let the task write beside a checkpoint what other programs open."
-    try: run.task.saving(run.loop, kind)
-    except (CheckpointError, OSError) as error: run.saver.report(error)
 
 # %% ../../nbs/training/13_run_parts.ipynb #ffca0fbf
 def export_weights(
