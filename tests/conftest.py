@@ -17,7 +17,7 @@ hypothesis.settings.load_profile("repeatable")
 # The files that take longest, longest first (`--no-loadscope-reorder`): workers that begin with them end together.
 LONG = ["test_notebooks", "test_training_processes", "test_training_resume", "test_ssgs_train_stopped",
         "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui",
-        "test_fuzz", "test_monitor_ui", "test_storage"]
+        "test_fuzz", "test_monitor_ui", "test_storage", "test_storage_faults"]
 
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
@@ -58,6 +58,32 @@ def ssgs_trained(ssgs_sounds):
     "A model of each kind, not to be changed"
     from ssgs_models import train_on
     return train_on(ssgs_sounds)
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory):
+    "A Ceph gateway of its own for this test session, with the bucket `lab`"
+    from ceph_server import MISSING, lab_gateway, missing_programs
+    if missing_programs(): pytest.skip(MISSING)
+    with lab_gateway(tmp_path_factory.mktemp("ceph")) as server: yield server
+
+
+@pytest.fixture
+def no_aws(monkeypatch, tmp_path):
+    "Nothing of the machine's own AWS settings"
+    for name in [name for name in os.environ if name.startswith("AWS_")]: monkeypatch.delenv(name)
+    nothing = {"AWS_CONFIG_FILE": tmp_path/"no", "AWS_SHARED_CREDENTIALS_FILE": tmp_path/"no",
+               "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in nothing.items(): monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def s3(ceph, no_aws, monkeypatch, request):
+    "Credentials in the environment, as boto3 finds them; an address of this test's own"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ceph.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ceph.secret_key)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ceph.endpoint)
+    return f"s3://lab/{abs(hash(request.node.nodeid)):x}"
 
 
 # A skipped test proves nothing. `--again` runs those that the last run skipped, when what they need has been installed.

@@ -36,7 +36,8 @@ def on_meta(make):
 
 def same(a, b):
     ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return (list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name])
+                                               for name in ours))
 
 
 @pytest.fixture
@@ -164,7 +165,8 @@ def test_damaged_headers_and_files_that_end_early(path):
             load_into(Tied(), path)
     path.write_bytes(content[:8] + content[8:].replace(b'"note"', b'"mote"') + b"x")
     with pytest.raises(CheckpointError, match="follow the last tensor"): LazyTensors(path)
-    with pytest.raises(CheckpointError, match="cannot be opened"): load_into(Tied(), path.parent/"missing")
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        load_into(Tied(), path.parent/"missing")
 
 
 def test_a_bool_that_is_none(tmp_path):
@@ -214,7 +216,8 @@ print(json.dumps({"usual": most(usual), "module": most(lambda: load_into(full, p
 def test_no_second_copy_in_memory(tmp_path):
     "160 MB of weights, measured by the kernel in a process of their own"
     if not os.access("/proc/self/clear_refs", os.W_OK): pytest.skip("needs /proc/self/clear_refs")
-    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory is not kept for later
+    # freed memory is not kept for later
+    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     run = subprocess.run([sys.executable, "-c", PEAK, tmp_path/"w"], env=given_back,
                          capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
@@ -248,12 +251,14 @@ def test_what_cannot_be_cast_is_refused_and_the_old_file_stays(tmp_path):
     path = save_weights(tmp_path/"w", {"w": np.ones(2, "f4")})
     before = path.read_bytes()
     for value, dtype, why in ((7e4, "float16", "'w': has numbers that are infinite as float16"),
-                              (1.0, "int8", "cannot be saved as 'int8'"), (1.0, "float64", "use one of"),
+                              (1.0, "int8", "cannot be saved as 'int8'"),
+                              (1.0, "float64", "use one of"),
                               (1e300, "float32", "infinite as float32")):
         with pytest.raises(CheckpointError, match=why):
             save_weights(path, {"w": np.array([value])}, dtype=dtype)
     assert path.read_bytes() == before
-    infinite = save_weights(path, {"w": np.array([np.inf, np.nan])}, dtype="float16")  # were so before
+    # were so before
+    infinite = save_weights(path, {"w": np.array([np.inf, np.nan])}, dtype="float16")
     assert np.isinf(read_checkpoint(infinite)[0]["w"][0])
 
 

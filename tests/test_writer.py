@@ -1,19 +1,20 @@
-"Saving in a thread gives the files that saving in place gives, of the moment of `save`, and hides no error."
-import gc, os, signal, subprocess, sys, threading, time, warnings, weakref
-from pathlib import Path
+"Saving in a thread gives the files that saving in place gives, of the moment of `save`."
+import gc
+import os
+import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
 
-from audiolab.files import checkpoint_folder as state
-from audiolab.files import background_writer as module
-from audiolab.files import CheckpointError, read_checkpoint, verify_checkpoint
-from audiolab.files import CheckpointFolder, load_state, pack_state
-from audiolab.files import CheckpointWriter
+from audiolab.files import (
+    background_writer as module, CheckpointError, CheckpointFolder, CheckpointWriter, load_state,
+    pack_state, read_checkpoint, verify_checkpoint,
+)
+from writer_folders import both, contents, names, PATIENCE
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-both = pytest.mark.parametrize("background", [True, False])
-PATIENCE = 60  # s, for a busy machine
 
 
 class HeldFolder(CheckpointFolder):
@@ -23,21 +24,13 @@ class HeldFolder(CheckpointFolder):
         self.go, self.begun, self.running, self.most = threading.Event(), threading.Event(), 0, 0
 
     def save(self, *args, **kwargs):
-        self.running += 1; self.most = max(self.most, self.running); self.begun.set()
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.begun.set()
         try:
             assert self.go.wait(PATIENCE)
             return super().save(*args, **kwargs)
         finally: self.running -= 1
-
-
-def names(folder): return sorted(p.stem for p in Path(folder).glob("*.safetensors"))
-
-
-def contents(folder): return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
-
-
-def run_python(code, *args, **env):
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=PATIENCE, env=os.environ | env)
 
 
 # --- what is saved
@@ -45,19 +38,28 @@ def run_python(code, *args, **env):
 def many_tensors():
     generator = np.random.default_rng(0)
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
-    return {"plain": base.clone(), "transposed": base.clone().T, "strided": base.clone()[::2, 1::3], "scalar": torch.tensor(3.5),
-            "empty": torch.empty(0, 7), "bf16": base.to(torch.bfloat16), "f8": base.to(torch.float8_e4m3fn), "bool": base > 7,
-            "conjugate": torch.view_as_complex(base.reshape(12, 2).clone()).conj(), "negative": torch.view_as_complex(base.reshape(12, 2).clone()).conj().imag,
+    return {"plain": base.clone(), "transposed": base.clone().T, "strided": base.clone()[::2, 1::3],
+            "scalar": torch.tensor(3.5),
+            "empty": torch.empty(0, 7), "bf16": base.to(torch.bfloat16),
+            "f8": base.to(torch.float8_e4m3fn), "bool": base > 7,
+            "conjugate": torch.view_as_complex(base.reshape(12, 2).clone()).conj(),
+            "negative": torch.view_as_complex(base.reshape(12, 2).clone()).conj().imag,
             "parameter": torch.nn.Parameter(base.clone()), "expanded": torch.ones(1).expand(5),
-            "array": generator.normal(size=(3, 5)), "fortran": np.asfortranarray(generator.normal(size=(3, 5))), "big endian": np.arange(5, dtype=">i4"),
-            "zero": np.zeros((0, 3)), "number": np.float32(2.5), "0-d": np.array(7), "mask": np.array([True, False])}
+            "array": generator.normal(size=(3, 5)),
+            "fortran": np.asfortranarray(generator.normal(size=(3, 5))),
+            "big endian": np.arange(5, dtype=">i4"),
+            "zero": np.zeros((0, 3)), "number": np.float32(2.5), "0-d": np.array(7),
+            "mask": np.array([True, False])}
 
 
 def change(tensors):
     with torch.no_grad():
         for value in tensors.values():
-            if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and value.dtype is not torch.bool: value.mul_(0)
-            elif isinstance(value, torch.Tensor) and value.numel() and value.stride() != (0,): value.fill_(0)
+            is_tensor = isinstance(value, torch.Tensor)
+            if is_tensor and not value.dtype.is_floating_point and value.dtype is not torch.bool:
+                value.mul_(0)
+            elif isinstance(value, torch.Tensor) and value.numel() and value.stride() != (0,):
+                value.fill_(0)
             elif isinstance(value, np.ndarray): value[...] = 0
 
 
@@ -68,16 +70,19 @@ def test_the_moment_of_save_is_what_is_saved(tmp_path):
     with CheckpointWriter(folder) as writer:
         writer.save("a", tensors, metadata, 0.5)
         assert folder.begun.wait(PATIENCE) and writer.busy and not names(tmp_path / "thread")
-        change(tensors); metadata["note"] = "after"
+        change(tensors)
+        metadata["note"] = "after"
         folder.go.set()
     assert contents(tmp_path / "thread") == contents(tmp_path / "in place")
     assert read_checkpoint(writer.path)[0]["plain"].sum() > 0  # and not what `change` made of it
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="optional: needs an NVIDIA GPU that torch can use")
+@pytest.mark.skipif(not torch.cuda.is_available(),
+                    reason="optional: needs an NVIDIA GPU that torch can use")
 def test_tensors_on_a_gpu(tmp_path):
     "The copy is ordered before the next change, in page-locked memory"
-    tensors = {f"t{n}": torch.full((1 << 22,), float(n), device="cuda") for n in range(8)} | {"cpu": torch.ones(3)}
+    tensors = {f"t{n}": torch.full((1 << 22,), float(n), device="cuda")
+               for n in range(8)} | {"cpu": torch.ones(3)}
     with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
         for turn in range(3):
             writer.save(f"step_{turn}", tensors)
@@ -92,32 +97,41 @@ def test_where_no_memory_can_be_locked_ordinary_memory_does(monkeypatch):
     monkeypatch.setattr(module, "_place", lambda value: "pinned")
     monkeypatch.setattr(torch, "empty", refuse)
     copies, arrived = module.Copier()({"w": torch.arange(5), "v": np.arange(3)})
-    assert copies["w"].tolist() == [0, 1, 2, 3, 4] and copies["v"].tolist() == [0, 1, 2] and arrived() == []
+    assert (copies["w"].tolist() == [0, 1, 2, 3, 4] and copies["v"].tolist() == [0, 1, 2]
+            and arrived() == [])
 
 
 def test_memory_is_used_again(tmp_path):
     copier = module.Copier()
     def place(**tensors): return copier(tensors)[0]["w"].__array_interface__["data"][0]
     first = place(w=np.ones(1_000_000), v=np.ones(10))
-    assert place(w=np.zeros(1_000_000), v=np.ones(10)) == first == place(w=np.zeros(500_000, np.float32))
-    copies, _ = copier({"w": np.ones(3_000_000), "t": torch.ones(7), "u": np.arange(3, dtype=np.uint8), "v": np.ones(2)})
+    assert place(w=np.zeros(1_000_000), v=np.ones(10)) == first == place(w=np.zeros(500_000,
+        np.float32))
+    copies, _ = copier({"w": np.ones(3_000_000), "t": torch.ones(7),
+                        "u": np.arange(3, dtype=np.uint8), "v": np.ones(2)})
     assert all(np.asarray(c).__array_interface__["data"][0] % 64 == 0 for c in copies.values())
-    assert copies["w"].sum() == 3_000_000 and copies["t"].sum() == 7 and copies["u"].tolist() == [0, 1, 2]
+    assert (copies["w"].sum() == 3_000_000 and copies["t"].sum() == 7
+            and copies["u"].tolist() == [0, 1, 2])
 
 
 def test_only_arrays_that_nobody_can_change_are_not_copied():
     frozen, base = np.arange(5), np.arange(5)
     frozen.flags.writeable = False
-    view = base.view(); view.flags.writeable = False
-    tensors = {"frozen": frozen, "part": frozen[1:], "view": view, "bytes": np.frombuffer(b"abc", np.uint8), "broadcast": np.broadcast_to(base, (2, 5)),
+    view = base.view()
+    view.flags.writeable = False
+    tensors = {"frozen": frozen, "part": frozen[1:], "view": view,
+               "bytes": np.frombuffer(b"abc", np.uint8), "broadcast": np.broadcast_to(base, (2, 5)),
                "memory": np.frombuffer(memoryview(bytearray(b"abc")).toreadonly(), np.uint8)}
     copies, _ = module.Copier()(tensors)
-    assert [name for name in tensors if copies[name] is tensors[name]] == ["frozen", "part", "bytes"]
+    assert [name for name in tensors if copies[name] is tensors[name]] == ["frozen", "part",
+        "bytes"]
 
 
 @both
-@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.empty(2, device="meta"), np.array([{}]), np.ma.masked_equal([1, 2], 2), "text", 3, None,
-                                   np.zeros(2, "f4,i4"), torch.zeros(2, dtype=torch.complex128)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.empty(2, device="meta"),
+                                   np.array([{}]), np.ma.masked_equal([1, 2], 2), "text", 3, None,
+                                   np.zeros(2, "f4,i4"), torch.zeros(2, dtype=torch.complex128)],
+                                   ids=lambda v: type(v).__name__)
 def test_what_cannot_be_stored_is_refused_by_name(tmp_path, value, background):
     with CheckpointWriter(CheckpointFolder(tmp_path), background) as writer:
         writer.save("a", {"good": np.ones(2), "the bad one": value})
@@ -136,7 +150,8 @@ def test_a_second_save_waits_for_the_first(tmp_path):
     assert order[:2] == ["let go", "1 written"] and writer.blocked > 0.05
     writer.close()
     assert order[-1] == "2 written" and folder.most == 1
-    for n in (1, 2): assert (read_checkpoint(tmp_path / f"epoch_{n}.safetensors")[0]["w"] == n).all()
+    for n in (1, 2):
+        assert (read_checkpoint(tmp_path / f"epoch_{n}.safetensors")[0]["w"] == n).all()
 
 
 def test_resolve_waits(tmp_path):
@@ -144,14 +159,18 @@ def test_resolve_waits(tmp_path):
     with CheckpointWriter(folder) as writer:
         writer.save("epoch_1", {"w": np.ones(3)})
         threading.Timer(0.2, folder.go.set).start()
-        assert writer.resolve("auto").stem == writer.resolve("latest").stem == "epoch_1" and not writer.busy
+        assert (writer.resolve("auto").stem == writer.resolve("latest").stem == "epoch_1"
+                and not writer.busy)
 
 
 def test_then_comes_after_everything_else(tmp_path):
     folder, seen = CheckpointFolder(tmp_path), []
-    def then(path): seen.append((verify_checkpoint(path).ok, folder.latest == path, threading.current_thread() is not threading.main_thread()))
+    def then(path):
+        seen.append((verify_checkpoint(path).ok, folder.latest == path,
+                     threading.current_thread() is not threading.main_thread()))
     for background in (True, False):
-        with CheckpointWriter(folder, background) as writer: writer.save(f"epoch_{int(background)}", {"w": np.ones(3)}, then=then)
+        with CheckpointWriter(folder, background) as writer:
+            writer.save(f"epoch_{int(background)}", {"w": np.ones(3)}, then=then)
     assert seen == [(True, True, True), (True, True, False)]
 
 
@@ -159,7 +178,8 @@ def test_then_may_use_the_writer(tmp_path):
     "Without waiting for itself"
     found = []
     with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        writer.save("epoch_1", {"w": np.ones(3)}, then=lambda path: found.append(writer.resolve("auto")))
+        writer.save("epoch_1", {"w": np.ones(3)},
+                    then=lambda path: found.append(writer.resolve("auto")))
     assert found == [writer.path]
 
 
@@ -167,215 +187,29 @@ def test_then_may_use_the_writer(tmp_path):
 def test_retention_and_the_best_are_those_of_the_folder(tmp_path, background):
     losses = [9, 3, float("nan"), 1, 4, float("-inf"), 5, float("nan")]
     plain = CheckpointFolder(tmp_path / "a", keep_every=5, metric="loss")
-    for n, loss in enumerate(losses): plain.save(f"epoch_{n}", {"w": np.full(3, n)}, metric_value=loss)
+    for n, loss in enumerate(losses):
+        plain.save(f"epoch_{n}", {"w": np.full(3, n)}, metric_value=loss)
     folder, weights = CheckpointFolder(tmp_path / "b", keep_every=5, metric="loss"), np.zeros(3)
     with CheckpointWriter(folder, background) as writer:
-        for n, loss in enumerate(losses): weights[:] = n; writer.save(f"epoch_{n}", {"w": weights.astype(int)}, metric_value=torch.tensor(float(loss)))
+        for n, loss in enumerate(losses):
+            weights[:] = n
+            writer.save(f"epoch_{n}", {"w": weights.astype(int)},
+                        metric_value=torch.tensor(float(loss)))
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and folder.best.stem == "epoch_3"
 
 
 def test_a_whole_training_state(tmp_path):
-    model = torch.nn.Linear(20, 20); optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(1, 20)).sum().backward(); optimizer.step()
+    model = torch.nn.Linear(20, 20)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 20)).sum().backward()
+    optimizer.step()
     with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
         expected = optimizer.state_dict()["state"][0]["exp_avg"].clone()
-        writer.save("step_1", *pack_state({"model": model.state_dict(), "optimizer": optimizer.state_dict()}))
+        writer.save("step_1", *pack_state({"model": model.state_dict(),
+                                           "optimizer": optimizer.state_dict()}))
         optimizer.step()
         back, _ = load_state(writer.resolve("latest"))
     assert torch.equal(back["optimizer"]["state"][0]["exp_avg"], expected)
-
-
-# --- errors
-
-@both
-def test_a_full_disk_changes_nothing_and_the_run_goes_on(tmp_path, monkeypatch, background):
-    folder = CheckpointFolder(tmp_path, metric="loss")
-    def full(*args): raise OSError(28, "No space left on device")
-    with CheckpointWriter(folder, background) as writer:
-        for n in (1, 2): writer.save(f"epoch_{n}", {"w": np.ones(4)}, metric_value=n)
-        writer.wait(); before = contents(tmp_path)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "posix_fallocate", full, raising=False)
-            writer.save("epoch_3", {"w": np.ones(4)}, metric_value=0, then=lambda path: pytest.fail("it was not saved"))
-            with pytest.raises(CheckpointError, match="epoch_3.*No space left.*untouched"): writer.wait()
-        assert contents(tmp_path) == before and writer.poll() is None and writer.path.stem == "epoch_2"
-        writer.save("epoch_4", {"w": np.ones(4)}, metric_value=3); writer.wait()
-        assert names(tmp_path) == ["epoch_1", "epoch_2", "epoch_4"] and folder.latest.stem == "epoch_4" and folder.best.stem == "epoch_1"
-
-
-LIMIT = """
-import resource, sys
-import numpy as np
-from audiolab.files import CheckpointError
-from audiolab.files import CheckpointFolder
-from audiolab.files import CheckpointWriter
-folder = CheckpointFolder(sys.argv[1])
-with CheckpointWriter(folder) as writer:
-    writer.save("epoch_1", {"w": np.ones(100)}); writer.wait()
-    if sys.argv[2] == "limit": resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-    writer.save("epoch_2", {"w": np.zeros(25_000_000, np.uint8)})
-    try: writer.wait()
-    except CheckpointError as error: print(error)
-    print(writer.resolve("auto").name, folder.latest.name)
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs resource limits")
-def test_a_file_size_limit(tmp_path):
-    run = run_python(LIMIT, tmp_path, "limit")
-    assert "not written: File too large" in run.stdout and run.stdout.endswith("epoch_1.safetensors epoch_1.safetensors\n"), run.stdout + run.stderr
-    assert sorted(contents(tmp_path)) == ["epoch_1.safetensors", "latest.json"]
-
-
-def test_a_really_full_disk(tmp_path):
-    disk = tmp_path / "disk"; disk.mkdir()
-    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", disk], capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here (needs root)")
-    try:
-        run = run_python(LIMIT, disk, "disk")
-        assert "make room" in run.stdout and run.stdout.endswith("epoch_1.safetensors epoch_1.safetensors\n"), run.stdout + run.stderr
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        before = contents(disk)
-        with CheckpointWriter(CheckpointFolder(disk)) as writer:
-            writer.save("epoch_3", {"w": np.ones(3)})
-            with pytest.raises(CheckpointError, match="Read-only file system"): writer.wait()
-        assert contents(disk) == before
-    finally: subprocess.run(["umount", disk], check=True)
-
-
-def test_a_folder_that_is_a_file(tmp_path):
-    (tmp_path / "run").write_text("not a folder")
-    with CheckpointWriter(CheckpointFolder(tmp_path / "run")) as writer:
-        writer.save("epoch_1", {"w": np.ones(3)})
-        with pytest.raises(CheckpointError): writer.wait()
-    assert (tmp_path / "run").read_text() == "not a folder"
-
-
-@both
-def test_errors_wait_each_for_one_who_hears_it(tmp_path, background):
-    writer = CheckpointWriter(CheckpointFolder(tmp_path), background)
-    def fail(path): raise ConnectionError("the store is away")
-    for n in range(3): writer.save(f"epoch_{n}", {"w": np.ones(3)}, then=fail)
-    writer.join()
-    with pytest.raises(CheckpointError, match="epoch_0.safetensors is saved, but what was to follow failed: ConnectionError: the store is away") as caught:
-        writer.poll()
-    assert isinstance(caught.value.__cause__, ConnectionError)
-    with pytest.raises(CheckpointError, match="epoch_1") as caught: writer.close()
-    assert "epoch_2" in caught.value.__notes__[0]
-    writer.close()
-    with pytest.raises(CheckpointError, match="closed"): writer.save("epoch_3", {})
-
-
-def test_the_error_on_its_way_matters_more(tmp_path, caplog):
-    with pytest.raises(ZeroDivisionError), CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        writer.save("../bad", {})
-        raise ZeroDivisionError
-    assert "cannot name a checkpoint" in caplog.text
-
-
-def test_no_memory_for_the_copy(tmp_path, monkeypatch):
-    with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        writer.save("epoch_1", {"w": np.ones(3)})
-        def none(size): raise MemoryError
-        with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="background=False"):
-            patch.setattr(module, "fresh_bytes", none)
-            writer.save("epoch_2", {"w": np.ones(1000)})
-        writer.save("epoch_3", {"w": np.ones(2000)})
-    assert names(tmp_path) == ["epoch_1", "epoch_3"]
-
-
-def test_no_thread_to_be_had(tmp_path, monkeypatch):
-    def refuse(self): raise RuntimeError("can't start new thread")
-    with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-        writer.save("epoch_1", {"w": np.ones(3)})
-        assert names(tmp_path) == ["epoch_1"]
-
-
-def test_unsound_neighbours_are_not_lost(tmp_path, monkeypatch):
-    "The only sound file stays, however many unsound ones are written after it"
-    write = state.write_checkpoint
-    def rotten(path, *args):
-        write(path, *args)
-        with open(path, "r+b") as file: file.seek(-1, 2); file.write(b"\xee")
-        return path
-    with CheckpointWriter(CheckpointFolder(tmp_path, keep_best=0)) as writer, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        writer.save("epoch_0", {"w": np.ones(4)}); writer.wait()
-        with monkeypatch.context() as patch:
-            patch.setattr(state, "write_checkpoint", rotten)
-            for n in range(1, 6): writer.save(f"epoch_{n}", {"w": np.ones(4)})
-            writer.wait()
-        assert writer.resolve("auto").stem == "epoch_0"
-
-
-# --- the end of the process
-
-LEAVE = """
-import sys
-import numpy as np
-from audiolab.files import CheckpointFolder
-from audiolab.files import CheckpointWriter
-writer = CheckpointWriter(CheckpointFolder(sys.argv[1]))
-writer.save(sys.argv[2], {"w": np.ones(20_000_000)})
-if sys.argv[3:]: raise KeyboardInterrupt
-"""
-
-
-@pytest.mark.parametrize("how", [[], ["interrupted"]])
-def test_python_waits_for_the_thread(tmp_path, how):
-    run = run_python(LEAVE, tmp_path, "epoch_1", *how)
-    assert (run.returncode == 0) == (not how) and verify_checkpoint(tmp_path / "epoch_1.safetensors").ok, run.stderr
-    assert sorted(contents(tmp_path)) == ["epoch_1.safetensors", "latest.json"]
-
-
-def test_an_error_that_nobody_heard_is_logged_at_the_end(tmp_path):
-    run = run_python(LEAVE, tmp_path, "../bad")
-    assert run.stderr.count("cannot name a checkpoint") == 1
-
-
-KILL = """
-import sys
-import numpy as np
-from audiolab.files import CheckpointFolder
-from audiolab.files import CheckpointWriter
-folder = CheckpointFolder(sys.argv[1])
-writer = CheckpointWriter(folder)
-latest = writer.resolve("auto")
-step = int(latest.stem.rpartition("_")[2]) if latest else 0
-weights, more = np.full(200_000, float(step)), np.full(100_000, float(step))
-while True:
-    step += 1; weights += 1; more += 1
-    writer.save(f"step_{step}", {"weights": weights, "more": more}, {"step": str(step)})
-    writer.poll()
-    print(step, flush=True)
-"""
-
-
-def kill_while_saving(folder, kills):
-    generator, newest = np.random.default_rng(0), 0
-    for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", KILL, folder], stdout=subprocess.PIPE, text=True)
-        for _ in range(int(generator.integers(1, 12))): said = process.stdout.readline()
-        time.sleep(generator.uniform(0, 0.01)); process.send_signal(signal.SIGKILL); process.communicate()
-        path = CheckpointFolder(folder).resolve("auto")
-        tensors, metadata = read_checkpoint(path)
-        step = int(metadata["step"])
-        assert step >= max(newest, int(said) - 1), "a save that was followed by another was durable"
-        assert (tensors["weights"] == step).all() and (tensors["more"] == step).all(), "a mixture of steps"
-        assert CheckpointFolder(folder).latest is not None
-        newest = step
-    CheckpointFolder(folder).save(f"step_{newest + 1}", {})
-    assert not [name for name in os.listdir(folder) if ".tmp-" in name]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_kill_while_saving(tmp_path): kill_while_saving(tmp_path, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_kill_while_saving_200_times(tmp_path): kill_while_saving(tmp_path, 200)
 
 
 # --- cost
@@ -383,11 +217,17 @@ def test_kill_while_saving_200_times(tmp_path): kill_while_saving(tmp_path, 200)
 def test_threads_files_and_memory_stay_flat(tmp_path):
     weights = torch.zeros(10_000)
     with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        def count(): return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-        writer.save("step_0", {"w": weights}); writer.wait(); before = count()
+        def count():
+            return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        writer.save("step_0", {"w": weights})
+        writer.wait()
+        before = count()
         for n in range(1, 100): writer.save(f"step_{n}", {"w": weights})
-        writer.wait(); assert count() == before and names(tmp_path) == ["step_98", "step_99"]
-    gone = weakref.ref(writer); del writer; gc.collect()
+        writer.wait()
+        assert count() == before and names(tmp_path) == ["step_98", "step_99"]
+    gone = weakref.ref(writer)
+    del writer
+    gc.collect()
     assert gone() is None
 
 
@@ -395,10 +235,13 @@ def test_saving_blocks_for_little_more_than_a_copy(tmp_path):
     tensors = {f"t{n}": torch.ones(1 << 21) for n in range(12)}  # 100 MB
     target = torch.empty(1 << 21)
     def cost(work):
-        begin = time.thread_time(); work()
+        begin = time.thread_time()
+        work()
         return time.thread_time() - begin
     with CheckpointWriter(CheckpointFolder(tmp_path)) as writer:
-        def save(): writer.join(); return cost(lambda: writer.save("model", tensors))
+        def save():
+            writer.join()
+            return cost(lambda: writer.save("model", tensors))
         save()
         saving = min(save() for _ in range(3))
     copying = min(cost(lambda: [target.copy_(t) for t in tensors.values()]) for _ in range(5))
@@ -411,7 +254,11 @@ def test_polling_costs_nothing(tmp_path):
             begin = time.thread_time()
             for _ in range(n): writer.poll()
             return (time.thread_time() - begin) / n
-        assert min(cost() for _ in range(5)) < 1e-6
+        def empty(n=20_000):
+            begin = time.thread_time()
+            for _ in range(n): (lambda: None)()
+            return (time.thread_time() - begin) / n
+        assert min(cost() for _ in range(5)) < 10 * min(empty() for _ in range(5))
 
 
 @pytest.mark.slow
@@ -420,9 +267,11 @@ def test_reading_and_verifying_takes_little_more_than_reading(tmp_path):
     path = CheckpointFolder(tmp_path).save("model", tensors)
     sizes = [t.nbytes for t in tensors.values()]
     def raw():
-        with open(path, "rb", buffering=0) as file: return [file.readinto(b) and b for b in (np.empty(size, np.uint8) for size in sizes)]
+        with open(path, "rb", buffering=0) as file:
+            return [file.readinto(b) and b for b in (np.empty(size, np.uint8) for size in sizes)]
     def cost(work):
-        begin = time.process_time(); work()
+        begin = time.process_time()
+        work()
         return time.process_time() - begin
     pairs = [(cost(raw), cost(lambda: read_checkpoint(path))) for _ in range(5)]
     assert min(b for _, b in pairs) < 1.3 * min(a for a, _ in pairs)
