@@ -1,4 +1,4 @@
-"""Make what the front page of the docs plays: `python tools/landing_sounds.py`, a few minutes on one core.
+"""Make what the front page of the docs plays: `python tools/landing_sounds.py`, a quarter of an hour on one core.
 
 A spectral-state model of speech at three fidelities, a codec's copy beside what it heard, and a denoiser's work beside the
 noise it was given: each trained here, on speech that this program makes, and heard on sentences kept apart. The codec is
@@ -43,9 +43,9 @@ class Denoise(Task):
     def __init__(self, folder): self.folder = folder
 
     def setup(self, loop):
-        layers = [torch.nn.Conv1d(1, 16, 65, padding=32), torch.nn.GELU()]
-        for _ in range(2): layers += [torch.nn.Conv1d(16, 16, 33, padding=16), torch.nn.GELU()]
-        net = torch.nn.Sequential(*layers, torch.nn.Conv1d(16, 1, 65, padding=32))
+        layers = [torch.nn.Conv1d(1, 32, 65, padding=32), torch.nn.GELU()]
+        for _ in range(3): layers += [torch.nn.Conv1d(32, 32, 33, padding=16), torch.nn.GELU()]
+        net = torch.nn.Sequential(*layers, torch.nn.Conv1d(32, 1, 65, padding=32))
         self.net = loop.module("net", net)
         loop.optimizer("net", torch.optim.AdamW(net.parameters(), lr=1e-3))
         crops = Segments(scan_audio(self.folder)[0], RATE, 0.5, seed=loop.seed, per_clip=8)
@@ -62,7 +62,7 @@ def denoiser(folder, kept_apart):
     "Noise, and what is left of it after a few hundred steps"
     task = Denoise(folder)
     with tempfile.TemporaryDirectory() as run:
-        Trainer(task, TrainingConfig(steps=500, batch_size=8, device="cpu", clip_norm=1.), run).fit()
+        Trainer(task, TrainingConfig(steps=600, batch_size=8, device="cpu", clip_norm=1.), run).fit()
     clean = kept_apart[:SECONDS*RATE]
     noisy = clean + 0.03*np.random.default_rng(0).normal(size=len(clean)).astype(np.float32)
     with torch.no_grad(): made = task.net(torch.from_numpy(noisy)[None, None])[0, 0].numpy()
