@@ -25,7 +25,7 @@ from annotated_types import Ge, Interval
 from tqdm.auto import tqdm
 
 from ..audio import AudioError, find_audio_files, read_audio, write_audio
-from ..files import durable_write, inspect_checkpoint
+from ..files import inspect_checkpoint, save_bytes
 from .fitting import canonical_order
 from .hmm import GaussianHMM
 from .legacy_models import is_legacy
@@ -250,7 +250,7 @@ def write_results(
     "Write `RESULTS` beside the checkpoints."
     exported, history, sound = (set_aside(folder/name) for name in RESULTS)
     model.export_model(exported)
-    durable_write(history, [json.dumps(model.history, indent=1).encode()])
+    save_bytes(history, [json.dumps(model.history, indent=1).encode()])
     write_audio(sound, spoken_sample(model), model.sample_rate)
 
 # %% ../../nbs/ssgs/26_train.ipynb #32a81ffc
