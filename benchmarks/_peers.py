@@ -37,7 +37,8 @@ def children_seconds():
     total = 0.
     for process in multiprocessing.active_children():
         try:
-            with open(f"/proc/{process.pid}/stat") as file: fields = file.read().rpartition(")")[2].split()
+            with open(f"/proc/{process.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
             total += (int(fields[11]) + int(fields[12]))/os.sysconf("SC_CLK_TCK")
         except (OSError, ValueError): pass
     return total
@@ -46,10 +47,14 @@ def children_seconds():
 def _measure(run, before):
     if before: before()
     _forget_peak()
-    present, workers, begin, cpu = resident_mb("VmRSS"), children_seconds(), time.perf_counter(), time.process_time()
+    present = resident_mb("VmRSS")
+    workers = children_seconds()
+    begin = time.perf_counter()
+    cpu = time.process_time()
     result = run()
     measured = dict(wall_s=time.perf_counter() - begin, cpu_s=time.process_time() - cpu)
-    measured |= dict(peak_mb=max(resident_mb() - present, 0.), workers_s=max(children_seconds() - workers, 0.))
+    measured |= dict(peak_mb=max(resident_mb() - present, 0.),
+                     workers_s=max(children_seconds() - workers, 0.))
     return measured | (result if isinstance(result, dict) else {})
 
 
@@ -61,8 +66,11 @@ def short(error):
 
 def _serve(setup, name, settings, pipe):
     "What a peer's process does: set up, then one measurement for each request."
-    logging.disable(logging.CRITICAL); warnings.simplefilter("ignore")
-    silent = os.open(os.devnull, os.O_WRONLY); os.dup2(silent, 1); os.dup2(silent, 2)  # frameworks greet
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)  # frameworks greet
     try:
         begin = time.process_time()
         made = setup(name, **settings)
@@ -81,7 +89,8 @@ class Peer:
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(setup, name, settings, theirs))
-        self.process.start(); theirs.close()
+        self.process.start()
+        theirs.close()
         self._answer()
 
     def _answer(self):
@@ -103,7 +112,9 @@ class Peer:
         try: self.pipe.send(False)
         except OSError: pass
         self.process.join(10)
-        if self.process.is_alive(): self.process.kill(); self.process.join()
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
         self.pipe.close()
 
 
@@ -114,15 +125,19 @@ def compare(setup, names, rounds=5, **settings):
         peers = [Peer(setup, name, **settings) for name in names]
         table = {name: [] for name in names}
         for number in range(rounds + 1):
-            for peer in peers if number % 2 else peers[::-1]:  # nobody always follows the same neighbour
+            # nobody always follows the same neighbour
+            for peer in peers if number % 2 else peers[::-1]:
                 if (found := peer.ask()) is not None and number: table[peer.name].append(found)
     finally:
         for peer in peers: peer.close()
     rows = []
     for peer in peers:
-        if peer.error: rows.append(dict(name=peer.name, error=peer.error)); continue
+        if peer.error:
+            rows.append(dict(name=peer.name, error=peer.error))
+            continue
         keys = table[peer.name][0]
-        rows.append(dict(name=peer.name, rounds=table[peer.name], **{key: median(r[key] for r in table[peer.name]) for key in keys}))
+        rows.append(dict(name=peer.name, rounds=table[peer.name],
+                         **{key: median(r[key] for r in table[peer.name]) for key in keys}))
     return rows
 
 
@@ -131,14 +146,16 @@ def paired(row, other, key, combine=lambda a, b: a/b):
     return median(combine(a[key], b[key]) for a, b in zip(row["rounds"], other["rounds"]))
 
 
-def find(rows, name): return next((row for row in rows if row["name"] == name and "error" not in row), None)
+def find(rows, name):
+    return next((row for row in rows if row["name"] == name and "error" not in row), None)
 
 
 def table(rows, columns):
     "Markdown; `columns`: heading -> text of a row."
     lines = ["| implementation | " + " | ".join(columns) + " |", "|" + "---|"*(len(columns) + 1)]
     for row in rows:
-        cells = [row["error"], *[""]*(len(columns) - 1)] if "error" in row else [text(row) for text in columns.values()]
+        cells = ([row["error"], *[""]*(len(columns) - 1)] if "error" in row
+                 else [text(row) for text in columns.values()])
         lines.append("| " + " | ".join([row["name"], *cells]) + " |")
     return "\n".join(lines)
 
@@ -154,7 +171,8 @@ def header(title, libraries, *more):
         except importlib.metadata.PackageNotFoundError: versions.append(f"{name} not installed")
     cpu = platform.processor() or platform.machine()
     try:
-        with open("/proc/cpuinfo") as file: cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+        with open("/proc/cpuinfo") as file:
+            cpu = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration): pass
     load = [f"load {os.getloadavg()[0]:.1f}"] if hasattr(os, "getloadavg") else []
     show(f"# {title}", "; ".join([f"{cpu}, {os.cpu_count()} cores", *more, f"Python {platform.python_version()}", *versions, *load]))

@@ -37,8 +37,10 @@ def make_sound(folder):
         rng = np.random.default_rng(number)
         t = np.arange(6*RATE)/RATE
         pitch = 110*2**(number/3)*(1 + .1*np.sin(2*np.pi*.5*t))
-        tone = sum(np.sin(2*np.pi*k*np.cumsum(pitch)/RATE)/k for k in range(1, 8))*(.6 + .4*np.sin(2*np.pi*3*t))
-        sf.write(folder/f"tone-{number}.wav", (.15*tone + .01*rng.normal(size=t.size)).astype(np.float32), RATE, subtype="FLOAT")
+        tone = sum(np.sin(2*np.pi*k*np.cumsum(pitch)/RATE)/k
+                   for k in range(1, 8))*(.6 + .4*np.sin(2*np.pi*3*t))
+        sf.write(folder/f"tone-{number}.wav",
+                 (.15*tone + .01*rng.normal(size=t.size)).astype(np.float32), RATE, subtype="FLOAT")
 
 
 def run(checkout, line, places):
@@ -46,7 +48,8 @@ def run(checkout, line, places):
     import shlex
     env = os.environ | dict(PYTHONPATH=str(checkout), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     words = shlex.split(line.format(**places))
-    done = subprocess.run([sys.executable, "-m", "audiolab", *words], env=env, text=True, capture_output=True, cwd=places["out"])
+    done = subprocess.run([sys.executable, "-m", "audiolab", *words], env=env, text=True,
+                          capture_output=True, cwd=places["out"])
     if done.returncode: sys.exit(f"{checkout}: audiolab {' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
 
 
@@ -55,7 +58,8 @@ def digest(data): return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 def without_clocks(value):
     if isinstance(value, dict):
-        return {k: without_clocks(v) for k, v in value.items() if k not in CLOCKS and not k.startswith("share/") and k != "time"}
+        return {k: without_clocks(v) for k, v in value.items() if k not in CLOCKS
+                and not k.startswith("share/") and k != "time"}
     return [without_clocks(v) for v in value] if isinstance(value, list) else value
 
 
@@ -67,7 +71,8 @@ def facts(out):
         name = path.relative_to(out).as_posix()
         if path.suffix == ".safetensors":
             with safe_open(path, "np") as file:
-                for key in file.keys(): found[f"{name}:{key}"] = digest(file.get_tensor(key).tobytes())
+                for key in file.keys():
+                    found[f"{name}:{key}"] = digest(file.get_tensor(key).tobytes())
                 state = (file.metadata() or {}).get("audiolab.state", "")
             found[f"{name}:state"] = digest(CLOCK.sub("", state).encode())
         elif path.name == "history.jsonl":
@@ -98,7 +103,9 @@ def main():
         if args.save: args.save.write_text(json.dumps(before, indent=1))
         now = results(ROOT, sound, Path(tmp)/"b"/"out")
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    for name in different: print(f"differs: {name}" + (" (only one has it)" if name not in before or name not in now else ""))
+    for name in different:
+        print(f"differs: {name}" + (" (only one has it)" if name not in before
+                                    or name not in now else ""))
     print(f"{len(before.keys() & now.keys()) - sum(k in before and k in now for k in different)} equal to the bit, {len(different)} different")
     return bool(different)
 

@@ -49,14 +49,17 @@ def make_corpus(folder: Path, minutes: float) -> None:
         for i, line in enumerate(lines[-3:]):
             for voice in HELD_VOICES:
                 audio, rate = espeak(line, f"{language}+{voice}")
-                write_audio(folder / "held" / f"{language}_{voice}_{i}.wav", resample(audio, rate, RATE), RATE)
+                write_audio(folder / "held" / f"{language}_{voice}_{i}.wav",
+                            resample(audio, rate, RATE), RATE)
     seconds, number = 0., 0
     while seconds < minutes * 60:
         language = list(SENTENCES)[number % len(SENTENCES)]
         words = " ".join(SENTENCES[language][:-3]).split()
         text = " ".join(rng.choice(words, size=12))
-        audio, rate = espeak(text, f"{language}+{rng.choice(TRAIN_VOICES)}", speed=int(rng.integers(130, 200)), pitch=int(rng.integers(30, 70)))
-        write_audio(folder / "train" / f"{number:04d}_{language}.wav", resample(audio, rate, RATE), RATE)
+        audio, rate = espeak(text, f"{language}+{rng.choice(TRAIN_VOICES)}",
+                             speed=int(rng.integers(130, 200)), pitch=int(rng.integers(30, 70)))
+        write_audio(folder / "train" / f"{number:04d}_{language}.wav",
+                    resample(audio, rate, RATE), RATE)
         seconds, number = seconds + len(audio) / rate, number + 1
     (folder / "done").touch()
 
@@ -64,7 +67,8 @@ def make_corpus(folder: Path, minutes: float) -> None:
 def held_out(folder: Path, seconds: float = 3.) -> list[dict]:
     items = []
     for path in sorted((folder / "held").glob("*.wav"))[::2]:
-        audio = np.asarray(read_audio(path, sample_rate=RATE, mono=True)[0], np.float32)[:round(seconds * RATE)]
+        audio = np.asarray(read_audio(path, sample_rate=RATE, mono=True)[0],
+                           np.float32)[:round(seconds * RATE)]
         items.append({"audio": audio, "length": len(audio), "id": path.stem})
     return items
 
@@ -77,8 +81,10 @@ def in_noise(held: list[dict], decibels=(-5, 0, 5)) -> dict:
     noise = np.fft.irfft(spectrum * np.exp(2j*np.pi*rng.random(len(spectrum))), len(speech))
     ends = np.cumsum([item["length"] for item in held])
     pairs = [(item["audio"], noise[end - item["length"]:end]) for item, end in zip(held, ends)]
-    mixed = lambda x, n, db: (x + n * np.sqrt(np.mean(x**2) / np.mean(n**2)) * 10**(-db/20)).astype(np.float32)
-    return {db: float(np.mean([stoi(x, mixed(x, n, db), RATE) for x, n in pairs])) for db in decibels}
+    def mixed(x, n, db):
+        return (x + n * np.sqrt(np.mean(x**2) / np.mean(n**2)) * 10**(-db/20)).astype(np.float32)
+    return {db: float(np.mean([stoi(x, mixed(x, n, db), RATE) for x, n in pairs]))
+            for db in decibels}
 
 
 def settings(rule, folder, args):
@@ -92,8 +98,12 @@ def settings(rule, folder, args):
 
 class Measured(SnacTask):
     "The task with the held-out sounds of this benchmark."
-    def __init__(self, config, held): super().__init__(config); self.chosen = held
-    def setup(self, loop): super().setup(loop); self.held = self.chosen
+    def __init__(self, config, held):
+        super().__init__(config)
+        self.chosen = held
+    def setup(self, loop):
+        super().setup(loop)
+        self.held = self.chosen
 
 
 def measure(generator, held, codebook_size) -> dict:
@@ -105,23 +115,32 @@ def measure(generator, held, codebook_size) -> dict:
             real = torch.as_tensor(item["audio"])
             sound, found = generator(real[None, None])
             sound = sound[0, 0]
-            rows.append((mel_distance(real, sound, RATE), multi_scale_stft_distance(real, sound), stoi(real, sound, RATE)))
-            codes = [torch.cat([a, b.flatten()]) for a, b in zip(codes, found)] if codes else [b.flatten() for b in found]
+            rows.append((mel_distance(real, sound, RATE), multi_scale_stft_distance(real, sound),
+                         stoi(real, sound, RATE)))
+            codes = ([torch.cat([a, b.flatten()]) for a, b in zip(codes, found)] if codes
+                     else [b.flatten() for b in found])
     use = {}
-    for i, c in enumerate(codes): use[f"used/{i}"], use[f"perplexity/{i}"] = map(float, codebook_use(torch.bincount(c, minlength=codebook_size).float()))
+    for i, c in enumerate(codes):
+        use[f"used/{i}"], use[f"perplexity/{i}"] = map(
+            float, codebook_use(torch.bincount(c, minlength=codebook_size).float()))
     return dict(zip(("mel", "stft", "stoi"), (float(np.mean(o)) for o in zip(*rows)))) | use
 
 
 def run_dac(config, held, folder: Path) -> None:
     "The plain loop: two passes, critics first."
-    t, d, w, rate = config.training, config.discriminators, config.losses, config.model.sampling_rate
+    t, d, w, rate = (config.training, config.discriminators, config.losses,
+                     config.model.sampling_rate)
     seed_step(t.seed, -3)  # the first weights are those of the other runs
     generator, mpd, msd = setup_models(config)
     critics = [*mpd.parameters(), *msd.parameters()]
-    optim_g = torch.optim.AdamW(generator.parameters(), t.learning_rate, t.betas, weight_decay=t.weight_decay)
+    optim_g = torch.optim.AdamW(generator.parameters(), t.learning_rate, t.betas,
+                                weight_decay=t.weight_decay)
     optim_d = torch.optim.AdamW(critics, d.learning_rate, t.betas, weight_decay=t.weight_decay)
-    rates = lambda step: min(1., (step + 1) / (t.warmup + 1)) * (t.final_factor + (1 - t.final_factor) * .5 * (1 + np.cos(np.pi * step / t.steps)))
-    dataset, _ = open_training_data(config.data.dataset_path, rate, config.segment_samples / rate, validation_share=0., multiple=config.pad_multiple, seed=t.seed)
+    def rates(step):
+        return min(1., (step + 1) / (t.warmup + 1)) * (t.final_factor + (1 - t.final_factor) * .5 *
+                                                       (1 + np.cos(np.pi * step / t.steps)))
+    dataset, _ = open_training_data(config.data.dataset_path, rate, config.segment_samples / rate,
+                                    validation_share=0., multiple=config.pad_multiple, seed=t.seed)
     loader, step, epoch, spent = make_loader(dataset, t.batch_size, seed=t.seed), 0, 0, 0.
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "history.jsonl", "w") as history:
@@ -129,28 +148,38 @@ def run_dac(config, held, folder: Path) -> None:
             for batch in loader.batches(epoch, 0):
                 began, real = time.thread_time(), batch["audio"][:, None]
                 for group in optim_g.param_groups: group["lr"] = t.learning_rate * rates(step)
-                for group in optim_d.param_groups: group["lr"] = d.learning_rate * rates(step) * min(1., (step + 1) / (d.warmup + 1))
+                for group in optim_d.param_groups:
+                    group["lr"] = d.learning_rate * rates(step) * min(1.,
+                                                                      (step + 1) / (d.warmup + 1))
                 coded = generator(real, details=True)
                 if step >= d.start:
                     fake = coded.audio.detach()
-                    loss_d = sum(sum(discriminator_loss(net(real)[0], net(fake)[0])) for net in (mpd, msd))
-                    optim_d.zero_grad(); loss_d.backward()
-                    torch.nn.utils.clip_grad_norm_(critics, d.clip_norm); optim_d.step()
-                loss = w.mel * multi_scale_mel_loss(real, coded.audio, rate) + sum(w.commitment * o.commitment + w.codebook * o.codebook for o in coded.levels)
+                    loss_d = sum(sum(discriminator_loss(net(real)[0], net(fake)[0]))
+                                 for net in (mpd, msd))
+                    optim_d.zero_grad()
+                    loss_d.backward()
+                    torch.nn.utils.clip_grad_norm_(critics, d.clip_norm)
+                    optim_d.step()
+                loss = w.mel * multi_scale_mel_loss(real, coded.audio, rate) + sum(
+                    w.commitment * o.commitment + w.codebook * o.codebook for o in coded.levels)
                 if step >= d.start:
                     for net in (mpd, msd):
                         with torch.no_grad(): maps_real = net(real)[1]
                         said, maps = net(coded.audio)
-                        loss = loss + w.adversarial * generator_loss(said) + w.feature_matching * feature_matching_loss(maps_real, maps)
-                optim_g.zero_grad(); loss.backward()
-                torch.nn.utils.clip_grad_norm_(generator.parameters(), 1e3); optim_g.step()
+                        loss = loss + w.adversarial * generator_loss(
+                            said) + w.feature_matching * feature_matching_loss(maps_real, maps)
+                optim_g.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(generator.parameters(), 1e3)
+                optim_g.step()
                 spent += time.thread_time() - began
                 step += 1
                 if step % int(t.validate_every.split()[0]) == 0 or step == t.steps:
                     generator.eval()
                     values = measure(generator, held, config.model.codebook_size)
                     generator.train()
-                    history.write(json.dumps({"kind": "validation", "step": step, "epoch": epoch, "seconds": spent, "values": values}) + "\n"); history.flush()
+                    history.write(json.dumps({"kind": "validation", "step": step, "epoch": epoch, "seconds": spent, "values": values}) + "\n")
+                    history.flush()
                     print(f"dac {step}: {values} after {spent:.0f} CPU s", file=sys.stderr)
                 if step >= t.steps: break
             epoch += 1
@@ -159,16 +188,22 @@ def run_dac(config, held, folder: Path) -> None:
 def run(rule, args):
     torch.set_num_threads(1)
     config, held = settings(rule, args.corpus, args), held_out(args.corpus)
-    if rule == "dac": run_dac(config, held, args.output / rule); return
+    if rule == "dac":
+        run_dac(config, held, args.output / rule)
+        return
     before = time.process_time()
-    try: Trainer(Measured(config, held), config.training, config.paths.checkpoint_dir, [TerminalProgress()]).fit("auto" if args.resume else None)
-    except NotFinite as problem: print(f"{rule}: {problem}", file=sys.stderr)  # the figure says so, too
+    try:
+        Trainer(Measured(config, held), config.training, config.paths.checkpoint_dir,
+                [TerminalProgress()]).fit("auto" if args.resume else None)
+    # the figure says so, too
+    except NotFinite as problem: print(f"{rule}: {problem}", file=sys.stderr)
     (args.output / rule / "cpu_seconds.json").write_text(json.dumps(time.process_time() - before))
 
 
 def failed(folder: Path) -> str:
     "Where a run failed, for its name in the figure."
-    return "".join(f", failed at step {row['step']}" for row in read_history(folder) if row["kind"] == "end" and row["values"].get("state") == "failed")
+    return "".join(f", failed at step {row['step']}" for row in read_history(folder)
+                   if row["kind"] == "end" and row["values"].get("state") == "failed")
 
 
 def validations(folder: Path) -> list[dict]:
@@ -179,8 +214,10 @@ def validations(folder: Path) -> list[dict]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="all", choices=("all", "corpus", "run", "figure"))
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="all",
+                        choices=("all", "corpus", "run", "figure"))
     parser.add_argument("rule", nargs="?", default="audiolab", choices=RULES)
     parser.add_argument("--corpus", type=Path, default=Path("snac_speech"), help="where the speech is made")
     parser.add_argument("--output", type=Path, default=Path("snac_runs"), help="where runs are written")
@@ -206,9 +243,14 @@ def figure(args):
     picture = Figure(figsize=(10, 3.3), layout="constrained")
     for axes, (name, title) in zip(picture.subplots(1, 3), (("mel", "mel distance (lower is better)"), ("stoi", "STOI (higher is better)"), ("perplexity/2", "perplexity, finest level"))):
         for db, value in (yardstick if name == "stoi" else {}).items():
-            axes.axhline(value, color="0.6", lw=.8, ls=":"); axes.annotate(f"in noise, {db} dB", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="0.4")
-        for rule, rows in runs.items(): axes.plot([r["step"] for r in rows], [r[name] for r in rows], "o-", ms=3, label=rule + failed(args.output / rule))
-        axes.set(title=title, xlabel="step"); axes.grid(alpha=.3); axes.margins(y=.1)
+            axes.axhline(value, color="0.6", lw=.8, ls=":")
+            axes.annotate(f"in noise, {db} dB", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="0.4")
+        for rule, rows in runs.items():
+            axes.plot([r["step"] for r in rows], [r[name] for r in rows], "o-", ms=3,
+                      label=rule + failed(args.output / rule))
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=.3)
+        axes.margins(y=.1)
     picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     FigureCanvasAgg(picture).print_figure(args.output / "snac_training.png", dpi=110)
     print("| rule | step | mel | STFT | STOI | used, by level | perplexity, by level |\n|---|---|---|---|---|---|---|")

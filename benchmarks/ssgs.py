@@ -24,9 +24,12 @@ RATE, HOP, SIZE = 16_000, 256, 1024  # Hz, samples, samples
 LIBRARIES = ("numpy", "scipy", "numba", "torch", "librosa", "hmmlearn", "pomegranate", "dynamax", "jax")
 
 
-# ---- what child processes do: each function sets up, and returns what to time; memory is told apart at each stage
+# ---- what child processes do: each function sets up, and returns what to time;
+# memory is told apart at each stage
 
-def audio(folder, frames): return __import__("numpy").load(Path(folder)/"audio.npy", mmap_mode="r")[:(frames - 1)*HOP].copy()
+def audio(folder, frames):
+    return __import__("numpy").load(Path(folder)/"audio.npy",
+                                    mmap_mode="r")[:(frames - 1)*HOP].copy()
 
 
 def windowed(x):
@@ -43,25 +46,29 @@ def prediction_gain(predictor, x):
     import numpy as np
     from scipy.signal import lfilter
     frames = windowed(x)[::50]
-    residual = np.stack([lfilter([1, *a], [1], frame) for a, frame in zip(np.asarray(predictor, float)[::50], frames)])
+    residual = np.stack([lfilter([1, *a], [1], frame) for a,
+                         frame in zip(np.asarray(predictor, float)[::50], frames)])
     return float(10*np.log10(((frames**2).sum(1) + 1e-9)/((residual**2).sum(1) + 1e-9)).mean())
 
 
 def analysis(kind, order, frames, folder):
     "Setup of one analysis: (what to time, what to ask of its result)."
     if kind.startswith("librosa"): import librosa
-    from audiolab.ssgs import lattice, lpc, sound_frames
+    from audiolab.ssgs import lpc, sound_frames
     yield
     x = audio(folder, frames)
     if kind.startswith("librosa"):
         import numpy as np
         y = windowed(x)
-        each = lambda: np.stack([librosa.lpc(frame, order=order) for frame in y])
-        yield (each if "frame" in kind else lambda: librosa.lpc(y, order=order, axis=-1)), lambda a: dict(gain_db=prediction_gain(a[:, 1:], x))
+        def each(): return np.stack([librosa.lpc(frame, order=order) for frame in y])
+        yield (each if "frame" in kind else lambda: librosa.lpc(
+            y, order=order, axis=-1)), lambda a: dict(gain_db=prediction_gain(a[:, 1:], x))
     elif kind == "ours, LPC":
-        yield lambda: lpc.levinson(lpc.condition(lpc.autocorrelation(x, order, SIZE, HOP), RATE))[0], lambda a: dict(gain_db=prediction_gain(a, x))
+        yield lambda: lpc.levinson(lpc.condition(lpc.autocorrelation(x, order, SIZE, HOP), RATE))[
+            0], lambda a: dict(gain_db=prediction_gain(a, x))
     elif kind == "ours, LPC and LSF":
-        yield lambda: lpc.analyse(x, RATE, order, SIZE, HOP), lambda r: dict(gain_db=prediction_gain(lpc.lsf_to_lpc(r[0]), x))
+        yield lambda: lpc.analyse(x, RATE, order, SIZE, HOP), lambda r: dict(
+            gain_db=prediction_gain(lpc.lsf_to_lpc(r[0]), x))
     else:
         def whole():
             tracks = sound_frames.analyse_frames(x, RATE, order, SIZE, HOP)
@@ -78,8 +85,9 @@ def filtering(kind, order, seconds, folder):
     yield
     frames = round(seconds*RATE/HOP) + 1
     lsf, log_rms = lpc.analyse(audio(folder, frames), RATE, order, SIZE, HOP)
-    parcor, excitation = lattice.lsf_to_parcor(lsf), np.random.default_rng(0).standard_normal((frames - 1)*HOP)
-    level = lambda y: dict(rms_db=float(10*np.log10((y**2).mean())))
+    parcor = lattice.lsf_to_parcor(lsf)
+    excitation = np.random.default_rng(0).standard_normal((frames - 1)*HOP)
+    def level(y): return dict(rms_db=float(10*np.log10((y**2).mean())))
     if kind.startswith("ours"):
         yield lambda: lattice.lattice_synthesis(excitation, parcor, log_rms, HOP), level
         return
@@ -89,7 +97,8 @@ def filtering(kind, order, seconds, folder):
     def run():
         out, state = np.empty(len(excitation)), np.zeros(order)
         for t in range(frames - 1):
-            out[t*HOP:(t + 1)*HOP], state = lfilter(gain[t:t + 1], a[t], excitation[t*HOP:(t + 1)*HOP], zi=state)
+            out[t*HOP:(t + 1)*HOP], state = lfilter(gain[t:t + 1], a[t],
+                                                    excitation[t*HOP:(t + 1)*HOP], zi=state)
         return out
     yield run, level
 
@@ -100,7 +109,8 @@ def training(folder, quick):
     from audiolab.ssgs import SpectralStateGuidedSynthesis
     yield
     files = instrument_corpus(Path(folder)/"corpus", n_files=6 if quick else 24, sample_rate=RATE)
-    yield (lambda: SpectralStateGuidedSynthesis(n_states=8 if quick else 34).train(files, RATE, 5).save_checkpoint(Path(folder)/"model")), lambda path: {}
+    yield (lambda: SpectralStateGuidedSynthesis(n_states=8 if quick else 34).train(
+        files, RATE, 5).save_checkpoint(Path(folder)/"model")), lambda path: {}
 
 
 def generation(kind, fidelity, seconds, folder):
@@ -108,7 +118,8 @@ def generation(kind, fidelity, seconds, folder):
     from audiolab.ssgs import SpectralStateGuidedSynthesis
     yield
     model = SpectralStateGuidedSynthesis.load_checkpoint(Path(folder)/"model.safetensors")
-    yield lambda: model.generate(seconds, RATE, fidelity, kind, seed=0), lambda y: dict(samples=len(y))
+    yield lambda: model.generate(seconds, RATE, fidelity, kind,
+                                 seed=0), lambda y: dict(samples=len(y))
 
 
 def device_em(kind, frames, length, device, iterations):
@@ -121,15 +132,21 @@ def device_em(kind, frames, length, device, iterations):
     start, y = em.generate(frames, length)
     dtype, compiled = getattr(torch, kind.split()[-1]), kind.startswith("compiled")
     on_gpu = device.startswith("cuda") and not compiled
-    model, sequences, seconds, likelihood = GaussianHMM(*start), list(y.astype(kind.split()[-1])), [], []
+    model = GaussianHMM(*start)
+    sequences = list(y.astype(kind.split()[-1]))
+    seconds = []
+    likelihood = []
     for _ in range(iterations + 1):
         if on_gpu: torch.cuda.synchronize(device)
         begin = time.perf_counter()
-        statistics = e_step(model, sequences, dtype=dtype, device="cpu" if compiled else device, use_numba=compiled)
+        statistics = e_step(model, sequences, dtype=dtype, device="cpu" if compiled else device,
+                            use_numba=compiled)
         model = m_step(statistics, model)
         if on_gpu: torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begin); likelihood.append(statistics.log_likelihood)
-    return dict(wall_s=float(np.median(seconds[1:])), log_likelihood=likelihood[0], last=likelihood[-1],
+        seconds.append(time.perf_counter() - begin)
+        likelihood.append(statistics.log_likelihood)
+    return dict(wall_s=float(np.median(seconds[1:])), log_likelihood=likelihood[0],
+                last=likelihood[-1],
                 device_mb=torch.cuda.max_memory_allocated(device)/2**20 if on_gpu else 0.)
 
 
@@ -140,7 +157,8 @@ def work(task, repeats=5, **settings):
     "What a child process does: a dict of measurements."
     import logging
     import warnings
-    logging.disable(logging.CRITICAL); warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     if task == "device": return device_em(**settings)
     import numpy as np
     stages = TASKS[task](**settings)
@@ -154,16 +172,21 @@ def work(task, repeats=5, **settings):
         result = run()
         seconds.append(time.process_time() - begin)
     peak = em.resident_mb()
-    return dict(cpu_s=float(np.median(seconds[1:] or seconds)), peak_mb=max(peak, data) - imports, data_mb=data - imports) | ask(result)
+    return dict(cpu_s=float(np.median(seconds[1:] or seconds)), peak_mb=max(peak, data) - imports,
+                data_mb=data - imports) | ask(result)
 
 
 def child(task, **settings):
     "`work` in a process of its own on one thread; a dict with `error` where a library is absent or it fails."
     kind = settings.get("kind", "")
-    if kind.startswith("librosa") and importlib.util.find_spec("librosa") is None: return dict(name=kind, error="not installed")
-    command = [sys.executable, os.path.abspath(__file__), "--child", json.dumps(dict(task=task, **settings), default=str)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ({} if kind.startswith("torch on") else em.ONE_THREAD))
-    if done.returncode: return dict(name=kind, error="failed: " + (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][-160:])
+    if kind.startswith("librosa") and importlib.util.find_spec("librosa") is None:
+        return dict(name=kind, error="not installed")
+    command = [sys.executable, os.path.abspath(__file__), "--child",
+               json.dumps(dict(task=task, **settings), default=str)]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env=os.environ | ({} if kind.startswith("torch on") else em.ONE_THREAD))
+    if done.returncode:
+        return dict(name=kind, error="failed: " + (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][-160:])
     return dict(name=kind) | json.loads(done.stdout.splitlines()[-1])
 
 
@@ -176,7 +199,9 @@ def table(rows, columns, references=()):
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|"*len(heads)]
     for r in rows:
         if "error" in r: cells = [r["error"], *[""]*(len(heads) - 2)]
-        else: cells = [text(r) for text in columns.values()] + [f"{r['cpu_s']/base[n]:.2f}x" if base.get(n) else "-" for n in references]
+        else:
+            cells = [text(r) for text in columns.values()] + [
+                f"{r['cpu_s']/base[n]:.2f}x" if base.get(n) else "-" for n in references]
         lines.append("| " + " | ".join([r["name"], *cells]) + " |")
     return "\n".join(lines)
 
@@ -187,7 +212,9 @@ MEMORY = {"peak MB above imports (data)": lambda r: f"{r['peak_mb']:.0f} ({r['da
 def show_em(quick):
     frames = 7_000 if quick else 70_000
     show(f"## EM, K = {em.STATES}, D = {em.FEATURES}, full covariance, sequences of {em.LENGTH} frames", em.table(em.compare(frames), reference="ours"))
-    if not quick: show("### As the audio grows", em.table(em.growth()), "### Memory of many frames", em.table(em.memory()))
+    if not quick:
+        show("### As the audio grows", em.table(em.growth()), "### Memory of many frames",
+             em.table(em.memory()))
 
 
 def show_analysis(quick, folder):
@@ -196,7 +223,8 @@ def show_analysis(quick, folder):
     for order in (12, 18):
         kinds = ["ours, LPC", "ours, LPC and LSF", "ours, whole", "librosa.lpc, frame by frame", "librosa.lpc, batch"]
         rows = [child("analysis", kind=k, order=order, frames=frames, folder=folder) for k in kinds]
-        show(f"## Analysis of {frames:,} frames of {SIZE} samples, hop {HOP}, order {order}", table(rows, columns, ("ours, LPC", "ours, whole")))
+        show(f"## Analysis of {frames:,} frames of {SIZE} samples, hop {HOP}, order {order}",
+             table(rows, columns, ("ours, LPC", "ours, whole")))
     show("LPC: autocorrelation and Levinson's recursion, from the waveform, windowing included. Whole: line spectral frequencies, loudness, lattice "
          "residual, pitch and voicing. librosa's `lpc` is Burg's method, in float32, and is given the same frames ready windowed, which is not timed.")
 
@@ -206,32 +234,44 @@ def show_synthesis(quick, folder):
     columns = {"CPU s": lambda r: f"{r['cpu_s']:.4f}", "x real time": lambda r: f"{seconds/r['cpu_s']:,.0f}", **MEMORY, "level (dB)": lambda r: f"{r['rms_db']:.1f}"}
     for order in (12, 18):
         rows = [child("filtering", kind=k, order=order, seconds=seconds, folder=folder) for k in ("ours, normalised lattice", "scipy.signal.lfilter")]
-        show(f"## Synthesis filter, {seconds} s at {RATE} Hz, order {order}", table(rows, columns, ("ours, normalised lattice",)))
+        show(f"## Synthesis filter, {seconds} s at {RATE} Hz, order {order}",
+             table(rows, columns, ("ours, normalised lattice",)))
     show("The lattice interpolates coefficients and gain between frames; `lfilter` is run on each hop with coefficients that stay put, its state carried on.")
     trained = child("training", folder=folder, quick=quick, repeats=0)
-    if "error" in trained: show(trained["error"]); return
+    if "error" in trained:
+        show(trained["error"])
+        return
     from audiolab.ssgs import EXCITATIONS
-    lines = ["| excitation | " + " | ".join(f"fidelity {f}: CPU s (x real time)" for f in (0, .5, 1)) + " | largest peak MB above imports (model) |", "|---|---|---|---|---|"]
+    lines = ["| excitation | " + " | ".join(f"fidelity {f}: CPU s (x real time)" for f in (
+        0, .5, 1)) + " | largest peak MB above imports (model) |", "|---|---|---|---|---|"]
     for name in EXCITATIONS:
-        rows = [child("generation", kind=name, fidelity=f, seconds=seconds, folder=folder) for f in (0, .5, 1)]
+        rows = [child("generation", kind=name, fidelity=f, seconds=seconds, folder=folder)
+                for f in (0, .5, 1)]
         cells = [r.get("error") or f"{r['cpu_s']:.3f} ({seconds/r['cpu_s']:,.0f})" for r in rows]
         good = [r for r in rows if "error" not in r]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {max((r['peak_mb'] for r in good), default=0):.0f} ({max((r['data_mb'] for r in good), default=0):.0f}) |")
-    show(f"## `generate({seconds})`, a model of {8 if quick else 34} states and order 18", "\n".join(lines), "At fidelity 1 the model plays its recordings, whatever the excitation.",
+    show(f"## `generate({seconds})`, a model of {8 if quick else 34} states and order 18",
+         "\n".join(lines), "At fidelity 1 the model plays its recordings, whatever the excitation.",
          f"Training it ({6 if quick else 24} files, 5 iterations, analysis included, without a warm-up) took {trained['cpu_s']:.2f} CPU s.")
 
 
 def show_device(device, quick):
     import torch
     show(f"## EM on {device}")
-    if device.startswith("cuda") and not torch.cuda.is_available(): show("CUDA is not available here."); return
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        show("CUDA is not available here.")
+        return
     lines = ["| implementation | frames | wall s / iteration | x compiled, one core | peak device MB | log-likelihood of the start | after the last iteration |", "|---|---|---|---|---|---|---|"]
-    for frames, length in ((7_000, 500),) if quick else ((70_000, 500), (70_000, 70_000), (700_000, 500), (700_000, 700_000)):
+    for frames, length in ((7_000, 500),) if quick else ((70_000, 500), (70_000, 70_000),
+                                                         (700_000, 500), (700_000, 700_000)):
         for dtype in ("float32", "float64"):
-            rows = [child("device", kind=f"{k} {dtype}", frames=frames, length=length, device=device, iterations=5) for k in ("compiled", f"torch on {device}")]
+            rows = [child("device", kind=f"{k} {dtype}", frames=frames, length=length,
+                          device=device, iterations=5) for k in ("compiled", f"torch on {device}")]
             for r in rows:
                 shape = f"{frames//length} x {length:,}"
-                if "error" in r: lines.append(f"| {r['name']} | {shape} | {r['error']} | | | | |"); continue
+                if "error" in r:
+                    lines.append(f"| {r['name']} | {shape} | {r['error']} | | | | |")
+                    continue
                 ratio = f"{r['wall_s']/rows[0]['wall_s']:.2f}x" if "error" not in rows[0] else "-"
                 lines.append(f"| {r['name']} | {shape} | {r['wall_s']:.4f} | {ratio} | {r['device_mb']:.0f} | {r['log_likelihood']:.3f} | {r['last']:.3f} |")
     show("\n".join(lines), "On the device, sequences are cut into pieces of about 500 frames with 32 of overlap, and all pieces step together.")
@@ -245,18 +285,22 @@ def material(folder, quick):
     from audiolab.audio import instrument_corpus
     files = instrument_corpus(Path(folder)/"corpus", n_files=6 if quick else 24, sample_rate=RATE)
     once = np.concatenate([read_audio(f, sample_rate=RATE, mono=True)[0] for f in files])
-    x = np.resize(once, (7_000 if quick else 70_000)*HOP) + 1e-4*np.random.default_rng(0).standard_normal((7_000 if quick else 70_000)*HOP)
+    x = np.resize(once, (7_000 if quick else 70_000)*HOP) + 1e-4*np.random.default_rng(
+        0).standard_normal((7_000 if quick else 70_000)*HOP)
     np.save(Path(folder)/"audio.npy", x.astype(np.float32))
 
 
 def main():
     parser = argparse.ArgumentParser(description="CPU time and memory of SSGS beside other libraries, as Markdown")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data or less")
-    parser.add_argument("--only", nargs="+", choices=("em", "analysis", "synthesis", "device"), help="only these tables")
+    parser.add_argument("--only", nargs="+", choices=("em", "analysis", "synthesis", "device"),
+                        help="only these tables")
     parser.add_argument("--device", help="also EM with torch on this device: cuda, cuda:1, or cpu to see the same path on the processor")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child: print(json.dumps(work(**json.loads(args.child)))); return
+    if args.child:
+        print(json.dumps(work(**json.loads(args.child))))
+        return
     parts = args.only or ["em", "analysis", "synthesis"] + ["device"]*bool(args.device)
     header("SSGS benchmarks", LIBRARIES)
     if "em" in parts: show_em(args.quick)

@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("files", "config", "audio", "measure", "remote", "data", "training", "watch",
           "vocoder", "ssgs", "snac", "apps", "tutorials")
-SIDE_BY_SIDE = "vocoder", "ssgs", "snac"  # systems do not know of each other, but for the vocoder, which others may use
+# systems do not know of each other, but for the vocoder, which others may use
+SIDE_BY_SIDE = "vocoder", "ssgs", "snac"
 UNSEEN_LINES, MEDIAN_CELL, FUNCTION_LINES, SHORT_METHOD = 40, 15, 40, 15
 ATTRIBUTES, DEPTH, TARGETS, LINE = 10, 3, 3, 100
 OTHERS = "tests", "tools", "benchmarks"  # folders of plain modules
@@ -59,16 +60,19 @@ def parse_cell(source):
 def is_import(tree):
     "Whether a cell only makes ready: imports, and perhaps a logger after them"
     first = tree.body and isinstance(tree.body[0], (ast.Import, ast.ImportFrom))
-    return not tree.body or first and not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in tree.body)
+    defined = any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in tree.body)
+    return not tree.body or first and not defined
 
 
-def code_lines(source): return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
+def code_lines(source):
+    return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
 
 
 def length(node): return node.end_lineno - min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) + 1
 
 
-def functions(tree): return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+def functions(tree):
+    return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 def body_length(function): return function.end_lineno - function.body[0].lineno + 1
@@ -98,7 +102,8 @@ class Classes:
         self.imported = {path: self._imports(path, tree) for path, tree in self.trees.items()}
         for (path, name), node in self.found.items():
             for base in node.bases:
-                if home := self.resolve(path, base_name(base)): self.children[home].append((path, name))
+                if home := self.resolve(path, base_name(base)):
+                    self.children[home].append((path, name))
 
     def _imports(self, path, tree):
         names = {}
@@ -128,10 +133,14 @@ def is_settings(node):
 
 def attributes(node):
     "Names of the data attributes of a class: its fields, and what its methods set on `self`"
-    names = {n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-    for n in ast.walk(node):
-        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and getattr(n.value, "id", "") == "self": names.add(n.attr)
-    return names
+    fields = (n.target for n in node.body if isinstance(n, ast.AnnAssign))
+    names = {field.id for field in fields if isinstance(field, ast.Name)}
+    return names | {n.attr for n in ast.walk(node) if is_set_on_self(n)}
+
+
+def is_set_on_self(node):
+    if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store): return False
+    return getattr(node.value, "id", "") == "self"
 
 
 def class_findings(rooms):
@@ -151,14 +160,16 @@ def class_findings(rooms):
 def targets(node):
     "How many targets an assignment has"
     if not isinstance(node, ast.Assign): return 0
-    return max(len(node.targets), *(len(t.elts) if isinstance(t, ast.Tuple) else 1 for t in node.targets))
+    return max(len(node.targets),
+               *(len(t.elts) if isinstance(t, ast.Tuple) else 1 for t in node.targets))
 
 
 def module_findings(rooms):
     for path, tree in modules(rooms).items():
         for node in ast.walk(tree):
             where = f"{short(path)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and length(node) > FUNCTION_LINES:
+            is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            if is_function and length(node) > FUNCTION_LINES:
                 yield Finding("function", where, f"{node.name} has {length(node)} lines")
             if (count := targets(node)) > TARGETS: yield Finding("targets", where, f"{count} targets in an assignment")
             if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("audiolab")):
@@ -193,7 +204,8 @@ def wide_lines(path):
 
 
 def line_findings(rooms):
-    for path in [*modules(rooms), *sorted(p for folder in OTHERS for p in (ROOT/folder).glob("*.py"))]:
+    others = sorted(p for folder in OTHERS for p in (ROOT/folder).glob("*.py"))
+    for path in [*modules(rooms), *others]:
         for n in wide_lines(path): yield Finding("wide", f"{short(path)}:{n}", f"more than {LINE} characters")
 
 
@@ -204,7 +216,8 @@ def number(path): return int(found[0]) if (found := re.match(r"\d+", path.name))
 
 def is_visible_call(source, tree):
     "Whether a reader sees something happen in a cell"
-    return not EXPORT.search(source) and not HIDDEN.search(source) and any(isinstance(n, ast.Call) for n in ast.walk(tree))
+    if EXPORT.search(source) or HIDDEN.search(source): return False
+    return any(isinstance(n, ast.Call) for n in ast.walk(tree))
 
 
 def unseen(cells):
@@ -214,8 +227,10 @@ def unseen(cells):
         tree = parse_cell(source)
         if EXPORT.search(source):
             if is_import(tree): continue
-            if not lines: first = next(line for line in source.splitlines() if line and not line.startswith("#"))
-            lines += min(code_lines(source), UNSEEN_LINES) if is_short_class(tree) else code_lines(source)
+            if not lines:
+                first = next(line for line in source.splitlines() if line and not line.startswith("#"))
+            count = code_lines(source)
+            lines += min(count, UNSEEN_LINES) if is_short_class(tree) else count
         elif is_visible_call(source, tree) and lines:
             runs.append((lines, first))
             lines = 0
@@ -231,7 +246,8 @@ def notebook_findings(rooms):
     for path, cells in notebooks(rooms).items():
         for lines, first in unseen(cells):
             if lines > UNSEEN_LINES: yield Finding("unseen", short(path), f"{lines} exported lines before a call, from {first[:60]!r}")
-        if (lengths := cell_lengths(cells)) and (middle := statistics.median(lengths)) > MEDIAN_CELL:
+        middle = statistics.median(cell_lengths(cells) or [0])
+        if middle > MEDIAN_CELL:
             yield Finding("cells", short(path), f"the median exported cell has {middle:g} lines")
     for room in rooms:
         if room == "tutorials": continue
@@ -243,8 +259,10 @@ def notebook_findings(rooms):
 def imported_modules(source):
     "Parts of audiolab that a cell imports, at any depth: 'ssgs.hmm', or 'files' for a face"
     for node in ast.walk(parse_cell(source)):
-        if isinstance(node, ast.Import): yield from (a.name[9:] for a in node.names if a.name.startswith("audiolab."))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("audiolab."): yield node.module[9:]
+        if isinstance(node, ast.Import):
+            yield from (a.name[9:] for a in node.names if a.name.startswith("audiolab."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("audiolab."):
+            yield node.module[9:]
 
 
 def why_misplaced(room, place, target, homes):
@@ -263,7 +281,8 @@ def import_findings(rooms):
     everywhere = notebooks()
     homes = {}
     for path, cells in everywhere.items():
-        if found := re.search(r"^#\s*\|\s*default_exp\s+(\S+)", "\n".join(cells), re.M): homes[found[1]] = number(path)
+        if found := re.search(r"^#\s*\|\s*default_exp\s+(\S+)", "\n".join(cells), re.M):
+            homes[found[1]] = number(path)
     for path, cells in everywhere.items():
         if (room := path.parent.name) not in rooms: continue
         for target in sorted({t for source in cells for t in imported_modules(source)}):
@@ -285,13 +304,15 @@ def percentile(values, share): return sorted(values)[min(len(values) - 1, int(sh
 def figures():
     "The table of the house: sizes, depths and distances, as {name: text}"
     classes, trees = Classes(), modules()
-    texts = {p: [line for line in p.read_text(encoding="utf-8").splitlines() if line.strip()] for p in trees}
-    lines = [line for text in texts.values() for line in text]
-    sizes = [len(text) for text in texts.values()]
-    statements = [sum(isinstance(n, ast.stmt) for n in ast.walk(f)) - 1 for t in trees.values() for f in functions(t)]
+    texts = [p.read_text(encoding="utf-8").splitlines() for p in trees]
+    texts = [[line for line in text if line.strip()] for text in texts]
+    lines = [line for text in texts for line in text]
+    sizes = [len(text) for text in texts]
+    all_functions = [f for t in trees.values() for f in functions(t)]
+    statements = [sum(isinstance(n, ast.stmt) for n in ast.walk(f)) - 1 for f in all_functions]
     cells = [n for cells in notebooks().values() for n in cell_lengths(cells)]
     runs = [n for cells in notebooks().values() for n, _ in unseen(cells)]
-    wide = lambda limit: sum(len(line) > limit for line in lines)
+    def wide(limit): return sum(len(line) > limit for line in lines)
     slices = sum(len(v) == 1 and k[1][0] == "_" for k, v in classes.children.items())
     held = [len(attributes(n)) for n in classes.found.values() if not is_settings(n)]
     tests = [len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT/"tests").glob("test_*.py")]

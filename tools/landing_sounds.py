@@ -24,7 +24,8 @@ SOUNDS = ROOT/"nbs/sounds"
 def write(name, audio, rate):
     "One sound, its peak at -3 dB"
     SOUNDS.mkdir(exist_ok=True)
-    sf.write(SOUNDS/f"{name}.mp3", 0.7*np.asarray(audio)/max(np.abs(audio).max(), 1e-9), rate, format="MP3")
+    sf.write(SOUNDS/f"{name}.mp3", 0.7*np.asarray(audio)/max(np.abs(audio).max(), 1e-9), rate,
+             format="MP3")
     print(f"{name}: {len(audio)/rate:.1f} s, {(SOUNDS/f'{name}.mp3').stat().st_size/1000:.0f} kB")
 
 
@@ -62,7 +63,8 @@ def denoiser(folder, kept_apart):
     "Noise, and what is left of it after a few hundred steps"
     task = Denoise(folder)
     with tempfile.TemporaryDirectory() as run:
-        Trainer(task, TrainingConfig(steps=600, batch_size=8, device="cpu", clip_norm=1.), run).fit()
+        Trainer(task,
+                TrainingConfig(steps=600, batch_size=8, device="cpu", clip_norm=1.), run).fit()
     clean = kept_apart[:SECONDS*RATE]
     noisy = clean + 0.03*np.random.default_rng(0).normal(size=len(clean)).astype(np.float32)
     with torch.no_grad(): made = task.net(torch.from_numpy(noisy)[None, None])[0, 0].numpy()
@@ -76,7 +78,8 @@ def codec():
     "The players of the codec's tutorial: what it heard, and what it made of it"
     cells = json.loads((ROOT/"nbs/tutorials/snac.ipynb").read_text(encoding="utf-8"))["cells"]
     shown = next(c for c in cells if "codec.compare(" in "".join(c["source"]))
-    html = "".join(text for o in shown["outputs"] for text in o.get("data", {}).get("text/html", ""))
+    html = "".join(text for o in shown["outputs"]
+                   for text in o.get("data", {}).get("text/html", ""))
     sounds = re.findall(r'src="data:audio/\w+;base64,([^"]+)"', html)
     for name, sound in zip(("codec_before", "codec_after"), sounds):
         write(name, *sf.read(io.BytesIO(base64.b64decode(sound))))

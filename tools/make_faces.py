@@ -51,7 +51,9 @@ def main():
     parser = argparse.ArgumentParser(description="Write the face of each room from the names of its modules.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a face is not what its modules say")
     check, stale = parser.parse_args().check, []
-    try: faces = {room: face(room) for room in sorted(p for p in (ROOT/"audiolab").iterdir() if p.is_dir() and p.name[0] != "_")}
+    try:
+        faces = {room: face(room) for room in sorted(p for p in (ROOT/"audiolab").iterdir()
+                                                     if p.is_dir() and p.name[0] != "_")}
     except FaceError as e:
         print(f"broken: {e}", file=sys.stderr)
         return 1

@@ -12,7 +12,8 @@ from preview_docs import DROP, ROOT, DocsError, pandoc, process, to_page, walk
 
 def relink(node):
     "Links and pictures as seen from the top of the repository; links nbdev made from names in backticks become plain names"
-    if node["t"] == "Div" and "site-only" in node["c"][0][1]: return DROP  # players, which a README cannot play
+    # players, which a README cannot play
+    if node["t"] == "Div" and "site-only" in node["c"][0][1]: return DROP
     if node["t"] not in ("Link", "Image"): return node
     url = urlsplit(node["c"][2][0])
     if url.scheme or url.netloc or not url.path: return node
@@ -28,7 +29,8 @@ def readme():
     with tempfile.TemporaryDirectory() as tmp: page, files = to_page(process(Path(tmp), file_glob="index.ipynb"), "index.ipynb", "markdown-implicit_figures")
     if files: raise DocsError(f"index.ipynb: pictures of the README belong in nbs/images/, but a cell stores {sorted(files)}")
     page.tree["blocks"] = walk(page.tree["blocks"], relink)
-    body = pandoc(["-f", "json", "-t", "gfm", "--wrap=preserve"], json.dumps(page.tree), page.source)
+    body = pandoc(["-f", "json", "-t", "gfm", "--wrap=preserve"], json.dumps(page.tree),
+                  page.source)
     return f"# {page.title}\n\n{page.subtitle}\n\n{body}"
 
 

@@ -18,13 +18,15 @@ LONG_NAMES = re.compile(r"\b(?:audiolab|typing|pathlib|collections|fastcore|nump
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "a multiple of"}
 
 
-# --- the thing itself: notebooks run again while the docs are built, but only the package knows its own source
+# --- the thing itself: notebooks run again while the docs are built,
+# but only the package knows its own source
 
 def notebook_in_hand():
     "The notebook that nbdev is processing just now, in a thread that waits for its cells; None elsewhere, as in JupyterLab"
     for frame in sys._current_frames().values():
         while frame is not None:
-            if isinstance(found := frame.f_locals.get("self"), exec_show_docs): return Path(found.nb.path_)
+            if isinstance(found := frame.f_locals.get("self"), exec_show_docs):
+                return Path(found.nb.path_)
             frame = frame.f_back
     return None
 
@@ -32,7 +34,8 @@ def notebook_in_hand():
 def module_name(notebook):
     "The module a notebook makes; None for a story"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    found = MODULE.search("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+    found = MODULE.search("\n".join("".join(c["source"]) for c in cells
+                                    if c["cell_type"] == "code"))
     return f"audiolab.{found[1]}" if found else None
 
 
@@ -68,10 +71,13 @@ def type_text(hint):
     if typing.get_origin(hint) is typing.Annotated:
         base, *limits = typing.get_args(hint)
         return " ".join([type_text(base), *filter(None, map(limit_text, limits))])
-    if typing.get_origin(hint) is typing.Literal: return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     if hint is type(None): return "None"
-    if getattr(hint, "__args__", None) and "|" in str(hint): return " or ".join(map(type_text, hint.__args__))
-    return hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint).replace("typing.", "")
+    if getattr(hint, "__args__", None) and "|" in str(hint):
+        return " or ".join(map(type_text, hint.__args__))
+    return (hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__")
+            else str(hint).replace("typing.", ""))
 
 
 def limit_text(limit):
@@ -109,7 +115,8 @@ def default_text(node):
     return ast.unparse(node)
 
 
-def escape(text): return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+def escape(text):
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
 def code(text): return f"`{text}`".replace("|", "\\|") if text else ""
@@ -129,7 +136,8 @@ def field_table(cls, rows):
 def public_methods(cls):
     "Names of the public methods and properties that stand in the body of a class"
     tree, _ = class_tree(cls)
-    found = (n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))) if tree else ()
+    found = ((n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+             if tree else ())
     return list(dict.fromkeys(name for name in found if name[0] != "_"))
 
 
@@ -162,7 +170,8 @@ class Entry(BasicMarkdownRenderer):
         shown = name or getattr(sym, "__qualname__", getattr(sym, "__name__", ""))
         if isinstance(sym, property): shown = name or sym.fget.__qualname__
         self.found = installed(sym, shown)
-        super().__init__(self.found, name=name or (shown if isinstance(sym, property) else None), title_level=title_level)
+        super().__init__(self.found, name=name or (shown if isinstance(sym, property) else None),
+                         title_level=title_level)
 
     def _repr_markdown_(self):
         if isinstance(self.found, property): return self._headed(property_text(self.found))
@@ -179,7 +188,8 @@ def class_text(cls, level):
     made = f"class {cls.__name__}" if rows else re.sub(r"^(async )?def ", "class ", LONG_NAMES.sub("", str(renderer.dm)))
     parts = [f"```python\n{made}\n```", f"*{renderer.docs}*" if renderer.docs else ""]
     if rows: parts.append(field_table(cls, rows))
-    return "\n\n".join([*filter(None, parts), *(method_entry(cls, name, level) for name in public_methods(cls))])
+    return "\n\n".join([*filter(None, parts),
+                        *(method_entry(cls, name, level) for name in public_methods(cls))])
 
 
 # --- pages made of the others
@@ -187,7 +197,8 @@ def class_text(cls, level):
 def chapters(nbs):
     "Every other notebook in the order of the sidebar: (path from the docs' root, cells)"
     import yaml
-    contents = yaml.safe_load((nbs/"sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    sidebar = yaml.safe_load((nbs/"sidebar.yml").read_text(encoding="utf-8"))
+    contents = sidebar["website"]["sidebar"]["contents"]
     for room in contents:
         for path in room["contents"]:
             if "/" in path: yield path, json.loads((nbs/path).read_text(encoding="utf-8"))["cells"]
@@ -208,7 +219,8 @@ def shown_outputs(cells):
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            heading = next((line.lstrip("# ") for line in reversed(source.splitlines()) if line.startswith("#")), heading)
+            heading = next((line.lstrip("# ") for line in reversed(source.splitlines())
+                            if line.startswith("#")), heading)
         for output in cell.get("outputs", []):
             if shows(output) and "#| hide" not in source: yield heading, output
 
@@ -245,9 +257,12 @@ def entries(cells):
     "Names that the page of a notebook has entries for: public functions and classes of exported cells"
     for cell in cells:
         source = "".join(cell["source"])
-        if cell["cell_type"] != "code" or not re.search(r"^#\s*\|\s*exports?\b", source, re.M): continue
+        if cell["cell_type"] != "code" or not re.search(r"^#\s*\|\s*exports?\b", source, re.M):
+            continue
         for node in ast.parse(source).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_" and not is_patch(node): yield node.name
+            if (isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
+                and not is_patch(node)):
+                yield node.name
 
 
 def is_patch(node): return any("patch" in ast.unparse(d) for d in node.decorator_list)

@@ -124,7 +124,8 @@ def cell_name(message, nbs):
 def pandoc(args, text, what):
     "Run pandoc on `text`; a warning is an error that names `what`"
     import pypandoc
-    r = subprocess.run([pypandoc.get_pandoc_path(), "--fail-if-warnings", *args], input=text, capture_output=True, text=True, encoding="utf-8")
+    r = subprocess.run([pypandoc.get_pandoc_path(), "--fail-if-warnings", *args], input=text,
+                       capture_output=True, text=True, encoding="utf-8")
     if r.returncode: raise DocsError(f"{what}: pandoc: {r.stderr.strip()}")
     return r.stdout
 
@@ -156,7 +157,8 @@ def output_markdown(out, stem, options, files):
     if "text/html" in data: return fence(data["text/html"], "{=html}")
     if kind := next((k for k in IMAGE_TYPES if k in data), None):
         name = f"{stem}.{IMAGE_TYPES[kind]}"
-        files[name] = data[kind].encode() if kind == "image/svg+xml" else base64.b64decode(data[kind])
+        files[name] = (data[kind].encode() if kind == "image/svg+xml"
+                       else base64.b64decode(data[kind]))
         return f"![{options.get('fig-cap', '')}]({name}){{fig-alt=\"{options.get('fig-alt', '')}\"}}\n"
     if "text/markdown" in data: return data["text/markdown"] + "\n"
     if "text/latex" in data: return data["text/latex"] + "\n"
@@ -169,7 +171,8 @@ def read_notebook(path, source):
     meta, md, files = {}, [], {}
     for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         text = join(cell["source"])
-        if cell["cell_type"] == "raw" and text.startswith("---"): meta = yaml.safe_load(text.strip().strip("-"))
+        if cell["cell_type"] == "raw" and text.startswith("---"):
+            meta = yaml.safe_load(text.strip().strip("-"))
         elif cell["cell_type"] == "markdown": md.append(text)
         elif cell["cell_type"] == "code":
             opts, text = cell_options(text)
@@ -207,13 +210,15 @@ def anchors(tree):
 def to_page(proc, source, reader="markdown"):
     "Read one processed notebook into a `Page`, and the pictures it holds"
     meta, md, files = read_notebook(proc/source, source)
-    target = (Path(source).parent/meta.get("output-file", Path(source).with_suffix(".html").name)).as_posix()
+    target = (Path(source).parent/meta.get("output-file",
+                                           Path(source).with_suffix(".html").name)).as_posix()
     tree = json.loads(pandoc(["-f", reader, "-t", "json"], md, source))
     files = {(Path(source).parent/k).as_posix(): v for k, v in files.items()}
     return Page(source, target, str(meta.get("title", Path(source).stem)), str(meta.get("description", "")), tree, anchors(tree)), files
 
 
-def is_source_link(url): return url.startswith("/blob/")   # what nbdev makes of a link to the source while no repository is named
+# what nbdev makes of a link to the source while no repository is named
+def is_source_link(url): return url.startswith("/blob/")
 
 
 def relink(page, pages):
@@ -227,7 +232,8 @@ def relink(page, pages):
         url = urlsplit(node["c"][2][0])
         if url.scheme or url.netloc or not url.path: return node
         if is_source_link(url.path): return DROP
-        at = url.path[1:] if url.path[0] == "/" else os.path.normpath((Path(page.source).parent/unquote(url.path)).as_posix())
+        at = (url.path[1:] if url.path[0] == "/"
+              else os.path.normpath((Path(page.source).parent/unquote(url.path)).as_posix()))
         to = by_source.get(at) or by_target.get(at)
         if to is None: return node   # a file, or broken: the check of the finished pages tells
         frag = url.fragment
@@ -274,7 +280,8 @@ def turn_html(rooms, pages, here):
     def link(page, text): return f'<a href="{up_from(here)}{page.target}">{text}</a>'
 
     before = link(order[at - 1], f"← {html.escape(order[at - 1].title)}") if at else "<span></span>"
-    after = link(order[at + 1], f"{html.escape(order[at + 1].title)} →") if at + 1 < len(order) else "<span></span>"
+    after = (link(order[at + 1], f"{html.escape(order[at + 1].title)} →") if at + 1 < len(order)
+             else "<span></span>")
     return before + after
 
 
@@ -292,7 +299,8 @@ def places(page):
     for block in page.tree["blocks"]:
         if block["t"] == "Header":
             name = plain(block["c"][2]).strip()
-            found.append(dict(name=name, page=page.title, url=f"{page.target}#{block['c'][1][0]}", text=name.lower()))
+            found.append(dict(name=name, page=page.title, url=f"{page.target}#{block['c'][1][0]}",
+                              text=name.lower()))
         elif block["t"] in ("Para", "Plain") and len(found[-1]["text"]) < 400:
             found[-1]["text"] += " " + plain(block["c"]).lower()
     return found
@@ -314,8 +322,10 @@ def highlight(pages, template):
     for page in pages: page.tree["blocks"] = walk(page.tree["blocks"], see)
     template.write_text(f"$highlighting-css$\n{cut}$body$\n", encoding="utf-8")
     tree = {"pandoc-api-version": pages[0].tree["pandoc-api-version"], "meta": {},
-            "blocks": [b for node in blocks for b in (dict(node), {"t": "RawBlock", "c": ["html", cut]})]}
-    css, *coloured = pandoc(["-f", "json", "-t", "html5", "--standalone", f"--template={template}", "-V", "pagetitle=code"], json.dumps(tree), "code").split(cut)
+            "blocks": [b for node in blocks
+                       for b in (dict(node), {"t": "RawBlock", "c": ["html", cut]})]}
+    css, *coloured = pandoc(["-f", "json", "-t", "html5", "--standalone", f"--template={template}",
+                             "-V", "pagetitle=code"], json.dumps(tree), "code").split(cut)
     for node, block in zip(blocks, coloured): node.update(t="RawBlock", c=["html", block])
     return css
 
@@ -356,7 +366,8 @@ def broken_links(out):
             where = page.relative_to(out)
             if url.path.startswith("/") or not to.is_relative_to(out): bad.append(f"{where}: {ref} points outside the site")
             elif not to.is_file(): bad.append(f"{where}: {ref} does not exist")
-            elif url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids: bad.append(f"{where}: {ref}: no such anchor")
+            elif url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids:
+                bad.append(f"{where}: {ref}: no such anchor")
     return bad
 
 
@@ -368,16 +379,20 @@ def build(out):
         proc = process(Path(tmp))
         quarto = yaml.safe_load((proc/"_quarto.yml").read_text(encoding="utf-8"))
         wanted = [*quarto["metadata-files"], quarto["format"]["html"]["css"]]
-        problems += [f"_quarto.yml: names {f}, which does not exist" for f in wanted if not (proc/f).is_file()]
+        problems += [f"_quarto.yml: names {f}, which does not exist" for f in wanted
+                     if not (proc/f).is_file()]
         rooms, found = read_sidebar(proc), {p.relative_to(proc).as_posix() for p in proc.rglob("*.ipynb")}
         listed = [s for _, sources in rooms for s in sources]
-        problems += [f"sidebar.yml: lists {s}, which does not exist" for s in listed if s not in found]
+        problems += [f"sidebar.yml: lists {s}, which does not exist" for s in listed
+                     if s not in found]
         problems += [f"sidebar.yml: does not list {s}" for s in sorted(found - set(listed))]
         rooms = [(room, [s for s in sources if s in found]) for room, sources in rooms]
         pages = []
         for source in sorted(found, key=lambda s: listed.index(s) if s in listed else len(listed)):
             try: page, files = to_page(proc, source)
-            except DocsError as e: problems.append(str(e)); continue
+            except DocsError as e:
+                problems.append(str(e))
+                continue
             pages.append(page)
             for name, data in files.items():
                 (out/name).parent.mkdir(parents=True, exist_ok=True)
