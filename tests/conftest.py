@@ -11,10 +11,12 @@ import hypothesis
 import numpy as np
 import pytest
 
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=False)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None,
+                                     print_blob=False)
 hypothesis.settings.load_profile("repeatable")
 
-# The files that take longest, longest first (`--no-loadscope-reorder`): workers that begin with them end together.
+# The files that take longest, longest first (`--no-loadscope-reorder`): workers that begin with
+# them end together.
 LONG = ["test_notebooks", "test_training_processes", "test_training_resume", "test_ssgs_train_stopped",
         "test_ssgs_train", "test_readme", "test_docs", "test_faults", "test_tutorial_ui",
         "test_fuzz", "test_monitor_ui", "test_storage", "test_storage_faults"]
@@ -86,8 +88,10 @@ def s3(ceph, no_aws, monkeypatch, request):
     return f"s3://lab/{abs(hash(request.node.nodeid)):x}"
 
 
-# A skipped test proves nothing. `--again` runs those that the last run skipped, when what they need has been installed.
-# Where CI=true a skip is a failure, unless its reason begins with "optional:" (hardware that not every machine has,
+# A skipped test proves nothing. `--again` runs those that the last run skipped, when what they
+# need has been installed.
+# Where CI=true a skip is a failure, unless its reason begins with "optional:" (hardware that
+# not every machine has,
 # packages that the project only knows of).
 AGAIN = "audiolab/again"
 skipped = {}  # id of a test: why
@@ -100,10 +104,12 @@ def pytest_addoption(parser):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     order = {stem: place for place, stem in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable: the others keep their order
+    # stable: the others keep their order
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if not config.getoption("--again"): return
     wanted = set(config.cache.get(AGAIN, []))
-    chosen = [item for item in items if wanted & {item.nodeid, item.nodeid.partition("::")[0]}]  # or its whole file
+    # or its whole file
+    chosen = [item for item in items if wanted & {item.nodeid, item.nodeid.partition("::")[0]}]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
@@ -125,9 +131,11 @@ def not_run(): return [f"{test}: {why}" for test, why in skipped.items() if not 
 
 
 def pytest_sessionfinish(session, exitstatus):
-    if hasattr(session.config, "workerinput"): return  # a process of xdist; the one that started it has all reports
+    # a process of xdist; the one that started it has all reports
+    if hasattr(session.config, "workerinput"): return
     cache = getattr(session.config, "cache", None)
-    if cache is not None and not session.config.getoption("--again"): cache.set(AGAIN, sorted(skipped))
+    if cache is not None and not session.config.getoption("--again"):
+        cache.set(AGAIN, sorted(skipped))
     if in_ci() and not_run() and exitstatus == 0: session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

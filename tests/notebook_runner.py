@@ -24,14 +24,18 @@ def main():
 def run(nbdev_test, notebook, log):
     "In the copy: its input is empty, its output a file, and its random numbers begin anew"
     import numpy, torch  # noqa: E401
-    opened = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    opened = os.open(os.devnull, os.O_RDONLY), os.open(log,
+                                                       os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for target, source in ((0, opened[0]), (1, opened[1]), (2, opened[1])): os.dup2(source, target)
     for descriptor in opened: os.close(descriptor)
     sys.stdin = open(0, closefd=False)
-    random.seed(); numpy.random.seed(); torch.seed()
+    random.seed()
+    numpy.random.seed()
+    torch.seed()
     nbdev_test(notebook, n_workers=0)
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file: a notebook finds what is installed, not the helpers of the tests
+    # the folder of this file: a notebook finds what is installed, not the helpers of the tests
+    sys.path.pop(0)
     main()

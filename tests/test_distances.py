@@ -18,7 +18,7 @@ from audiolab.measure import (
 )
 
 RATE = 16000
-needs = lambda name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"optional: needs the package {name}")
+def needs(name): return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"optional: needs the package {name}")
 listeners = needs("pesq"), needs("pystoi")
 
 
@@ -27,12 +27,14 @@ def voice(seconds=3.0, rate=RATE, seed=0):
     random, parts = np.random.default_rng(seed), []
     while sum(map(len, parts)) < seconds*rate:
         n = int(random.uniform(.15, .35)*rate)
-        sound = np.diff(np.floor(np.cumsum(np.linspace(random.uniform(100, 160), 100, n)/rate)), prepend=0.) + .003*random.standard_normal(n)
+        sound = np.diff(np.floor(np.cumsum(np.linspace(random.uniform(100, 160), 100, n)/rate)),
+                        prepend=0.) + .003*random.standard_normal(n)
         for hz in (random.uniform(300, 800), random.uniform(900, 2300), 2800):
             r = math.exp(-math.pi*90/rate)
             sound = lfilter([1 - r], [1, -2*r*math.cos(2*math.pi*hz/rate), r*r], sound)
         parts += [.3*np.hanning(n)*sound/np.abs(sound).max(), np.zeros(int(.03*rate))]
-    return np.concatenate(parts)[:int(seconds*rate)] + 1e-4*random.standard_normal(int(seconds*rate))
+    return np.concatenate(parts)[:int(seconds*rate)] + 1e-4*random.standard_normal(
+        int(seconds*rate))
 
 
 def noise(n, seed=1): return np.random.default_rng(seed).standard_normal(n)
@@ -51,9 +53,11 @@ SPECTRAL = {
     "log-spectral": lambda a, b, n=None: log_spectral_distance(a, b, RATE, n),
     "cepstral": lambda a, b, n=None: mel_cepstral_distortion(a, b, RATE, lengths=n),
     "si-sdr": lambda a, b, n=None: scale_invariant_sdr(a, b, n)}
-HEARD = {"pesq": lambda a, b, n=None: pesq(a, b, RATE, n), "stoi": lambda a, b, n=None: stoi(a, b, RATE, n)}
+HEARD = {"pesq": lambda a, b, n=None: pesq(a, b, RATE, n), "stoi": lambda a, b,
+         n=None: stoi(a, b, RATE, n)}
 each = pytest.mark.parametrize("name", SPECTRAL)
-every = pytest.mark.parametrize("name", [*SPECTRAL, *(pytest.param(k, marks=m) for k, m in zip(HEARD, listeners))])
+every = pytest.mark.parametrize(
+    "name", [*SPECTRAL, *(pytest.param(k, marks=m) for k, m in zip(HEARD, listeners))])
 ALL = SPECTRAL | HEARD
 
 
@@ -64,7 +68,9 @@ def dac_mel(a, b, rate):
     total = 0
     for window, bands in zip(MEL_WINDOWS, MEL_BANDS):
         filters = librosa.filters.mel(sr=rate, n_fft=window, n_mels=bands, dtype=np.float64)
-        x, y = (np.log10(np.maximum(filters @ np.abs(librosa.stft(s, n_fft=window, hop_length=window//4, pad_mode="reflect")), 1e-5)) for s in (a, b))
+        x, y = (np.log10(
+            np.maximum(filters @ np.abs(librosa.stft(s, n_fft=window, hop_length=window//4,
+                                                     pad_mode="reflect")), 1e-5)) for s in (a, b))
         total += np.abs(x - y).mean()
     return total
 
@@ -72,7 +78,8 @@ def dac_mel(a, b, rate):
 @pytest.mark.filterwarnings("ignore:Empty filters")
 @pytest.mark.parametrize("rate, seconds", [(16000, 3), (24000, 1.37), (44100, 1)])
 def test_mel_distance_is_the_codecs_formula_recomputed_with_librosa(rate, seconds):
-    a = voice(seconds, rate); b = a + .003*noise(len(a))
+    a = voice(seconds, rate)
+    b = a + .003*noise(len(a))
     assert mel_distance(a, b, rate) == pytest.approx(dac_mel(a, b, rate), rel=1e-6)
     singles = (torch.tensor(x, dtype=torch.float32) for x in (a, b))
     assert float(mel_distance(*singles, rate)) == pytest.approx(dac_mel(a, b, rate), rel=1e-4)
@@ -81,8 +88,11 @@ def test_mel_distance_is_the_codecs_formula_recomputed_with_librosa(rate, second
 def test_stft_distance_is_the_codecs_formula_recomputed_with_torch_stft():
     expected = 0
     for window in (2048, 512):
-        a, b = (torch.stft(torch.tensor(x), window, window//4, window=torch.hann_window(window, dtype=torch.float64), return_complex=True).abs() for x in (CLEAN, HISS))
-        expected += (a.clamp(1e-5).pow(2).log10() - b.clamp(1e-5).pow(2).log10()).abs().mean() + (a - b).abs().mean()
+        a, b = (torch.stft(torch.tensor(x), window, window//4,
+                           window=torch.hann_window(window, dtype=torch.float64),
+                           return_complex=True).abs() for x in (CLEAN, HISS))
+        expected += (a.clamp(1e-5).pow(2).log10() - b.clamp(1e-5).pow(2).log10()).abs().mean() + (
+            a - b).abs().mean()
     assert multi_scale_stft_distance(CLEAN, HISS) == pytest.approx(float(expected), rel=1e-9)
 
 
@@ -91,7 +101,8 @@ def test_multi_resolution_distance_is_the_vocoders_formula_recomputed():
     total = 0
     for size, step, width in ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)):
         window = torch.hann_window(width)
-        x, y = (torch.fft.rfft(s.unfold(0, width, step)*window, size).abs().clamp(1e-4) for s in (a, b))
+        x, y = (torch.fft.rfft(s.unfold(0, width, step)*window, size).abs().clamp(1e-4)
+                for s in (a, b))
         total += (x - y).norm()/x.norm() + (x.log() - y.log()).abs().mean()
     assert multi_resolution_stft_distance(CLEAN, HISS) == pytest.approx(float(total/3), rel=1e-4)
 
@@ -99,18 +110,22 @@ def test_multi_resolution_distance_is_the_vocoders_formula_recomputed():
 @pytest.mark.parametrize("gain, dB", [(1, 3.7), (.01, 20), (-40, -12.5), (1, 60)])
 def test_si_sdr_by_hand(gain, dB):
     s = CLEAN - CLEAN.mean()
-    e = noise(len(s)); e -= e.mean(); e -= s*(e@s)/(s@s)
+    e = noise(len(s))
+    e -= e.mean()
+    e -= s*(e@s)/(s@s)
     candidate = gain*(s + e*np.sqrt((s@s)/(e@e)*10**(-dB/10)))
     assert scale_invariant_sdr(CLEAN, candidate + 3) == pytest.approx(dB, abs=1e-6)
     assert scale_invariant_sdr(s, candidate, remove_mean=False) == pytest.approx(dB, abs=1e-6)
 
 
 def test_si_sdr_limits():
-    assert scale_invariant_sdr(CLEAN, -3*CLEAN) == 100 and scale_invariant_sdr(CLEAN, 0*CLEAN) == -100
+    assert scale_invariant_sdr(CLEAN, -3*CLEAN) == 100
+    assert scale_invariant_sdr(CLEAN, 0*CLEAN) == -100
     across = np.tile([1., -1.], 50), np.tile([1., 1., -1., -1.], 25)
     assert scale_invariant_sdr(*across) == -100
     for silent in (np.zeros(100), np.full(100, .3)):
-        with pytest.raises(ValueError, match="reference 1 is silent"): scale_invariant_sdr(np.stack([CLEAN[:100], silent]), np.stack([CLEAN[:100]]*2))
+        with pytest.raises(ValueError, match="reference 1 is silent"):
+            scale_invariant_sdr(np.stack([CLEAN[:100], silent]), np.stack([CLEAN[:100]]*2))
 
 
 @needs("torchmetrics")
@@ -118,11 +133,18 @@ def test_si_sdr_limits():
 @needs("pystoi")
 @pytest.mark.filterwarnings("ignore")
 def test_torchmetrics_agrees():
-    from torchmetrics.functional.audio import perceptual_evaluation_speech_quality, scale_invariant_signal_distortion_ratio, short_time_objective_intelligibility
+    from torchmetrics.functional.audio import (
+        perceptual_evaluation_speech_quality, scale_invariant_signal_distortion_ratio,
+        short_time_objective_intelligibility,
+    )
     a, b = map(torch.tensor, BATCH)
-    assert torch.allclose(scale_invariant_sdr(a, b), scale_invariant_signal_distortion_ratio(b, a, zero_mean=True), atol=1e-6)
-    assert torch.allclose(pesq(a, b, RATE), perceptual_evaluation_speech_quality(b, a, RATE, "wb").double(), atol=1e-6)
-    assert torch.allclose(stoi(a, b, RATE), short_time_objective_intelligibility(b, a, RATE).double(), atol=1e-6)
+    assert torch.allclose(scale_invariant_sdr(a, b),
+                          scale_invariant_signal_distortion_ratio(b, a, zero_mean=True), atol=1e-6)
+    assert torch.allclose(pesq(a, b, RATE),
+                          perceptual_evaluation_speech_quality(b, a, RATE,
+                                                               "wb").double(), atol=1e-6)
+    assert torch.allclose(stoi(a, b, RATE),
+                          short_time_objective_intelligibility(b, a, RATE).double(), atol=1e-6)
 
 
 # ---- models of listeners
@@ -131,9 +153,11 @@ def test_torchmetrics_agrees():
 @pytest.mark.parametrize("rate", [16000, 24000, 44100])
 def test_pesq_is_the_reference_program_at_16_kHz(rate):
     from pesq import pesq as direct
-    a = voice(2, rate); b = a + .003*noise(len(a))
+    a = voice(2, rate)
+    b = a + .003*noise(len(a))
     assert pesq(a, b, rate) == direct(16000, resample(a, rate, 16000), resample(b, rate, 16000), "wb")
-    assert pesq(a, b, rate, band="narrow") == direct(8000, resample(a, rate, 8000), resample(b, rate, 8000), "nb")
+    assert pesq(a, b, rate, band="narrow") == direct(8000, resample(a, rate, 8000),
+                                                     resample(b, rate, 8000), "nb")
     assert 1 < pesq(a, b, rate) < 4 < pesq(a, a, rate) < 4.65
 
 
@@ -141,9 +165,11 @@ def test_pesq_is_the_reference_program_at_16_kHz(rate):
 @pytest.mark.parametrize("rate", [10000, 16000, 44100])
 def test_stoi_is_the_reference_program(rate):
     from pystoi import stoi as direct
-    a = voice(2, rate); b = a + .02*noise(len(a))
+    a = voice(2, rate)
+    b = a + .02*noise(len(a))
     assert stoi(a, b, rate) == direct(a, b, rate)
-    np.random.seed(0); expected = direct(a, b, rate, extended=True)
+    np.random.seed(0)
+    expected = direct(a, b, rate, extended=True)
     before = np.random.get_state()[1].copy()
     assert stoi(a, b, rate, extended=True) == expected == stoi(a, b, rate, extended=True)
     assert (np.random.get_state()[1] == before).all(), "the caller's random numbers were disturbed"
@@ -152,12 +178,17 @@ def test_stoi_is_the_reference_program(rate):
 
 @needs("pesq")
 def test_pesq_names_what_it_cannot_measure():
-    long = np.tile(np.r_[CLEAN[:6400], np.zeros(6400)], 60)       # the reference program ends the process on this
-    for a, b, message in ((long, long, "48.00 s of sound; PESQ takes 0.25 to 20 s"), (CLEAN[:3999], HISS[:3999], "0.25 s of sound"), (0*CLEAN, CLEAN, "reference is silent"),
-                          (CLEAN, 0*CLEAN, "candidate is silent"), (CLEAN[:1], CLEAN[:1], "0.00 s")):
+    # the reference program ends the process on this
+    long = np.tile(np.r_[CLEAN[:6400], np.zeros(6400)], 60)
+    for a, b, message in ((long, long, "48.00 s of sound; PESQ takes 0.25 to 20 s"),
+                          (CLEAN[:3999], HISS[:3999], "0.25 s of sound"), (0*CLEAN, CLEAN, "reference is silent"),
+                          (CLEAN, 0*CLEAN, "candidate is silent"),
+                          (CLEAN[:1], CLEAN[:1], "0.00 s")):
         with pytest.raises(ValueError, match=message): pesq(a, b, RATE)
-    with pytest.raises(ValueError, match="item 1: the candidate is silent"): pesq(BATCH[0], BATCH[1]*[[1], [0], [1]], RATE)
-    with pytest.raises(ValueError, match="at least 16000 Hz, got 8000 Hz; use band='narrow'"): pesq(CLEAN, HISS, 8000)
+    with pytest.raises(ValueError, match="item 1: the candidate is silent"):
+        pesq(BATCH[0], BATCH[1]*[[1], [0], [1]], RATE)
+    with pytest.raises(ValueError, match="at least 16000 Hz, got 8000 Hz; use band='narrow'"):
+        pesq(CLEAN, HISS, 8000)
     with pytest.raises(ValueError, match="band is 'nb'"): pesq(CLEAN, HISS, 8000, band="nb")
 
 
@@ -182,14 +213,17 @@ def test_stoi_names_what_it_cannot_measure():
 def test_visqol_is_the_package_at_its_rates():
     from visqol import VisqolApi
     for mode, rate in (("speech", 16000), ("audio", 48000)):
-        model = VisqolApi(); model.create(mode=mode)
+        model = VisqolApi()
+        model.create(mode=mode)
         a, b = (resample(x, RATE, rate) for x in (CLEAN, HISS))
         values = visqol(BATCH[0], BATCH[1], RATE, mode=mode)
         assert values[0] == pytest.approx(model.measure_from_arrays(a, b, rate).moslqo, abs=1e-9)
-        assert 1 <= values.min() and max(values[0], values[2]) < 4 < visqol(CLEAN, CLEAN, RATE, mode=mode) <= 5
+        assert 1 <= values.min()
+        assert max(values[0], values[2]) < 4 < visqol(CLEAN, CLEAN, RATE, mode=mode) <= 5
         for x, y in ((0*CLEAN, CLEAN), (CLEAN, 0*CLEAN)):
             with pytest.raises(ValueError, match="is silent"): visqol(x, y, RATE, mode=mode)
-        with pytest.raises(ValueError, match="0.50 s of sound"): visqol(CLEAN[:8000], CLEAN[:8000], RATE, mode=mode)
+        with pytest.raises(ValueError, match="0.50 s of sound"):
+            visqol(CLEAN[:8000], CLEAN[:8000], RATE, mode=mode)
 
 
 @pytest.mark.parametrize("measure, package, extra", [(pesq, "pesq", "metrics"), (stoi, "pystoi", "metrics"), (visqol, "visqol", "visqol")])
@@ -197,7 +231,8 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, measure, packag
     visqol_model.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"needs the package {package}.*pip install 'audiolab\[{extra}\]'"): measure(CLEAN, HISS, RATE)
-    row = measure_distances(CLEAN, HISS, RATE, listeners=(package.removeprefix("py"),) if package != "pesq" else ("pesq",))
+    row = measure_distances(CLEAN, HISS, RATE, listeners=(package.removeprefix("py"),)
+                            if package != "pesq" else ("pesq",))
     assert list(row)[-1] == "SI-SDR (dB)"
     visqol_model.cache_clear()
 
@@ -208,12 +243,14 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, measure, packag
 def test_one_value_for_each_sound_in_the_form_that_came_in(name):
     measure = ALL[name]
     values = measure(*BATCH)
-    assert isinstance(values, np.ndarray) and values.dtype == np.float64 and values.shape == (3,) and np.isfinite(values).all()
+    assert isinstance(values, np.ndarray) and values.dtype == np.float64 and values.shape == (3,)
+    assert np.isfinite(values).all()
     singles = [measure(a, b) for a, b in zip(*BATCH)]
     assert all(type(v) is float for v in singles) and values == pytest.approx(singles, rel=1e-9)
     for kind in (torch.float64, torch.float32):
         tensors = measure(*(torch.tensor(x, dtype=kind) for x in BATCH))
-        assert isinstance(tensors, torch.Tensor) and tensors.shape == (3,) and tensors.numpy() == pytest.approx(values, rel=1e-9 if kind is torch.float64 else 1e-3)
+        assert isinstance(tensors, torch.Tensor) and tensors.shape == (3,)
+        assert tensors.numpy() == pytest.approx(values, rel=1e-9 if kind is torch.float64 else 1e-3)
     assert measure(torch.tensor(CLEAN), HISS).shape == ()
     assert measure(CLEAN.tolist(), HISS) == pytest.approx(singles[0], rel=1e-12)
 
@@ -226,7 +263,8 @@ def test_padding_changes_nothing_where_lengths_are_given(name):
         for k, x in enumerate(padded): x[row, n:] = .5*noise(len(CLEAN) - n, 7 + k)
     expected = [measure(a[:n], b[:n]) for a, b, n in zip(*BATCH, lengths)]
     assert measure(*padded, lengths) == pytest.approx(expected, rel=1e-9)
-    assert measure(*map(torch.tensor, padded), torch.tensor(lengths)).numpy() == pytest.approx(expected, rel=1e-9)
+    assert measure(*map(torch.tensor, padded),
+                   torch.tensor(lengths)).numpy() == pytest.approx(expected, rel=1e-9)
 
 
 @every
@@ -238,14 +276,16 @@ def test_wrong_input_is_named(name):
                           (BATCH[0][None], BATCH[1][None], r"shape \(1, 3, 48000\).*average the channels"), ([], [], "0 samples"), (np.zeros((0, 9)), np.zeros((0, 9)), "0 samples"), (.5, .5, r"shape \(\)")):
         with pytest.raises(ValueError, match=message): measure(a, b)
     for lengths in ([1, 2], [0, 5, 5], [1, 2, 48001]):
-        with pytest.raises(ValueError, match="one number from 1 to 48000 for each of 3"): measure(*BATCH, lengths)
+        with pytest.raises(ValueError, match="one number from 1 to 48000 for each of 3"):
+            measure(*BATCH, lengths)
 
 
 @each
 def test_short_silent_and_loud_sounds_give_numbers(name):
     measure = SPECTRAL[name]
     for n in (1, 2, 3, 17, 100, 1025):
-        a, b = (CLEAN[8000:8000 + n], HISS[8000:8000 + n]) if n > 1 or name != "si-sdr" else (np.array([.1, .2]), np.array([.2, .1]))
+        a, b = (CLEAN[8000:8000 + n], HISS[8000:8000 + n]) if n > 1 or name != "si-sdr" else (
+            np.array([.1, .2]), np.array([.2, .1]))
         assert np.isfinite(measure(a, b)) and np.isfinite(measure(1e5*a, 1e-9*b))
     if name != "si-sdr":
         assert measure(CLEAN, CLEAN) == 0 == measure(0*CLEAN, 0*CLEAN)
@@ -254,8 +294,12 @@ def test_short_silent_and_loud_sounds_give_numbers(name):
     assert measure(*pcm) == measure(*(x.astype(np.float64) for x in pcm))
 
 
-@pytest.mark.parametrize("measure", [lambda r: mel_distance(CLEAN, HISS, r), lambda r: log_spectral_distance(CLEAN, HISS, r), lambda r: mel_cepstral_distortion(CLEAN, HISS, r),
-                                     lambda r: stoi(CLEAN, HISS, r), lambda r: visqol(CLEAN, HISS, r)])
+@pytest.mark.parametrize("measure",
+                         [lambda r: mel_distance(CLEAN, HISS, r),
+                          lambda r: log_spectral_distance(CLEAN, HISS, r),
+                          lambda r: mel_cepstral_distortion(CLEAN, HISS, r),
+                                     lambda r: stoi(CLEAN, HISS, r),
+                                     lambda r: visqol(CLEAN, HISS, r)])
 def test_a_sample_rate_must_be_positive(measure):
     with pytest.raises(ValueError, match="sample_rate is 0"): measure(0)
 
@@ -269,19 +313,26 @@ def test_long_sounds_are_taken_in_blocks_with_the_same_result():
 
 # ---- as losses
 
-@pytest.mark.parametrize("loss", [MultiScaleMel(RATE, (16, 64), (4, 10)), MultiScaleMel(RATE, (64,), (8,), 50, 7000, magnitude_weight=.3, power=2), MultiScaleSTFT((64, 16)),
+@pytest.mark.parametrize("loss",
+                         [MultiScaleMel(RATE, (16, 64), (4, 10)),
+                          MultiScaleMel(RATE, (64,), (8,), 50, 7000, magnitude_weight=.3, power=2),
+                          MultiScaleSTFT((64, 16)),
                                   lambda a, b: scale_invariant_sdr(a, b)/50])
 def test_gradients_are_those_of_finite_differences(loss):
-    a, b = (torch.tensor(noise((2, 100), seed)) for seed in (3, 4))      # loud: no magnitude lies at a kink
+    # loud: no magnitude lies at a kink
+    a, b = (torch.tensor(noise((2, 100), seed)) for seed in (3, 4))
     assert torch.autograd.gradcheck(lambda x: loss(a, x), b.requires_grad_(), eps=1e-7, atol=1e-5)
-    assert torch.autograd.gradcheck(lambda x: loss(x, b.detach()), a.requires_grad_(), eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda x: loss(x, b.detach()), a.requires_grad_(),
+                                    eps=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [MultiScaleMel(RATE), MultiScaleSTFT()])
 def test_silence_and_padding_have_finite_gradients(loss):
     sound = torch.tensor(CLEAN[None, :8000], dtype=torch.float32)
-    half = sound.clone(); half[:, 4000:] = 0
-    for a, b in ((sound, 0*sound), (0*sound, 0*sound), (0*sound, sound), (half, half), (sound, half)):
+    half = sound.clone()
+    half[:, 4000:] = 0
+    for a, b in ((sound, 0*sound), (0*sound, 0*sound), (0*sound, sound), (half, half),
+                 (sound, half)):
         b = b.clone().requires_grad_()
         loss(a, b).mean().backward()
         assert torch.isfinite(b.grad).all()
@@ -294,34 +345,45 @@ def test_losses_keep_full_precision_and_their_tables():
     with torch.autocast("cpu", dtype=torch.bfloat16): assert torch.equal(loss(a, b), expected)
     assert loss(a.half(), b.half()).dtype == torch.float32
     tables = loss._scales[(a.device, torch.float32)]
-    loss(a, b); loss(a.double(), b.double())
+    loss(a, b)
+    loss(a.double(), b.double())
     assert loss._scales[(a.device, torch.float32)] is tables and len(loss._scales) == 2
-    assert torch.equal(loss(a[0], b[0]).reshape(1), loss(a[:1], b[:1])) and loss(a[0], b[0]).shape == ()
+    assert torch.equal(loss(a[0], b[0]).reshape(1), loss(a[:1], b[:1]))
+    assert loss(a[0], b[0]).shape == ()
     with pytest.raises(ValueError, match="equal lengths"): loss(a, b[:, 1:])
 
 
-@pytest.mark.parametrize("make, message", [(lambda: MultiScaleSTFT(()), "windows is"), (lambda: MultiScaleSTFT((30,)), "multiple of 4"), (lambda: MultiScaleMel(RATE, bands=(3,)), "7 windows need"),
-                                           (lambda: MultiScaleMel(RATE, f_max=9000), "end at 8000"), (lambda: MultiScaleMel(RATE, f_min=500, f_max=400), "must rise")])
+@pytest.mark.parametrize("make, message",
+                         [(lambda: MultiScaleSTFT(()), "windows is"),
+                          (lambda: MultiScaleSTFT((30,)), "multiple of 4"),
+                          (lambda: MultiScaleMel(RATE, bands=(3,)), "7 windows need"),
+                                           (lambda: MultiScaleMel(RATE, f_max=9000), "end at 8000"),
+                                           (lambda: MultiScaleMel(RATE, f_min=500, f_max=400), "must rise")])
 def test_impossible_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message): make()
 
 
 def test_a_step_costs_less_than_the_plain_formula():
-    a = torch.randn(4, 24000)*.1; b = (a + .01*torch.randn(4, 24000)).requires_grad_()
+    a = torch.randn(4, 24000)*.1
+    b = (a + .01*torch.randn(4, 24000)).requires_grad_()
     loss = MultiScaleMel(24000)
     tables = [(len(w), w, f.T) for w, f in loss._scales_for(a)]
 
     def plain(a, b):
         total = 0
         for n, window, filters in tables:
-            x, y = ((filters @ torch.stft(s, n, n//4, window=window, return_complex=True).abs()).clamp(1e-5).log10() for s in (a, b))
+            x, y = ((filters @ torch.stft(s, n, n//4, window=window,
+                                          return_complex=True).abs()).clamp(1e-5).log10()
+                                          for s in (a, b))
             total = total + (x - y).abs().mean()
         return total
 
     times = {}
     for _ in range(7):
         for f in (plain, loss):
-            start = time.thread_time(); f(a, b).mean().backward(); times.setdefault(f, []).append(time.thread_time() - start)
+            start = time.thread_time()
+            f(a, b).mean().backward()
+            times.setdefault(f, []).append(time.thread_time() - start)
     ratio = np.median(times[loss])/np.median(times[plain])
     assert ratio < .9, f"{ratio:.2f}"
 
@@ -334,12 +396,15 @@ def test_a_row_holds_every_distance():
     row = measure_distances(CLEAN, HISS, RATE)
     assert list(row) == ["mel distance", "multi-scale STFT distance", "STFT distance", "log-spectral distance (dB)", "mel-cepstral distortion (dB)", "SI-SDR (dB)", "PESQ", "STOI"]
     assert all(type(v) is float and math.isfinite(v) for v in row.values())
-    assert row["STFT distance"] == multi_resolution_stft_distance(CLEAN, HISS) and row["PESQ"] == pesq(CLEAN, HISS, RATE)
+    assert row["STFT distance"] == multi_resolution_stft_distance(CLEAN, HISS)
+    assert row["PESQ"] == pesq(CLEAN, HISS, RATE)
     assert measure_distances(torch.tensor(CLEAN), torch.tensor(HISS), RATE) == row
     short = measure_distances(CLEAN[8000:11000], HISS[8000:11000], RATE)
     assert short["PESQ"] is None and short["STOI"] is None and short["mel distance"] > 0
     assert measure_distances(0*CLEAN, CLEAN, RATE)["SI-SDR (dB)"] is None
     with pytest.raises(ValueError, match="one mono pair"): measure_distances(*BATCH, RATE)
-    with pytest.raises(ValueError, match="listeners"): measure_distances(CLEAN, HISS, RATE, listeners=("polqa",))
-    with pytest.raises(ValueError, match="nan at sample 0"): measure_distances(CLEAN*np.nan, HISS, RATE)
+    with pytest.raises(ValueError, match="listeners"):
+        measure_distances(CLEAN, HISS, RATE, listeners=("polqa",))
+    with pytest.raises(ValueError, match="nan at sample 0"):
+        measure_distances(CLEAN*np.nan, HISS, RATE)
     with pytest.raises(ValueError, match="equal lengths"): measure_distances(CLEAN, HISS[1:], RATE)

@@ -8,7 +8,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def preview(out, root=ROOT):
-    return subprocess.run([sys.executable, root/"tools/preview_docs.py", out], text=True, capture_output=True, timeout=600)
+    return subprocess.run([sys.executable, root/"tools/preview_docs.py", out], text=True,
+                          capture_output=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,12 @@ def test_every_notebook_has_a_page(site):
 
 def test_source_links_follow_the_setting(site):
     "While no repository is named in pyproject.toml there are no links to the source, and none that begin at a server's root"
-    urls = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+    urls = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))[
+        "project"].get("urls", {})
     for p in pages(site):
         links = re.findall(r'href="([^"]*)"', p.read_text(encoding="utf-8"))
-        assert not [u for u in links if u.startswith("/") or "/blob/" in u and not u.startswith(urls.get("Repository", "no repository"))]
+        assert not [u for u in links if u.startswith("/") or "/blob/" in u
+                    and not u.startswith(urls.get("Repository", "no repository"))]
 
 
 # --- what the site must show, counted against the code and not by what makes the pages
@@ -47,7 +50,8 @@ def chapters():
     for path in sorted((ROOT/"nbs").glob("*/*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         cells = [(c["cell_type"], "".join(c["source"])) for c in cells]
-        if any("default_exp" in source for kind, source in cells if kind == "code"): yield path, cells
+        if any("default_exp" in source for kind, source in cells if kind == "code"):
+            yield path, cells
 
 
 def exported(cells):
@@ -55,7 +59,8 @@ def exported(cells):
 
 
 def is_public(node):
-    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name[0] != "_"
+    return (isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            and node.name[0] != "_")
 
 
 def patched_class(node):
@@ -86,7 +91,8 @@ def test_every_method_and_setting_has_an_entry(site):
     missing, count = [], {"heading": 0, "anchor": 0}
     for path, cells in chapters():
         page = page_of(site, path).read_text(encoding="utf-8")
-        headings = {re.sub(r"<[^>]+>", "", h) for h in re.findall(r"<h[3-5][^>]*>(.*?)</h[3-5]>", page, re.S)}
+        headings = {re.sub(r"<[^>]+>", "", h)
+                    for h in re.findall(r"<h[3-5][^>]*>(.*?)</h[3-5]>", page, re.S)}
         anchors = set(re.findall(r'<code id="([^"]+)"', page))
         for source in exported(cells):
             for kind, name in wanted(ast.parse(source)):
@@ -112,11 +118,13 @@ def shows_something(sources):
     trees = [(source, ast.parse(source).body) for source in sources]
     made = [(source, node) for source, body in trees for node in body
             if not isinstance(body[0], (ast.Import, ast.ImportFrom))]
-    return not made or any(is_public(node) or re.search(r"^#\s*\|\s*exports\b", source, re.M) for source, node in made)
+    return not made or any(is_public(node) or re.search(r"^#\s*\|\s*exports\b", source, re.M)
+                           for source, node in made)
 
 
 def test_no_section_exports_and_shows_nothing():
-    hollow = [f"{path.name}: {title}" for path, cells in chapters() for title, found in sections(cells)
+    hollow = [f"{path.name}: {title}" for path, cells in chapters() for title,
+              found in sections(cells)
               if not shows_something(found)]
     assert not hollow, "\n".join(hollow)
 
@@ -130,7 +138,9 @@ def test_the_front_page_plays_and_leads(site):
 
 
 def text(source): return dict(cell_type="markdown", metadata={}, source=source)
-def code(source, *outputs): return dict(cell_type="code", metadata={}, source=source, outputs=list(outputs), execution_count=None)
+def code(source, *outputs):
+    return dict(cell_type="code", metadata={}, source=source, outputs=list(outputs),
+                execution_count=None)
 def output(**data): return dict(output_type="display_data", metadata={}, data=data)
 
 
@@ -146,7 +156,8 @@ def a_small_project(top, cell):
     (top/"nbs/sidebar.yml").write_text("website: {sidebar: {contents: [{section: Start, contents: [index.ipynb]}]}}\n")
     cells = [text("# Title\n> subtitle"), code("#| default_exp one"), code('#| export\ndef one():\n    "The number 1."\n    return 1'), cell]
     meta = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    nb = dict(cells=[dict(c, id=f"c{i}") for i, c in enumerate(cells)], metadata=meta, nbformat=4, nbformat_minor=5)
+    nb = dict(cells=[dict(c, id=f"c{i}") for i, c in enumerate(cells)], metadata=meta, nbformat=4,
+              nbformat_minor=5)
     (top/"nbs/index.ipynb").write_text(json.dumps(nb))
 
 
@@ -157,7 +168,8 @@ def a_small_project(top, cell):
     (text("[a place](#nowhere)\n\n## Somewhere"), "no such anchor"),
     (text("[away](/elsewhere.html)"), "points outside the site"),
     (text("[^1]\n\n[^2]: a note nobody calls, and a call without a note"), "pandoc"),
-    (code("1/0", dict(output_type="error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])), "stored error output: ZeroDivisionError"),
+    (code("1/0", dict(output_type="error", ename="ZeroDivisionError", evalue="division by zero",
+                      traceback=[])), "stored error output: ZeroDivisionError"),
     (code("w", output(**{"application/vnd.jupyter.widget-view+json": dict(model_id="a"), "text/plain": "W()"})), "stored widget view"),
     (code("h", output(**{"text/html": '<audio src="lost.wav"></audio>'})), "lost.wav does not exist"),
     (code("import math\nmath.pi"), "imports belong in cells of their own: | index.ipynb"),
@@ -221,5 +233,6 @@ def test_search_and_turning_in_a_browser(site, browser_path):
         first = tab.url
         tab.click(".turn a >> nth=-1")
         assert tab.url != first and tab.inner_text("h1")
-        assert tab.locator("nav.rooms details[open]").count() == 2  # the start, and the room of the page
+        # the start, and the room of the page
+        assert tab.locator("nav.rooms details[open]").count() == 2
         browser.close()

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_skip_fails_in_ci(tmp_path, body, ci, code):
     shutil.copy(ROOT/"tests/conftest.py", tmp_path)
     (tmp_path/"test_it.py").write_text(f"import pytest\n\ndef test_it(): {body}\n")
-    r = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tmp_path, tmp_path],
+    r = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull,
+                        "--rootdir", tmp_path, tmp_path],
                        env=os.environ | {"CI": ci}, text=True, capture_output=True, timeout=120)
     assert r.returncode == code, r.stdout + r.stderr
     assert ("fails a run with CI=true" in r.stdout) == (code == 1 and "skip" in body)
@@ -32,7 +33,8 @@ def test_a_module_that_skips_as_a_whole_fails_in_ci(tmp_path):
     shutil.copy(ROOT/"tests/conftest.py", tmp_path)
     (tmp_path/"test_it.py").write_text("import pytest\n\npytest.importorskip('a_module_that_is_not_there')\n\ndef test_it(): pass\n")
     (tmp_path/"test_other.py").write_text("def test_other(): pass\n")
-    r = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", tmp_path, tmp_path],
+    r = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull,
+                        "--rootdir", tmp_path, tmp_path],
                        env=os.environ | {"CI": "true"}, text=True, capture_output=True, timeout=120)
     assert r.returncode == 1 and "1 passed, 1 skipped" in r.stdout
 
@@ -47,8 +49,10 @@ def test_what_was_skipped_runs_again_and_nothing_else(tmp_path):
                                          "def test_third(): pass\n")
 
     def run(*args, **env):
-        command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", tmp_path, *args, tmp_path]
-        return subprocess.run(command, env=os.environ | env, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+        command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", tmp_path,
+                   *args, tmp_path]
+        return subprocess.run(command, env=os.environ | env, cwd=tmp_path, text=True,
+                              capture_output=True, timeout=120)
     assert "1 passed, 2 skipped" in run(CI="").stdout
     assert run("--again", CI="true").returncode == 1  # still skipped
     (tmp_path/"program").touch()
@@ -80,16 +84,18 @@ def requirements():
 def test_what_is_installed_is_what_settings_declare():
     "setup.py hands every line of settings.ini on, each group under its name (after a change there: pip install -e '.[dev]' again)"
     from packaging.requirements import Requirement
-    extra = lambda key: "" if key == "requirements" else f'extra == "{key.removesuffix("_requirements")}"'
-    declared = {(r.name, r.specifier, extra(key)) for key, lines in requirements().items() for r in map(Requirement, lines)}
-    found = {(r.name, r.specifier, str(r.marker or "")) for r in map(Requirement, metadata.requires("audiolab"))}
+    def extra(key): return "" if key == "requirements" else f'extra == "{key.removesuffix("_requirements")}"'
+    declared = {(r.name, r.specifier, extra(key)) for key, lines in requirements().items()
+                for r in map(Requirement, lines)}
+    found = {(r.name, r.specifier, str(r.marker or ""))
+             for r in map(Requirement, metadata.requires("audiolab"))}
     assert declared == found
     assert {"torch>=2.11,<2.15", "torchaudio==2.11.0"} <= set(requirements()["requirements"])
 
 
 def test_what_is_imported_is_declared():
     "Every package that audiolab imports at the top of a module is among its requirements"
-    normal = lambda s: re.sub(r"[-_.]+", "-", s).lower()
+    def normal(s): return re.sub(r"[-_.]+", "-", s).lower()
     declared = {normal(re.match(r"[\w.-]+", r)[0]) for r in requirements()["requirements"]}
     used = set()
     for p in (ROOT/"audiolab").rglob("*.py"):
@@ -97,7 +103,8 @@ def test_what_is_imported_is_declared():
             if isinstance(node, ast.Import): used |= {a.name.split(".")[0] for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
     by = metadata.packages_distributions()
-    missing = {m for m in used - set(sys.stdlib_module_names) - {"audiolab"} if not {normal(d) for d in by.get(m, [m])} & declared}
+    missing = {m for m in used - set(sys.stdlib_module_names) - {"audiolab"}
+               if not {normal(d) for d in by.get(m, [m])} & declared}
     assert not missing
 
 
@@ -105,7 +112,8 @@ def project(): return tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="
 
 
 def test_version():
-    assert "version" in project()["dynamic"] and re.fullmatch(r"\d+\.\d+\.\d+\S*", audiolab.__version__)
+    assert "version" in project()["dynamic"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", audiolab.__version__)
     assert "## [Unreleased]" in (ROOT/"CHANGELOG.md").read_text(encoding="utf-8")
 
 

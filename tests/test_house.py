@@ -47,5 +47,6 @@ def test_order_is_import_order(found):
 
 
 def test_faces_are_what_their_modules_say():
-    done = subprocess.run([sys.executable, ROOT/"tools/make_faces.py", "--check"], text=True, capture_output=True)
+    done = subprocess.run([sys.executable, ROOT/"tools/make_faces.py", "--check"], text=True,
+                          capture_output=True)
     assert done.returncode == 0, done.stderr

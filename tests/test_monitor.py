@@ -18,16 +18,25 @@ from audiolab.training import Task, Trainer, TrainingConfig
 TONE = .5*np.sin(np.arange(4000)/9).astype(np.float32)
 
 
-def trainer(tmp_path="nowhere"): return SimpleNamespace(control=Control(), folder=tmp_path, listeners=[], error=None)
+def trainer(tmp_path="nowhere"):
+    return SimpleNamespace(control=Control(), folder=tmp_path, listeners=[], error=None)
 
 
 def start(step=0, resumed=None):
-    return Event("start", step, 0, 0., dict(folder="runs/a", config={}, total_steps=100, steps_per_epoch=None, parameters=1, device="cpu", resumed=resumed))
+    return Event("start", step, 0, 0.,
+                 dict(folder="runs/a", config={}, total_steps=100, steps_per_epoch=None,
+                      parameters=1, device="cpu", resumed=resumed))
 
 
-def log(step, loss=.5): return Event("log", step, 0, 1., dict(loss=loss, gradient_norm=.1, steps_per_second=10., seconds_left=9., memory=3e8))
-def sample(step, *names, level=1.): return Event("sample", step, 0, 1., dict(samples=[Sample(n, level*TONE, 8000, reference=TONE if n != "alone" else None) for n in names]))
-def end(step, state="completed", reason=""): return Event("end", step, 0, 1., dict(state=state, reason=reason))
+def log(step, loss=.5):
+    return Event("log", step, 0, 1., dict(loss=loss, gradient_norm=.1, steps_per_second=10.,
+                                          seconds_left=9., memory=3e8))
+def sample(step, *names, level=1.):
+    return Event("sample", step, 0, 1.,
+                 dict(samples=[Sample(n, level*TONE, 8000,
+                                      reference=TONE if n != "alone" else None) for n in names]))
+def end(step, state="completed", reason=""):
+    return Event("end", step, 0, 1., dict(state=state, reason=reason))
 
 
 @pytest.fixture
@@ -43,32 +52,38 @@ def tell(monitor, *events):
 
 
 def test_it_shows_where_the_run_stands(still):
-    assert "not started" in still.headline.value and still.pause.disabled and still.stop.disabled and still.listen.disabled
+    assert "not started" in still.headline.value and still.pause.disabled and still.stop.disabled
+    assert still.listen.disabled
     empty = still.curves.value
     tell(still, start(), log(10))
-    assert "running at step 10/100" in still.headline.value and not still.pause.disabled and not still.listen.disabled
+    assert "running at step 10/100" in still.headline.value and not still.pause.disabled
+    assert not still.listen.disabled
     assert still.numbers.value == "loss 0.5000, 10 steps/s, 9s left, 300 MB, gradient norm 0.1000"
-    assert still.curves.value != empty and Image.open(BytesIO(still.curves.value)).size == (800, 260)
+    assert still.curves.value != empty
+    assert Image.open(BytesIO(still.curves.value)).size == (800, 260)
 
 
 def test_buttons_ask_the_control(still):
     tell(still, start(), log(1))
     control = still.trainer.control
     still.pause.click()
-    assert control.state == "paused" and still.pause.description == "Resume" and "paused" in still.headline.value
+    assert control.state == "paused" and still.pause.description == "Resume"
+    assert "paused" in still.headline.value
     still.listen.click()
     assert control.poll() == {"sample"}
     still.pause.click()
     assert control.state == "running" and still.pause.description == "Pause"
     still.stop.click()
-    assert (control.state, control.reason) == ("stopping", "stopped in the notebook") and still.stop.disabled and still.pause.disabled
+    assert (control.state, control.reason) == ("stopping", "stopped in the notebook")
+    assert still.stop.disabled and still.pause.disabled
 
 
 def test_samples_are_heard_and_kept(still):
     tell(still, start(), log(1))
     assert still.sounds.layout.display == "none"
     tell(still, sample(10, "one", "two"), sample(20, "one", "alone", level=.5))
-    assert still.sounds.layout.display is None and [o[1] for o in still.history.options] == [10, 20] and still.history.value == 20
+    assert still.sounds.layout.display is None and [o[1] for o in still.history.options] == [10, 20]
+    assert still.history.value == 20
     audio, rate = soundfile.read(BytesIO(still.output.value))
     assert rate == 8000 and np.abs(audio - .5*TONE).max() < 1e-3
     assert np.abs(soundfile.read(BytesIO(still.target.value))[0] - TONE).max() < 1e-3
@@ -95,7 +110,8 @@ def test_the_shelf_is_bounded_in_number_and_memory():
     assert len(heavy.items) == 2
 
 
-@pytest.mark.parametrize("event", [Event("problem", 5, 0, 1., {"message": "gradient is <nan>"}), log(5, loss=float("nan")), end(5, "failed", "RuntimeError: <broken>")],
+@pytest.mark.parametrize("event", [Event("problem", 5, 0, 1., {"message": "gradient is <nan>"}),
+                                   log(5, loss=float("nan")), end(5, "failed", "RuntimeError: <broken>")],
                          ids=["problem", "nan", "failed"])
 def test_trouble_is_red(still, event):
     tell(still, start(), log(1))
@@ -103,30 +119,35 @@ def test_trouble_is_red(still, event):
     tell(still, event)
     assert still.box.layout.border_top == "2px solid #c0392b" and "#c0392b" in still.headline.value
     said = still.trouble.value + still.headline.value
-    assert ("&lt;nan&gt;" in said or "not a finite number" in said or "&lt;broken&gt;" in said) and "<nan>" not in said  # text is no markup
+    # text is no markup
+    assert ("&lt;nan&gt;" in said or "not a finite number" in said or "&lt;broken&gt;" in said)
+    assert "<nan>" not in said
 
 
 def test_many_problems_are_counted(still):
-    tell(still, start(), *(Event("problem", n, 0, 1., {"message": f"trouble {n}"}) for n in range(50)))
+    tell(still, start(),
+         *(Event("problem", n, 0, 1., {"message": f"trouble {n}"}) for n in range(50)))
     assert "50 problems" in still.trouble.value and "trouble 49" in still.trouble.value and "trouble 46" not in still.trouble.value
 
 
 def test_a_background_run_that_cannot_begin_is_shown(still):
     still.trainer.error = RuntimeError("the folder is in use")
     still.refresh()
-    assert "failed: the folder is in use" in still.headline.value and still.box.layout.border_top.startswith("2px")
+    assert "failed: the folder is in use" in still.headline.value
+    assert still.box.layout.border_top.startswith("2px")
 
 
 def test_a_second_monitor_replaces_the_first():
     t = trainer()
     listeners = t.listeners
-    other = lambda event: None
+    def other(event): return None
     t.listeners.append(other)
     first, second = Monitor(t), Monitor(t)
     assert listeners == [other, second] and first is not second
 
 
-@pytest.mark.parametrize("first, expected", [(start(30, resumed="x"), [10, 20, 30]), (log(40), [10, 20, 30, 40])], ids=["resumed", "late"])
+@pytest.mark.parametrize("first, expected", [(start(30, resumed="x"), [10, 20, 30]),
+                                             (log(40), [10, 20, 30, 40])], ids=["resumed", "late"])
 def test_it_reads_what_it_has_missed(tmp_path, first, expected):
     run = RunFolder(tmp_path/"run")
     for event in (start(), log(10), sample(10, "a"), log(20), log(30)): run.append(event)
@@ -145,11 +166,13 @@ def test_the_painter_follows_and_ends_with_the_run():
     for step in range(1, 6):
         monitor(log(step))
         deadline = time.monotonic() + 20
-        while f"step {step}/" not in monitor.headline.value and time.monotonic() < deadline: time.sleep(.01)
+        while f"step {step}/" not in monitor.headline.value and time.monotonic() < deadline:
+            time.sleep(.01)
         assert f"step {step}/" in monitor.headline.value
     monitor.trainer.control.finish("completed", "done")
     monitor(end(5, reason="done"))
-    assert monitor.wait(20) and "completed at step 5/100: done" in monitor.headline.value and not monitor.follower.stale
+    assert monitor.wait(20) and "completed at step 5/100: done" in monitor.headline.value
+    assert not monitor.follower.stale
     monitor(start())  # the same trainer once more
     monitor.trainer.control.start()
     monitor(end(1, "stopped"))
@@ -178,15 +201,22 @@ def test_numbers_are_new_while_pictures_rest(monkeypatch):
     "A slow picture is painted seldom; what is cheap is not kept waiting"
     import audiolab.watch.monitor as module
     painted = []
-    def slow(figure): painted.append(time.monotonic()); time.sleep(.2); return b"\x89PNG"
+    def slow(figure):
+        painted.append(time.monotonic())
+        time.sleep(.2)
+        return b"\x89PNG"
     monkeypatch.setattr(module, "png_bytes", slow)
     monitor = Monitor(trainer(), interval=.05)
     painted.clear()
     began = time.monotonic()
     monitor(start())
     step = 0
-    while time.monotonic() < began + 2.5: step += 1; monitor(log(step)); time.sleep(.02)
-    assert len(painted) == 1 and int(monitor.headline.value.split("step ")[1].split("/")[0]) > step/2
+    while time.monotonic() < began + 2.5:
+        step += 1
+        monitor(log(step))
+        time.sleep(.02)
+    assert len(painted) == 1
+    assert int(monitor.headline.value.split("step ")[1].split("/")[0]) > step/2
     monitor(end(step))
     assert monitor.wait(20) and len(painted) == 2
 
@@ -201,7 +231,9 @@ def test_what_remains_is_a_picture(still, tmp_path):
     assert still.wait(20)
     (data,) = sent
     assert Image.open(BytesIO(base64.b64decode(data["image/png"]))).size == (960, 600) and data["text/plain"] == "stopped at step 3/100"
-    assert not any("widget" in kind for kind in data) and data["text/html"].count("<audio controls") == 2 and "output, the first 25.0 s" in data["text/html"]
+    assert not any("widget" in kind for kind in data)
+    assert data["text/html"].count("<audio controls") == 2
+    assert "output, the first 25.0 s" in data["text/html"]
     assert len(str(data)) < 900_000
     assert Image.open(still.save_picture(tmp_path/"run.png")).size == (960, 600)
 
@@ -233,7 +265,8 @@ class Tones:
         for number in range(start, self.count):
             random = np.random.default_rng((epoch, number))
             clean = .5*np.sin(2*np.pi*random.uniform(100, 900, (self.size, 1))*np.arange(8000)/8000)
-            yield [torch.tensor(o, dtype=torch.float32) for o in (clean + .3*random.normal(size=clean.shape), clean)]
+            yield [torch.tensor(o, dtype=torch.float32)
+                   for o in (clean + .3*random.normal(size=clean.shape), clean)]
 
 
 class Denoise(Task):
@@ -255,11 +288,14 @@ class Denoise(Task):
 
     def sample(self, loop):
         noisy, clean = next(Tones(1, 1).batches(10**6))
-        return [Sample("tone", self.net(noisy[:, None])[0, 0].numpy(), 8000, reference=clean[0].numpy())]
+        return [Sample("tone", self.net(noisy[:, None])[0, 0].numpy(), 8000,
+                       reference=clean[0].numpy())]
 
 
 def denoising(folder):
-    return Trainer(Denoise(), TrainingConfig(steps=10**5, log_every=10, validate_every="never", sample_every="never", save_every="never", device="cpu"), folder)
+    return Trainer(Denoise(), TrainingConfig(steps=10**5, log_every=10, validate_every="never",
+                                             sample_every="never", save_every="never",
+                                             device="cpu"), folder)
 
 
 def test_with_the_real_trainer(tmp_path):
@@ -286,7 +322,8 @@ def test_with_the_real_trainer(tmp_path):
     second.join(60)
     assert again.wait(60)
     steps = again.run_curves.train["loss"].points()[0]
-    assert steps[0] == 10 and (np.diff(steps) > 0).all() and steps[-1] > result.step  # one curve, from the first step on
+    # one curve, from the first step on
+    assert steps[0] == 10 and (np.diff(steps) > 0).all() and steps[-1] > result.step
 
 
 def test_two_runs_in_one_folder(tmp_path):
@@ -297,7 +334,8 @@ def test_two_runs_in_one_folder(tmp_path):
     second = denoising(tmp_path)
     monitor = watch(second, interval=.1)
     until(lambda: second.error)
-    assert monitor.wait(30) and "failed" in monitor.headline.value and monitor.box.layout.border_top.startswith("2px")
+    assert monitor.wait(30) and "failed" in monitor.headline.value
+    assert monitor.box.layout.border_top.startswith("2px")
     first.control.stop()
     first.join(60)
 

@@ -14,7 +14,8 @@ from audiolab.watch import watch
 from audiolab.training import Sample
 from audiolab.training import Task, Trainer, TrainingConfig
 torch.set_num_threads(1)"""
-CELLS = [IMPORTS, *map(inspect.getsource, (test_monitor.Tones, test_monitor.Denoise, test_monitor.denoising)),
+CELLS = [IMPORTS, *map(inspect.getsource,
+                       (test_monitor.Tones, test_monitor.Denoise, test_monitor.denoising)),
          "first = denoising('run')\nwatch(first)", "print('at', first.join().step)\nsecond = denoising('run')\nagain = watch(second, resume='auto')"]
 BYTES = "async e => [...new Uint8Array(await (await fetch(e.src)).arrayBuffer())]"
 RUN = "i => { const n = window.jupyterapp.shell.currentWidget.content; n.activeCellIndex = i; window.jupyterapp.commands.execute('notebook:run-cell') }"
@@ -28,9 +29,13 @@ def page(tab, lab):
     "The notebook, with its cells up to the first panel run"
     from playwright.sync_api import expect
     expect.set_options(timeout=60_000)
-    cell = lambda i, source: dict(cell_type="code", id=f"cell{i}", metadata={}, source=source, outputs=[], execution_count=None)
+    def cell(i, source):
+        return dict(cell_type="code", id=f"cell{i}", metadata={}, source=source, outputs=[],
+                    execution_count=None)
     meta = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    (lab[1]/"watch.ipynb").write_text(json.dumps(dict(cells=[cell(i, s) for i, s in enumerate(CELLS)], metadata=meta, nbformat=4, nbformat_minor=5)))
+    (lab[1]/"watch.ipynb").write_text(
+        json.dumps(dict(cells=[cell(i, s) for i, s in enumerate(CELLS)], metadata=meta, nbformat=4,
+                        nbformat_minor=5)))
     tab.goto(f"{lab[0]}/doc/tree/watch.ipynb?reset&token=t")
     tab.wait_for_function(READY)
     for i in range(len(CELLS) - 1): tab.evaluate(RUN, i)
@@ -45,13 +50,14 @@ def shoot(page, name):
 def test_watch_pause_listen_stop_resume(page, lab):
     from playwright.sync_api import expect
     line = page.locator(".widget-html-content").first
-    button = lambda name: page.get_by_role("button", name=name)
+    def button(name): return page.get_by_role("button", name=name)
     pictures, players = page.locator(".jp-OutputArea-output img"), page.locator(".jp-OutputArea-output audio")
 
     # it moves
     expect(line).to_have_text(re.compile(r"^running at epoch 1/100, step [1-9]\d*/100000$"))
     before = pictures.first.evaluate(CONTENT)
-    page.wait_for_function("s => document.querySelector('.jp-OutputArea-output img').src != s", arg=pictures.first.get_attribute("src"))
+    page.wait_for_function("s => document.querySelector('.jp-OutputArea-output img').src != s",
+                           arg=pictures.first.get_attribute("src"))
     assert pictures.first.evaluate(CONTENT) != before
     shoot(page, "running")
 
@@ -71,7 +77,8 @@ def test_watch_pause_listen_stop_resume(page, lab):
     page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea-output audio')].every(a => a.duration == 1)")
     for player, loudest in zip(players.all(), (.5, None), strict=True):  # target and output
         audio, rate = soundfile.read(BytesIO(bytes(player.evaluate(BYTES))))
-        assert (rate, len(audio)) == (8000, 8000) and abs(abs(audio).max() - .5) < (.01 if loudest else .5)
+        assert (rate, len(audio)) == (8000, 8000)
+        assert abs(abs(audio).max() - .5) < (.01 if loudest else .5)
     expect(pictures).to_have_count(2)
     assert step(line.inner_text()) == step(held)
     shoot(page, "paused")
@@ -94,12 +101,14 @@ def test_watch_pause_listen_stop_resume(page, lab):
     # it is resumed by another trainer, at the step where it was stopped
     page.evaluate(RUN, len(CELLS) - 1)
     expect(button("Pause")).to_be_visible()
-    said = next(o["text"] for o in page.evaluate(OUTPUTS) if o["type"] == "stream" and o["name"] == "stdout")
+    said = next(o["text"] for o in page.evaluate(OUTPUTS) if o["type"] == "stream"
+                and o["name"] == "stdout")
     stopped = int(re.match(r"at (\d+)\n$", "".join(said))[1])
     assert stopped > step(held)
     expect(line).to_have_text(re.compile(r"^running at epoch \d+/100, step \d+/100000$"))
     rows = [json.loads(o) for o in (lab[1]/"run/history.jsonl").read_text().splitlines()]
-    assert [(o["step"], bool(o["values"]["resumed"])) for o in rows if o["kind"] == "start"] == [(0, False), (stopped, True)]
+    assert [(o["step"], bool(o["values"]["resumed"])) for o in rows
+            if o["kind"] == "start"] == [(0, False), (stopped, True)]
     page.wait_for_function("s => parseInt(document.querySelector('.widget-html-content').innerText.match(/step (\\d+)/)[1]) > s", arg=stopped + 20)
     shoot(page, "resumed")
     button("Stop and save").click()
@@ -107,7 +116,8 @@ def test_watch_pause_listen_stop_resume(page, lab):
     assert not [o for o in page.evaluate(OUTPUTS) if o["type"] == "error" or o["name"] == "stderr"]
     page.evaluate("() => { window.jupyterapp.commands.execute('docmanager:save') }")
     page.wait_for_timeout(1000)
-    assert "widget-view" not in (lab[1]/"watch.ipynb").read_text()  # what is saved is a picture, not a widget that will be dead
+    # what is saved is a picture, not a widget that will be dead
+    assert "widget-view" not in (lab[1]/"watch.ipynb").read_text()
 
 
 KINDS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type == 'code')

@@ -12,11 +12,14 @@ README = (ROOT/"README.md").read_text(encoding="utf-8")
 def blocks(language): return re.findall(rf"^```\s*{language}\n(.*?)^```", README, re.M | re.S)
 
 
-def commands(): return [line for b in blocks("bash") for line in b.splitlines() if line and not line.startswith("#")]
+def commands():
+    return [line for b in blocks("bash") for line in b.splitlines() if line
+            and not line.startswith("#")]
 
 
 def check(args, **kwargs):
-    r = subprocess.run([str(a) for a in args], text=True, capture_output=True, timeout=300, **kwargs)
+    r = subprocess.run([str(a) for a in args], text=True, capture_output=True,
+                       timeout=300, **kwargs)
     assert r.returncode == 0, f"{args} ended with {r.returncode}\n{r.stdout[-3000:]}\n{r.stderr[-3000:]}"
 
 
@@ -43,7 +46,9 @@ def test_shell_examples(workplace):
     lines = [line for line in commands() if line.startswith("audiolab ")]
     assert [line for line in lines if " train " in line] and [line for line in lines if " generate " in line]
     # the vocoder's hours are made minutes, and its minutes seconds: 4 steps, then 6 where the line says more
-    lines = [line.replace("--training.steps 3000", "--training.steps 6") if "--training.steps" in line else f"{line} --training.steps 4" if "vocoder train" in line else line
+    lines = [line.replace("--training.steps 3000", "--training.steps 6")
+             if "--training.steps" in line else f"{line} --training.steps 4"
+             if "vocoder train" in line else line
              for line in lines]
     lines = [line.replace("--num_iterations 3000", "--num_iterations 3 --batch_size 2 --discriminators.start 2") for line in lines]
     for line in lines: check([BIN/"audiolab", *shlex.split(line)[1:]], cwd=workplace)
@@ -68,5 +73,7 @@ def test_pictures_and_links_exist():
 def test_python_version_and_licence():
     project = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"Python {project['requires-python'].removeprefix('>=')}" in README
-    assert "Apache License" in (ROOT/"LICENSE").read_text(encoding="utf-8") and "Apache-2.0" in README
-    for person in ("Damien Davison", "Michael Maillet", "Sacha Davison"): assert person in README and person in (ROOT/"NOTICE").read_text(encoding="utf-8")
+    assert "Apache License" in (ROOT/"LICENSE").read_text(encoding="utf-8")
+    assert "Apache-2.0" in README
+    for person in ("Damien Davison", "Michael Maillet", "Sacha Davison"):
+        assert person in README and person in (ROOT/"NOTICE").read_text(encoding="utf-8")
