@@ -194,7 +194,8 @@ class DrivenOptimizer:
 
     def clip(self) -> dict[str, torch.Tensor]:
         "Lengths of the gradient before it is clipped: of all of it under '', and of its groups."
-        norms = {each.name: clip_gradients(each.parameters, each.limit) for each in self.clippings}
+        norms = {}
+        for each in self.clippings: norms[each.name] = clip_gradients(each.parameters, each.limit)
         if len(norms) == 1 and "" in norms: return norms
         return norms | {"": sum(norm.square() for norm in norms.values()).sqrt()}
 

@@ -105,16 +105,15 @@ def make_step(
     batches: list,  # of one update
 ) -> None:
     "One step of the task: several batches where gradients are accumulated, one update."
-    progress, learner, device = run.progress, run.learner, run.place.device
-    seed_step(run.config.seed, progress.step, run.place.rank)
+    progress, learner, place = run.progress, run.learner, run.learner.networks.place
+    seed_step(learner.config.seed, progress.step, place.rank)
     progress.in_step, last, values = True, len(batches) - 1, []
     counts, divisor = weigh_batches(run, batches)
     for n, batch in enumerate(batches):
-        if device.type != "cpu": batch = on_device(batch, device)
+        if place.device.type != "cpu": batch = on_device(batch, place.device)
         learner.begin_turn(n == 0, n == last, divisor)
         values.append(run.task.step(batch, run.loop))
         learner.times.lap("forward")
-    progress.count_gradient(sound=not learner.turn.bad)
     if learner.turn.bad: _tell_bad_step(run, batches)
     else: _note_values(run, values, counts)
     progress.count_step()
@@ -134,6 +133,7 @@ def weigh_batches(
 # %% ../../nbs/training/23_loop.ipynb #d5fe1d88
 def _note_values(run, values, counts):
     means = run.recorder.means
+    run.progress.bad_in_row = 0
     for found, count in zip(values, counts):
         for name, value in found.items(): means.note(name, value, count)
     if run.learner.average: run.learner.average.update()
@@ -145,6 +145,7 @@ def _tell_bad_step(
 ) -> None:
     "Tell of a step whose gradient was not finite. NotFinite if there were too many."
     p, name = run.progress, run.learner.turn.bad
+    p.count_bad()
     kept = "nothing was moved" if len(run.learner.driven) == 1 else "its weights were not moved"
     message = f"step {p.step}: the gradient of {name} is not finite; {kept}"
     items = _batch_names(batches)
@@ -268,7 +269,7 @@ def _stop_run(run: Run) -> Ending:
 # %% ../../nbs/training/23_loop.ipynb #711b88de
 def why_done(run: Run) -> str:
     "Why there is nothing more to do; empty to go on."
-    c, p, total = run.config, run.progress, run.progress.total_steps
+    c, p, total = run.learner.config, run.progress, run.progress.total_steps
     if total is not None and p.step >= total: return f"all {total} {run.task.unit}s are done"
     if c.epochs and p.epoch >= c.epochs: return f"all {c.epochs} epochs are done"
     if c.patience and run.scores.stale >= c.patience:

@@ -95,10 +95,10 @@ class Progress:
         "Whether all updates of this epoch are made; a stream says so itself."
         return self.steps_per_epoch is not None and self.batch >= self.steps_per_epoch
 
-    def count_gradient(self, sound: bool) -> None:
-        "The gradient of this step was finite, or not."
-        self.bad_steps += not sound
-        self.bad_in_row = 0 if sound else self.bad_in_row + 1
+    def count_bad(self) -> None:
+        "The gradient of this step was not finite. A good one sets `bad_in_row` back."
+        self.bad_steps += 1
+        self.bad_in_row += 1
 
     def count_step(self) -> None:
         "A step is over."

@@ -42,6 +42,10 @@ class Intervals:
     sample: Interval
     save: Interval
 
+    def __post_init__(self):
+        every = self.validate, self.sample, self.save
+        self.steps = [int(each.every) if each.unit == "step" else 0 for each in every]  # 0: never
+
     @classmethod
     def of(cls, config: TrainingConfig) -> "Intervals":
         "Those of the settings. ConfigError for one that cannot be read."
@@ -52,14 +56,17 @@ class Intervals:
         "What is due by the count of steps and epochs, or was asked for."
         step, epochs = p.step, p.epoch + 1
         due = Due(epoch=epoch_over, validation="validate" in asked, sample="sample" in asked)
-        if stepped:
-            due.row = step % self.row == 0
-            due.validation |= self.validate.after_step(step)
-            due.sample |= self.sample.after_step(step)
-        due.sample |= epoch_over and self.sample.after_epoch(epochs)
-        if epoch_over and self.save.after_epoch(epochs): due.save = "epoch"
-        elif "save" in asked or stepped and self.save.after_step(step): due.save = "step"
+        validate, sample, save = self.steps if stepped else (0, 0, 0)
+        due.row = stepped and step % self.row == 0
+        if validate and step % validate == 0: due.validation = True
+        if sample and step % sample == 0: due.sample = True
+        if "save" in asked or save and step % save == 0: due.save = "step"
+        if epoch_over: self._add_epoch(due, epochs)
         return due
+
+    def _add_epoch(self, due, epochs):
+        due.sample |= self.sample.after_epoch(epochs)
+        if self.save.after_epoch(epochs): due.save = "epoch"
 
 # %% ../../nbs/training/20_requests.ipynb #7f23ae92
 _WISHES = "save", "sample", "validate"
