@@ -103,7 +103,8 @@ def test_full_buzz_reads_two_to_three_at_any_rate_and_noise_near_nothing(rate, h
 def test_sinusoidal_modulation_gives_the_stated_formula(depth):
     audio = noise(20)
     audio = audio * (1 + depth * np.sin(2 * np.pi * 62.5 * np.arange(len(audio)) / RATE))
-    # phases are averaged over an eighth of a period, which lowers the fundamental to sinc(1/8) = 97 %
+    # phases are averaged over an eighth of a period,
+    # which lowers the fundamental to sinc(1/8) = 97 %
     assert modulation_index(audio, RATE) == pytest.approx(4 * depth / (1 + depth ** 2 / 2),
                                                           rel=0.12, abs=0.04)
 

@@ -45,7 +45,8 @@ def test_shell_examples(workplace):
     "Every `audiolab` line of the README, in its order and for real"
     lines = [line for line in commands() if line.startswith("audiolab ")]
     assert [line for line in lines if " train " in line] and [line for line in lines if " generate " in line]
-    # the vocoder's hours are made minutes, and its minutes seconds: 4 steps, then 6 where the line says more
+    # the vocoder's hours are made minutes, and its minutes seconds:
+    # 4 steps, then 6 where the line says more
     lines = [line.replace("--training.steps 3000", "--training.steps 6")
              if "--training.steps" in line else f"{line} --training.steps 4"
              if "vocoder train" in line else line
