@@ -11,7 +11,6 @@ from fastcore.docments import MarkdownRenderer
 from fastcore.nbio import mk_cell
 from nbdev.process import Processor
 from nbdev.processors import exec_show_docs
-from nbdev.showdoc import BasicMarkdownRenderer
 
 MODULE = re.compile(r"^#\s*\|\s*default_exp\s+(\S+)", re.M)
 LONG_NAMES = re.compile(r"\b(?:audiolab|typing|pathlib|collections|fastcore|numpy|torch\.nn)\.(?:\w+\.)*(?=[A-Z])")
@@ -163,33 +162,38 @@ def property_text(member):
     return f"*A property{f' ({kind})' if kind else ''}.* {about}"
 
 
-class Entry(BasicMarkdownRenderer):
+class Entry:
     "An entry of the docs: a function, or a class with all it offers."
 
     def __init__(self, sym, name=None, title_level=3):
-        shown = name or getattr(sym, "__qualname__", getattr(sym, "__name__", ""))
-        if isinstance(sym, property): shown = name or sym.fget.__qualname__
-        self.found = installed(sym, shown)
-        super().__init__(self.found, name=name or (shown if isinstance(sym, property) else None),
-                         title_level=title_level)
+        owner = sym.fget if isinstance(sym, property) else sym
+        self.nm = name or getattr(owner, "__qualname__", getattr(owner, "__name__", ""))
+        self.found, self.title_level = installed(sym, self.nm), title_level
 
     def _repr_markdown_(self):
-        if isinstance(self.found, property): return self._headed(property_text(self.found))
-        if not inspect.isclass(self.found): return self._headed(signature_text(self.found, self.nm))
-        return self._headed(class_text(self.found, self.title_level + 1))
+        return f"---\n\n{'#'*self.title_level} {self.nm}\n\n{self._text()}"
 
-    def _headed(self, text):
-        return f"---\n\n{'#'*self.title_level} {self.nm}\n\n{text}"
+    def _text(self):
+        if isinstance(self.found, property): return property_text(self.found)
+        if not inspect.isclass(self.found): return signature_text(self.found, self.nm)
+        return class_text(self.found, self.title_level + 1)
+
+
+def made_by(cls):
+    "How an object of a class is made"
+    try: call = str(MarkdownRenderer(cls).dm)
+    except NameError: call = f"def {cls.__name__}(...)"  # types of a base class that only a checker knows
+    return re.sub(r"^(async )?def ", "class ", LONG_NAMES.sub("", call))
 
 
 def class_text(cls, level):
     "A class: how it is made, what it is, its fields, its methods"
-    rows, renderer = field_rows(cls), MarkdownRenderer(cls)
-    made = f"class {cls.__name__}" if rows else re.sub(r"^(async )?def ", "class ", LONG_NAMES.sub("", str(renderer.dm)))
-    parts = [f"```python\n{made}\n```", f"*{renderer.docs}*" if renderer.docs else ""]
-    if rows: parts.append(field_table(cls, rows))
-    return "\n\n".join([*filter(None, parts),
-                        *(method_entry(cls, name, level) for name in public_methods(cls))])
+    rows, about = field_rows(cls), inspect.getdoc(cls)
+    made = f"class {cls.__name__}" if rows else made_by(cls)
+    parts = [f"```python\n{made}\n```", f"*{about}*" if about else "",
+             field_table(cls, rows) if rows else ""]
+    methods = (method_entry(cls, name, level) for name in public_methods(cls))
+    return "\n\n".join([*filter(None, parts), *methods])
 
 
 # --- pages made of the others
