@@ -19,7 +19,8 @@ class Hums:
     "A data set of noisy hums, keyed by (epoch, index)"
     sample_rate = RATE
 
-    def __init__(self, items=40, length=128, fault=None): self.items, self.size, self.fault = items, length, fault
+    def __init__(self, items=40, length=128, fault=None):
+        self.items, self.size, self.fault = items, length, fault
     def __len__(self): return self.items
     def name(self, index): return f"hum-{index}"
     def length(self, index): return self.size
@@ -28,11 +29,13 @@ class Hums:
         if self.fault: self.fault(index, epoch)
         rng = keyed_rng(3, epoch, index)
         clean = np.sin(np.arange(self.size)*rng.uniform(.02, .2) + rng.uniform(0, 6))
-        return {"audio": (clean + rng.normal(0, .5, self.size)).astype(np.float32), "clean": clean.astype(np.float32), "id": self.name(index), "index": index}
+        return {"audio": (clean + rng.normal(0, .5, self.size)).astype(np.float32),
+                "clean": clean.astype(np.float32), "id": self.name(index), "index": index}
 
 
 def network(width=4):
-    return torch.nn.Sequential(torch.nn.Conv1d(1, width, 9, padding=4), torch.nn.BatchNorm1d(width), torch.nn.GELU(), torch.nn.Dropout(.2),
+    return torch.nn.Sequential(torch.nn.Conv1d(1, width, 9, padding=4), torch.nn.BatchNorm1d(width),
+                               torch.nn.GELU(), torch.nn.Dropout(.2),
                                torch.nn.Conv1d(width, 1, 9, padding=4))
 
 
@@ -41,30 +44,37 @@ class Denoise(Task):
     name = "denoise"
 
     def __init__(self, workers=0, items=40, fault=None, statistics=True, slow=0.):
-        self.workers, self.items, self.fault, self.statistics, self.slow = workers, items, fault, statistics, slow
+        self.workers, self.items, self.fault, self.statistics, self.slow = (workers, items, fault,
+                                                                            statistics, slow)
 
-    def data(self, loop): return Loader(Hums(self.items, fault=self.fault), loop.config.batch_size, seed=loop.seed, num_workers=self.workers,
+    def data(self, loop):
+        return Loader(Hums(self.items, fault=self.fault), loop.config.batch_size, seed=loop.seed,
+                      num_workers=self.workers,
                                         rank=loop.rank, world=loop.world, timeout=20)
 
     def setup(self, loop):
         net = network()
-        if not self.statistics: net = torch.nn.Sequential(net[0], net[2], net[4])  # each item by itself, so that shares of a batch add up
+        # each item by itself, so that shares of a batch add up
+        if not self.statistics: net = torch.nn.Sequential(net[0], net[2], net[4])
         self.net, loop.data = loop.module("net", net), self.data(loop)
         loop.optimizer("net", torch.optim.AdamW(net.parameters(), lr=3e-3))
 
     def step(self, batch, loop):
         if self.slow: time.sleep(self.slow)
-        with loop.autocast(): loss = (self.net(batch["audio"][:, None])[:, 0] - batch["clean"]).square().mean()
+        with loop.autocast():
+            loss = (self.net(batch["audio"][:, None])[:, 0] - batch["clean"]).square().mean()
         loop.update("net", loss)
         return {"loss": loss}
 
     def validate(self, loop):
         item = Hums().item(0, 10**6)
-        return {"loss": (loop.modules["net"](torch.tensor(item["audio"])[None, None])[0, 0] - torch.tensor(item["clean"])).square().mean().item()}
+        return {"loss": (loop.modules["net"](torch.tensor(item["audio"])[None, None])[0, 0] -
+                         torch.tensor(item["clean"])).square().mean().item()}
 
     def sample(self, loop):
         item = Hums().item(0, 10**6)
-        return [Sample("hum", loop.modules["net"](torch.tensor(item["audio"])[None, None])[0, 0].numpy(), RATE, item["clean"])]
+        return [Sample("hum", loop.modules["net"](torch.tensor(item["audio"])[None, None])[
+            0, 0].numpy(), RATE, item["clean"])]
 
 
 class Adversarial(Denoise):
@@ -73,16 +83,20 @@ class Adversarial(Denoise):
 
     def setup(self, loop):
         super().setup(loop)
-        judge = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 9, stride=4), torch.nn.LeakyReLU(.1), torch.nn.Conv1d(4, 1, 3))
+        judge = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 9, stride=4), torch.nn.LeakyReLU(.1),
+                                    torch.nn.Conv1d(4, 1, 3))
         self.judge = loop.module("judge", judge)
         loop.optimizer("judge", torch.optim.AdamW(judge.parameters(), lr=1e-3), clip_norm=5.)
 
     def step(self, batch, loop):
         noisy = batch["audio"][:, None] + .01*torch.randn(batch["audio"].shape)[:, None]
         made, clean = self.net(noisy), batch["clean"][:, None]
-        loss_judge = (self.judge(clean) - 1).square().mean() + self.judge(made.detach()).square().mean()
+        loss_judge = (self.judge(clean) - 1).square().mean() + self.judge(
+            made.detach()).square().mean()
         loop.update("judge", loss_judge)
-        with loop.frozen("judge"): loss = (made - clean).square().mean() + .1*(loop.modules["judge"](made) - 1).square().mean()
+        with loop.frozen("judge"):
+            loss = (made - clean).square().mean() + .1*(loop.modules["judge"](made) -
+                                                        1).square().mean()
         loop.update("net", loss)
         return {"loss": loss, "loss_judge": loss_judge}
 
@@ -99,11 +113,15 @@ class Counting(Denoise):
         if not self.stream: return super().data(loop)
         from audiolab.data import ExampleStream, StreamLoader
         items = Hums(self.items)
-        return StreamLoader(ExampleStream(lambda epoch: (items.item(index, epoch) for index in range(self.items))), loop.config.batch_size, shuffle_buffer=16,
-                            seed=loop.seed, rank=loop.rank, world=loop.world, num_workers=self.workers, timeout=20)
+        return StreamLoader(
+            ExampleStream(lambda epoch: (items.item(index, epoch) for index in range(self.items))),
+            loop.config.batch_size, shuffle_buffer=16,
+                            seed=loop.seed, rank=loop.rank, world=loop.world,
+                            num_workers=self.workers, timeout=20)
 
     def step(self, batch, loop):
-        with open(f"{self.seen}.{loop.rank}", "a") as file: file.write(json.dumps([loop.step, loop.epoch, batch["id"]]) + "\n")
+        with open(f"{self.seen}.{loop.rank}", "a") as file:
+            file.write(json.dumps([loop.step, loop.epoch, batch["id"]]) + "\n")
         return super().step(batch, loop)
 
 
@@ -112,19 +130,22 @@ class Mixture(Task):
     name = "mixture"
 
     def setup(self, loop):
-        self.x = np.concatenate([np.random.default_rng(0).normal(m, 1, 200) for m in (-2, 1.5)])[loop.rank::loop.world]
+        self.x = np.concatenate([np.random.default_rng(0).normal(m, 1, 200) for m in (-2, 1.5)])[
+            loop.rank::loop.world]
         self.mean, self.weight = np.array([-.5, .5]), np.array([.5, .5])
 
     def step(self, batch, loop):
         log = np.log(self.weight) - (self.x[:, None] - self.mean)**2/2
         total = np.logaddexp.reduce(log, 1, keepdims=True)
         share = np.exp(log - total)
-        sums = loop.place.sum(np.concatenate([share.sum(0), (share*self.x[:, None]).sum(0), [total.sum()]]))
+        sums = loop.place.sum(
+            np.concatenate([share.sum(0), (share*self.x[:, None]).sum(0), [total.sum()]]))
         self.weight, self.mean = sums[:2]/sums[:2].sum(), sums[2:4]/sums[:2]
         return {"loss": -sums[4]}
 
     def weights(self, loop): return {"mean": self.mean, "weight": self.weight}, {}
-    def load_weights(self, loop, tensors, metadata): self.mean, self.weight = tensors["mean"], tensors["weight"]
+    def load_weights(self, loop, tensors, metadata):
+        self.mean, self.weight = tensors["mean"], tensors["weight"]
 
 
 class Texts:
@@ -153,8 +174,10 @@ class Words(Task):
     def count(self, batch): return int(batch["lengths"].sum())
 
     def loss(self, batch):
-        tokens = torch.cat([torch.arange(length.item())/9 + length/9 for length in batch["lengths"]])
-        return (self.net(torch.stack([tokens, tokens**2, tokens.sin(), tokens.cos()], 1))[:, 0] - tokens.exp()).square().sum()
+        tokens = torch.cat([torch.arange(length.item())/9 + length/9
+                            for length in batch["lengths"]])
+        return (self.net(torch.stack([tokens, tokens**2, tokens.sin(), tokens.cos()], 1))[:, 0] -
+                tokens.exp()).square().sum()
 
     def step(self, batch, loop):
         loss, tokens = self.loss(batch), int(batch["lengths"].sum())
@@ -176,7 +199,8 @@ def rows(folder, kinds=("log", "validation", "epoch")):
     "The history without its clocks"
     from audiolab.training import read_history
     clocks = ("steps_per_second", "seconds_left", "memory", "seconds")
-    return [(row["kind"], row["step"], row["epoch"], {k: v for k, v in row["values"].items() if k not in clocks and not k.startswith("share/")})
+    return [(row["kind"], row["step"], row["epoch"],
+             {k: v for k, v in row["values"].items() if k not in clocks and not k.startswith("share/")})
             for row in read_history(folder) if row["kind"] in kinds]
 
 
@@ -195,7 +219,8 @@ def start(task, folder, *words, launcher=(), **environment):
     "This file as a program, in a process of its own"
     command = [sys.executable, *launcher, __file__, task, str(folder), *words]
     environment = os.environ | {"SAY": "1", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def torchrun(task, folder, *words, processes=2, **environment):
@@ -214,7 +239,8 @@ def copy_run(source, target, step):
     "A run as it was on the disk after the save of a step"
     (target/"checkpoints").mkdir(parents=True)
     for path in (source/"checkpoints").glob("*.safetensors"):
-        if path.stem == f"checkpoint_step_{step}": (target/"checkpoints"/path.name).write_bytes(path.read_bytes())
+        if path.stem == f"checkpoint_step_{step}":
+            (target/"checkpoints"/path.name).write_bytes(path.read_bytes())
     (target/"history.jsonl").write_bytes((source/"history.jsonl").read_bytes())
 
 
@@ -240,7 +266,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     name, folder, *rest = sys.argv[1:]
     given = {key: json.loads(value) for key, value in (word.split("=", 1) for word in rest)}
-    task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow", "stream", "seen") if key in given})
+    task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow",
+                                                          "stream", "seen") if key in given})
     trainer = Trainer(task, config(**given), folder)
-    if os.environ.get("SAY"): trainer.listeners.append(lambda event: print(event.kind, event.step, flush=True))
+    if os.environ.get("SAY"):
+        trainer.listeners.append(lambda event: print(event.kind, event.step, flush=True))
     sys.exit(trainer.fit(resume="auto").exit_code)

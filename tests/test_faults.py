@@ -37,14 +37,17 @@ def one_thread():
 
 
 def child(name, launcher=(), **words):
-    command = [sys.executable, *launcher, __file__, name, *(f"{key}={json.dumps(value)}" for key, value in words.items())]
+    command = [sys.executable, *launcher, __file__, name,
+               *(f"{key}={json.dumps(value)}" for key, value in words.items())]
     run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-3000:] + run.stdout[-1000:]
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
 def final(folder): return state_of(Path(folder)/"checkpoints"/"checkpoint_final.safetensors")
-def no_temporary_files(folder): return not [path for path in Path(folder).rglob(".*tmp*") if not path.relative_to(folder).parts[0].startswith("previous-")]
+def no_temporary_files(folder):
+    return not [path for path in Path(folder).rglob(".*tmp*")
+                if not path.relative_to(folder).parts[0].startswith("previous-")]
 
 
 def unbroken(folder, task=Denoise, **changes):
@@ -63,11 +66,13 @@ def power(disk, image, shots, careless):
     def shoot(label):
         target = f"{shots}/{next(number)}"
         subprocess.run(["cp", "--sparse=always", image, target], check=True)
-        sys.stdout.write(json.dumps({"image": target, "label": label, "announced": max(announced)}) + "\n")
+        sys.stdout.write(
+            json.dumps({"image": target, "label": label, "announced": max(announced)}) + "\n")
         sys.stdout.flush()
     def watched(name):
         def call(*args, **kwargs):
-            interesting = not careless and threading.current_thread().name == "checkpoint writer" and 4 <= trainer.loop.step <= 7
+            interesting = (not careless and threading.current_thread().name == "checkpoint writer"
+                           and 4 <= trainer.loop.step <= 7)
             if interesting and name == "fsync": shoot(f"before {name}, step {trainer.loop.step}")
             result = None if careless and name == "fsync" else real[name](*args, **kwargs)
             if interesting: shoot(f"after {name}, step {trainer.loop.step}")
@@ -95,10 +100,12 @@ def test_power_cut_at_every_step_of_a_save(tmp_path, options, careless):
     with open(image, "wb") as file: file.truncate(24 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
     def mount(what):
-        run = subprocess.run(["mount", "-o", "loop," + options, what, disk], capture_output=True, text=True)
+        run = subprocess.run(["mount", "-o", "loop," + options, what, disk],
+                             capture_output=True, text=True)
         if run.returncode: pytest.skip(f"a loop device cannot be mounted here: {run.stderr.strip()}")
     mount(image)
-    try: cuts = child("power", disk=str(disk), image=str(image), shots=str(shots), careless=careless)
+    try:
+        cuts = child("power", disk=str(disk), image=str(image), shots=str(shots), careless=careless)
     finally: subprocess.run(["umount", disk], check=True)
     whole, lost = unbroken(tmp_path/"whole", **SHORT), []
     for cut in cuts:
@@ -129,24 +136,30 @@ def test_order_of_system_calls_of_a_save_in_the_background(tmp_path):
     run = subprocess.run(["strace", "-f", "--seccomp-bpf", "-y", "-s", "300", "-o", log, "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,write",
                           sys.executable, __file__, "train", f"folder={json.dumps(str(folder))}", "steps=8", 'save_every="2 steps"', "keep_last=2",
                           'validate_every="never"'], env=ENV, capture_output=True, text=True)
-    if run.returncode and re.search("ptrace|PTRACE|Operation not permitted", run.stderr): pytest.skip("strace is not allowed to trace here")
+    if run.returncode and re.search("ptrace|PTRACE|Operation not permitted", run.stderr):
+        pytest.skip("strace is not allowed to trace here")
     assert run.returncode == 0, run.stderr
     begun, calls = {}, []
     for line in log.read_text().splitlines():
         pid, _, text = line.partition(" ")
         if text.endswith("<unfinished ...>"): begun[pid] = text.removesuffix("<unfinished ...>")
-        else: calls.append(begun.pop(pid, "").strip() + re.sub(r"<\.\.\. \w+ resumed>", "", text).strip() if "resumed>" in text else text.strip())
+        else:
+            calls.append(begun.pop(pid, "").strip() + re.sub(r"<\.\.\. \w+ resumed>", "",
+                                                             text).strip() if "resumed>" in text
+                                                             else text.strip())
     where = re.escape(str(folder/"checkpoints"))
     def temp(name): return rf"{where}/\.{re.escape(name)}\.tmp-\d+-[0-9a-f]{{16}}"
     for step in (2, 4, 6, 8):
-        name, lines = f"checkpoint_step_{step}.safetensors", iter(calls)  # the next save may begin before this one is announced
+        # the next save may begin before this one is announced
+        name, lines = f"checkpoint_step_{step}.safetensors", iter(calls)
         for what, pattern in [("file", rf"fsync\(\d+<{temp(name)}>\)\s*= 0"), ("rename", rf'rename\("{temp(name)}", "{where}/{re.escape(name)}"\)\s*= 0'),
                               ("folder", rf"fsync\(\d+<{where}>\)\s*= 0"), ("pointer", rf"fsync\(\d+<{temp('latest.json')}>\)\s*= 0"),
                               ("pointer renamed", rf'rename\("{temp("latest.json")}", "{where}/latest\.json"\)\s*= 0'), ("folder again", rf"fsync\(\d+<{where}>\)\s*= 0"),
                               *([("removal", rf'unlink\("{where}/checkpoint_step_{step - 4}\.safetensors"\)\s*= 0')] if step > 4 else []),
                               ("announcement", rf'write\(1<.*"announced checkpoints/{re.escape(name)}')]:
             assert any(re.search(pattern, line) for line in lines), f"step {step}: {what} did not come in its turn"
-    assert not [line for line in calls if line.startswith("unlink") and "checkpoint_step_8" in line and "tmp" not in line]
+    assert not [line for line in calls if line.startswith("unlink") and "checkpoint_step_8" in line
+                and "tmp" not in line]
 
 
 # --- disks that refuse
@@ -182,7 +195,8 @@ def trouble(folder, how, policy, until, label):
         else: ballast()
     def end():
         if how == "permission": path.chmod(0o755)
-        elif how == "quota": resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        elif how == "quota":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         else: (folder/"ballast").unlink()
     def listen(event):
         if event.kind == "problem": problems.append(event.values["message"])
@@ -196,7 +210,8 @@ def trouble(folder, how, policy, until, label):
         os.chown(folder, 65534, 65534)
         os.setegid(65534)
         os.seteuid(65534)
-    trainer = Trainer(Denoise(), config(**SHORT | {"on_save_error": policy}), folder/"run", [listen])
+    trainer = Trainer(Denoise(), config(**SHORT | {"on_save_error": policy}),
+                      folder/"run", [listen])
     state = error = None
     try: state = trainer.fit().state
     except CheckpointError as cause: error = str(cause)
@@ -208,17 +223,23 @@ def trouble(folder, how, policy, until, label):
     sound = sorted(p.stem for p in path.glob("*.safetensors") if verify_checkpoint(p).ok)
     steps = [row["step"] for row in read_history(folder/"run") if row["kind"] == "log"]
     print(json.dumps({"label": label, "folder": str(folder), "steps": steps, "state": state, "error": error, "problems": problems, "sound": sound, "all": sorted(p.stem for p in path.glob("*.safetensors")),
-                      "temporary": not no_temporary_files(folder), "lock": (folder/"run"/"run.lock").exists(), "ended": trainer.control.state}), flush=True)
+                      "temporary": not no_temporary_files(folder),
+                      "lock": (folder/"run"/"run.lock").exists(), "ended": trainer.control.state}),
+                      flush=True)
     (folder/"ballast").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
     "What became of runs whose disk refused, by kind and policy; for full ones a small tmpfs is needed"
-    folder, disk = Path(tempfile.mkdtemp()), tmp_path_factory.mktemp("disk")  # the first not below folders that only their owner may enter
-    mounted = ROOT and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode == 0
+    # the first not below folders that only their owner may enter
+    folder, disk = Path(tempfile.mkdtemp()), tmp_path_factory.mktemp("disk")
+    mounted = ROOT and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk],
+                                      capture_output=True).returncode == 0
     if ROOT: os.chmod(folder, 0o755)
-    try: yield {found["label"]: found for found in child("troubles", folder=str(folder), disk=str(disk) if mounted else "")}
+    try:
+        yield {found["label"]: found for found in child("troubles", folder=str(folder),
+                                                        disk=str(disk) if mounted else "")}
     finally:
         if mounted: subprocess.run(["umount", disk], check=True)
         shutil.rmtree(folder)
@@ -256,7 +277,8 @@ def test_a_disk_that_stays_full(refused):
 
 def test_a_folder_that_cannot_be_written_from_the_start(tmp_path):
     (tmp_path/"file").write_text("not a folder")
-    with pytest.raises(OSError, match="file"): Trainer(Denoise(), config(), tmp_path/"file"/"run").fit()
+    with pytest.raises(OSError, match="file"):
+        Trainer(Denoise(), config(), tmp_path/"file"/"run").fit()
     with pytest.raises(OSError, match="proc"): Trainer(Denoise(), config(), "/proc/run").fit()
 
 
@@ -271,11 +293,13 @@ def memory(folder, how):
     import resource
     def limit(extra):
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + extra if extra else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (size + extra if extra else resource.RLIM_INFINITY,
+                                                resource.RLIM_INFINITY))
     class Large(Denoise):
         def setup(self, loop):
             super().setup(loop)
-            if how == "save": loop.module("ballast", torch.nn.Embedding(20_000, 1000))  # 80 MB that only saving copies
+            # 80 MB that only saving copies
+            if how == "save": loop.module("ballast", torch.nn.Embedding(20_000, 1000))
         def step(self, batch, loop):
             if how == "step" and loop.step == 6:
                 limit(50 << 20)
@@ -286,12 +310,15 @@ def memory(folder, how):
     def listen(event):
         if event.kind == "problem": problems.append(event.values["message"])
     saves = "2 steps" if how == "step" else "4 steps"
-    trainer = Trainer(Large(), config(steps=8, save_every=saves, validate_every="never", ema_decay=0), folder, [listen])
+    trainer = Trainer(Large(), config(steps=8, save_every=saves, validate_every="never",
+                                      ema_decay=0), folder, [listen])
     try: state = trainer.fit().state
     except OutOfMemory as error: state, said = "out of memory", str(error)
     limit(0)
     files = sorted((Path(folder)/"checkpoints").glob("*.safetensors"))
-    print(json.dumps({"state": state, "said": said, "problems": problems, "sound": [p.stem for p in files if verify_checkpoint(p).ok], "all": [p.stem for p in files],
+    print(json.dumps({"state": state, "said": said, "problems": problems,
+                      "sound": [p.stem for p in files if verify_checkpoint(p).ok],
+                      "all": [p.stem for p in files],
                       "temporary": not no_temporary_files(folder)}))
 
 
@@ -299,14 +326,18 @@ def memory(folder, how):
 def test_no_memory(tmp_path):
     "For a step: OutOfMemory with a remedy, and whole checkpoints only. For the copy that is saved: the run goes on, and saves again when it can"
     saving, found = child("memories", folder=str(tmp_path))
-    assert found["state"] == "out of memory" and "at step 6 with batches of 8: reduce batch_size" in found["said"]
+    assert found["state"] == "out of memory"
+    assert "at step 6 with batches of 8: reduce batch_size" in found["said"]
     assert found["sound"] == found["all"] == ["checkpoint_step_2", "checkpoint_step_4", "checkpoint_step_6"] and not found["temporary"]
-    assert Trainer(Denoise(), config(steps=8, save_every="never", ema_decay=0), tmp_path/"step").fit(resume="auto").state == "completed"
-    assert saving["state"] == "completed" and any("no memory" in text for text in saving["problems"]) and not saving["temporary"], saving
+    assert Trainer(Denoise(), config(steps=8, save_every="never", ema_decay=0),
+                   tmp_path/"step").fit(resume="auto").state == "completed"
+    assert saving["state"] == "completed" and any(
+        "no memory" in text for text in saving["problems"]) and not saving["temporary"], saving
     assert saving["sound"] == saving["all"] and "checkpoint_final" in saving["all"] and "checkpoint_step_4" not in saving["all"], saving
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name, *words = sys.argv[1:]
-    globals()[name](**{key: json.loads(value) for key, value in (word.split("=", 1) for word in words)})
+    globals()[name](**{key: json.loads(value) for key,
+                       value in (word.split("=", 1) for word in words)})

@@ -33,7 +33,8 @@ def one_thread():
 
 
 def child(name, launcher=(), **words):
-    command = [sys.executable, *launcher, __file__, name, *(f"{key}={json.dumps(value)}" for key, value in words.items())]
+    command = [sys.executable, *launcher, __file__, name,
+               *(f"{key}={json.dumps(value)}" for key, value in words.items())]
     run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-3000:] + run.stdout[-1000:]
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
@@ -68,23 +69,30 @@ class Fragile(Denoise):
     def data(self, loop):
         def fault(index, epoch):
             if (index, epoch) == (7, 1): self.terrible()
-        return Loader(Hums(40, fault=fault), loop.config.batch_size, seed=loop.seed, num_workers=self.workers, timeout=1.5)
+        return Loader(Hums(40, fault=fault), loop.config.batch_size, seed=loop.seed,
+                      num_workers=self.workers, timeout=1.5)
 
 
-@pytest.mark.parametrize("terrible, says", [(hang, "did not answer for 1.5 s"), (die, "exit code 3"), (be_killed, "SIGKILL"), (refuse, "Unpicklable")], ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize("terrible, says",
+                         [(hang, "did not answer for 1.5 s"), (die, "exit code 3"), (be_killed, "SIGKILL"), (refuse, "Unpicklable")], ids=lambda v: getattr(v, "__name__", ""))
 def test_a_worker_hangs_dies_or_raises_what_cannot_be_sent(terrible, says, tmp_path):
     "The run ends without waiting, names the item, has saved what was learnt, and goes on from there once the item is gone"
     with pytest.raises(DataError, match=rf"(?s){says}.*hum-7|hum-7.*{says}"):
-        Trainer(Fragile(terrible, 2), config(steps=15, save_every="never", validate_every="never"), tmp_path/"run").fit()
+        Trainer(Fragile(terrible, 2), config(steps=15, save_every="never", validate_every="never"),
+                tmp_path/"run").fit()
     saved = CheckpointFolder(tmp_path/"run"/"checkpoints").resolve("auto")
     assert 5 <= int(saved.stem.rpartition("_")[2]) < 10
-    Trainer(Denoise(), config(steps=15, save_every="never", validate_every="never"), tmp_path/"run").fit(resume="auto")
-    assert final(tmp_path/"run") == unbroken(tmp_path/"whole", steps=15, save_every="never", validate_every="never")
+    Trainer(Denoise(), config(steps=15, save_every="never", validate_every="never"),
+            tmp_path/"run").fit(resume="auto")
+    assert final(tmp_path/"run") == unbroken(tmp_path/"whole", steps=15, save_every="never",
+                                             validate_every="never")
 
 
 def children(pid):
     try: return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError: return [int(word) for word in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+    except OSError:
+        return [int(word) for word in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True,
+                                                     text=True).stdout.split()]
 
 
 def until(condition, seconds=30):
@@ -96,7 +104,8 @@ def until(condition, seconds=30):
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="optional: needs the shared memory of Linux")
 def test_a_killed_run_leaves_no_worker_and_no_shared_memory(tmp_path):
-    program = [sys.executable, str(Path(__file__).with_name("engine_tasks.py")), "denoise", str(tmp_path), "workers=2", "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2"]
+    program = [sys.executable, str(Path(__file__).with_name("engine_tasks.py")), "denoise",
+               str(tmp_path), "workers=2", "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2"]
     process = subprocess.Popen(program, env=ENV | {"SAY": "1"}, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("log 9"): break
@@ -105,8 +114,10 @@ def test_a_killed_run_leaves_no_worker_and_no_shared_memory(tmp_path):
     process.kill()
     process.wait()
     until(lambda: not any(alive(pid) for pid in workers), 60)
-    assert not [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in (process.pid, *workers))]
-    assert Trainer(Denoise(2), config(steps=30, save_every="never"), tmp_path).fit(resume="auto").state == "completed"
+    assert not [name for name in os.listdir("/dev/shm")
+                if any(f"_{pid}_" in name for pid in (process.pid, *workers))]
+    assert Trainer(Denoise(2), config(steps=30, save_every="never"),
+                   tmp_path).fit(resume="auto").state == "completed"
 
 
 # --- a cluster that takes its machines back
@@ -129,7 +140,9 @@ def test_preempted_and_queued_again(tmp_path, times):
     for name, body in {"srun": 'exec "$@"', "scontrol": f'echo "$@" >> {queue}'}.items():
         (tools/name).write_text(f"#!/bin/sh\n{body}\n")
         (tools/name).chmod(0o755)
-    (tmp_path/"job.sh").write_text(JOB.format(python=sys.executable, program=Path(__file__).with_name("engine_tasks.py"), folder=folder))
+    (tmp_path/"job.sh").write_text(JOB.format(python=sys.executable,
+                                              program=Path(__file__).with_name("engine_tasks.py"),
+                                              folder=folder))
     codes, asked = [], 0
     while not codes or codes[-1] == 75:
         job = subprocess.Popen(["sh", tmp_path/"job.sh"], env=ENV | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SAY": "1"}, stdout=subprocess.PIPE, text=True)
@@ -160,16 +173,22 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch):
     seconds = [row["seconds"] for row in rows if row["kind"] != "start"]
     assert seconds == sorted(seconds) and 0 <= seconds[0] and seconds[-1] < 60
     for row in rows:
-        if row["kind"] == "log": assert row["values"]["steps_per_second"] > 0 and all(0 <= v <= 1 for k, v in row["values"].items() if k.startswith("share/"))
+        if row["kind"] == "log":
+            assert row["values"]["steps_per_second"] > 0 and all(0 <= v <= 1 for k, v in row["values"].items() if k.startswith("share/"))
     monkeypatch.undo()
-    for n, path in enumerate(sorted((tmp_path/"run"/"checkpoints").iterdir())): os.utime(path, (2**31 - 10 * n,) * 2)
-    assert Trainer(Denoise(), config(**settings | {"steps": 40}), tmp_path/"run").fit(resume="auto").step == 40
+    for n, path in enumerate(sorted((tmp_path/"run"/"checkpoints").iterdir())):
+        os.utime(path, (2**31 - 10 * n,) * 2)
+    assert Trainer(Denoise(), config(**settings | {"steps": 40}),
+                   tmp_path/"run").fit(resume="auto").step == 40
 
 
 def test_the_newest_file_is_the_one_saved_last_whatever_its_date(tmp_path):
-    Trainer(Denoise(), config(steps=6, save_every="2 steps", validate_every="never"), tmp_path).fit()
+    Trainer(Denoise(), config(steps=6, save_every="2 steps", validate_every="never"),
+            tmp_path).fit()
     (tmp_path/"checkpoints"/"checkpoint_final.safetensors").unlink()
-    for step in (2, 4, 6): os.utime(tmp_path/"checkpoints"/f"checkpoint_step_{step}.safetensors", (10**9 - 10**8 * step,) * 2)
+    for step in (2, 4, 6):
+        os.utime(tmp_path/"checkpoints"/f"checkpoint_step_{step}.safetensors",
+                 (10**9 - 10**8 * step,) * 2)
     assert CheckpointFolder(tmp_path/"checkpoints").resolve("auto").stem == "checkpoint_step_6"
 
 
@@ -191,7 +210,8 @@ def stops(folder):
         trainer = Trainer(task, config(**settings), f"{folder}/{name}")
         result = trainer.fit()
         if at is None: continue
-        if trainer.loop.place.main: print(json.dumps({"at": at, "step": result.step, "state": result.state}), flush=True)
+        if trainer.loop.place.main:
+            print(json.dumps({"at": at, "step": result.step, "state": result.state}), flush=True)
         trainer = Trainer(Adversarial(), config(**settings), f"{folder}/{name}")
         trainer.fit(resume="auto")
 
@@ -208,4 +228,5 @@ def test_two_processes_stopped_by_either_resume_exactly(tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     name, *words = sys.argv[1:]
-    globals()[name](**{key: json.loads(value) for key, value in (word.split("=", 1) for word in words)})
+    globals()[name](**{key: json.loads(value) for key,
+                       value in (word.split("=", 1) for word in words)})

@@ -139,7 +139,7 @@ def test_quarto_settings_are_one_file():
         encoding="utf-8")
 
 
-def test_ruff(): run(BIN/"ruff", "check", "--no-cache", "audiolab", "tools")
+def test_ruff(): run(BIN/"ruff", "check", "--no-cache", "audiolab", "tools", "tests", "benchmarks")
 
 
 def tracked():

@@ -248,7 +248,8 @@ def test_smoothness_prefers_small_steps(fresh):
     def step(weight):
         fresh.smoothness_weight = weight
         z = fresh.states.mean[:, :-2]/fresh.states.spread[:-2]
-        path = np.array([state for state, *_ in itertools.islice(fresh.stream(seed=0).course.plan, 3000)])
+        path = np.array([state for state,
+                         *_ in itertools.islice(fresh.stream(seed=0).course.plan, 3000)])
         path = path[np.r_[True, np.diff(path) != 0]]
         return np.linalg.norm(np.diff(z[path], axis=0), axis=1).mean()
     assert step(4.) < step(.5) < step(0.)*1.05

@@ -26,7 +26,8 @@ def one_thread():
 # control
 
 def test_pause_resume_stop_and_sample_from_another_thread(tmp_path):
-    seen, trainer = [], Trainer(Denoise(slow=.002), config(steps=100_000, save_every="never"), tmp_path)
+    seen, trainer = [], Trainer(Denoise(slow=.002),
+                                config(steps=100_000, save_every="never"), tmp_path)
     trainer.listeners.append(seen.append)
     trainer.fit(background=True)
     wait_for(lambda: any(event.kind == "log" for event in seen))
@@ -52,14 +53,16 @@ def test_an_error_in_the_background_is_raised_by_join(tmp_path):
     trainer = Trainer(Broken(), config(), tmp_path)
     trainer.fit(background=True)
     with pytest.raises(ZeroDivisionError): trainer.join()
-    assert trainer.control.state == "failed" and not list(tmp_path.glob("checkpoints/*"))  # half a step is not saved
+    # half a step is not saved
+    assert trainer.control.state == "failed" and not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_a_run_in_the_background_is_stopped_and_saved_when_python_ends(tmp_path):
     code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom engine_tasks import *\n"
             "trainer = Trainer(Denoise(slow=.01), config(steps=10_000, save_every='never'), sys.argv[2]); trainer.fit(background=True)\n"
             "while trainer.loop is None or trainer.loop.step < 5: time.sleep(.01)")
-    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
+                          capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "terminate" not in done.stderr and CheckpointFolder(tmp_path/"checkpoints").resolve("auto")
     assert read_history(tmp_path)[-1]["values"]["reason"] == "Python ended"
 
@@ -84,7 +87,8 @@ def test_a_run_in_the_background_stays_in_its_folder(tmp_path, monkeypatch):
 def test_a_failure_outside_a_step_is_saved_first(tmp_path):
     class Deaf(Denoise):
         def validate(self, loop): raise OSError("the loudspeaker is gone")
-    with pytest.raises(OSError, match="loudspeaker"): Trainer(Deaf(), config(save_every="never"), tmp_path).fit()
+    with pytest.raises(OSError, match="loudspeaker"):
+        Trainer(Deaf(), config(save_every="never"), tmp_path).fit()
     assert CheckpointFolder(tmp_path/"checkpoints").resolve("auto").stem == "checkpoint_step_7"
     assert read_history(tmp_path)[-1]["values"]["state"] == "failed"
 
@@ -93,10 +97,12 @@ def test_a_listener_that_fails_loses_its_place_not_the_run(tmp_path, caplog):
     def broken(event): raise KeyError("widget")
     seen, trainer = [], Trainer(Denoise(), config(steps=5), tmp_path, [broken])
     trainer.listeners.append(seen.append)
-    assert trainer.fit().state == "completed" and seen[-1].kind == "end" and broken not in trainer.listeners and "listener failed" in caplog.text
+    assert trainer.fit().state == "completed" and seen[-1].kind == "end"
+    assert broken not in trainer.listeners and "listener failed" in caplog.text
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
+                                          pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
 def test_signals_save_and_end(number, code, tmp_path):
     process = start("denoise", tmp_path, "slow=0.01", "steps=100000", 'save_every="never"')
     wait_for_line(process, "log")
@@ -114,4 +120,5 @@ def test_a_second_signal_ends_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert process.returncode != 0 and not [row for row in read_history(tmp_path) if row["kind"] == "log"]
+    assert process.returncode != 0
+    assert not [row for row in read_history(tmp_path) if row["kind"] == "log"]

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Adversarial, Denoise, Mixture, config, rows
 
 RUNS = Path(__file__).parent/"data"/"runs"  # each stopped at step 18 or 19 of 40
-TASKS = {"denoise": (Denoise, {"ema_decay": 0.}), "adversarial": (Adversarial, {}), "mixture": (Mixture, {})}
+TASKS = {"denoise": (Denoise, {"ema_decay": 0.}), "adversarial": (Adversarial, {}),
+         "mixture": (Mixture, {})}
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,8 @@ def test_its_history_is_kept(resumed):
 def test_the_rest_of_its_history_is_that_of_an_unbroken_run_of_old(resumed):
     name, folder, _ = resumed
     then = {(kind, step): values for kind, step, _, values in json.loads((RUNS/f"{name}_unbroken.json").read_text()) if kind == "validation" or step > 21}
-    now = {(kind, step): values for kind, step, _, values in rows(folder) if kind == "validation" or step > 21}
+    now = {(kind, step): values for kind, step, _, values in rows(folder) if kind == "validation"
+           or step > 21}
     assert now.keys() == then.keys()
     for key, values in then.items():
         if key[0] == "epoch" and key[1] <= 25: continue
@@ -77,10 +79,12 @@ def test_the_rest_of_its_history_is_that_of_an_unbroken_run_of_old(resumed):
 
 def test_what_it_writes_has_the_same_keys(resumed):
     name, folder, _ = resumed
-    (old, notes), (new, new_notes) = (read_checkpoint(path) for path in (old_checkpoint(name), folder/"checkpoints"/"checkpoint_final.safetensors"))
+    (old, notes), (new, new_notes) = (read_checkpoint(path)
+                                      for path in (old_checkpoint(name), folder/"checkpoints"/"checkpoint_final.safetensors"))
     assert list(new) == list(old)
     assert set(new_notes) - {"audiolab.saved"} == set(notes) - {"audiolab.saved"}
-    state, new_state = (unpack_state(*found)["training"] for found in ((old, notes), (new, new_notes)))
+    state, new_state = (unpack_state(*found)["training"]
+                        for found in ((old, notes), (new, new_notes)))
     for one in (state, new_state):
         for key in ("sums", "epoch_sums"): one[key] = {}  # depends on when it was written
     assert list(new_state) == list(state) and shape_of(new_state) == shape_of(state)

@@ -14,7 +14,8 @@ from audiolab.training import Trainer, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import (
-    Denoise, alive, config, copy_run, ended, rows, start, state_of, torchrun, wait_for, wait_for_line,
+    Denoise, alive, config, copy_run, ended, rows, start, state_of, torchrun, wait_for,
+    wait_for_line,
 )
 
 
@@ -42,7 +43,9 @@ def test_two_processes_equal_one_and_resume_into_each_other(tmp_path):
     assert out.count("\nend 40") == 1 and one.step == 40  # logged once
     for source, name in (("two", "two_to_one"), ("one", "one_to_two")):
         copy_run(tmp_path/source, tmp_path/name, 17)
-        if name == "two_to_one": Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0, save_every="never"), tmp_path/name).fit(resume="auto")
+        if name == "two_to_one":
+            Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0, save_every="never"),
+                    tmp_path/name).fit(resume="auto")
         else:
             code, out, err = ended(torchrun("denoise", tmp_path/name, *words))
             assert code == 0, out + err
@@ -86,7 +89,8 @@ def test_two_processes_see_each_item_once_also_after_a_kill(stream, tmp_path):
     words = ["items=80", f"stream={json.dumps(stream)}", f'seen="{tmp_path}/seen"', "epochs=2", "steps=0", 'schedule="constant"', "warmup=0", 'save_every="1 step"']
     process = torchrun("counting", tmp_path/"run", "slow=0.05", *words)
     wait_for_line(process, "log 12")
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
+                           text=True).stdout.split()
     for pid in [*ranks, process.pid]: os.kill(int(pid), signal.SIGKILL)
     process.communicate()
     code, _, err = ended(torchrun("counting", tmp_path/"run", *words))
@@ -107,13 +111,15 @@ def test_the_launcher_or_a_rank_is_killed(tmp_path):
     for victim in ("launcher", "rank"):
         process = torchrun("denoise", tmp_path/victim, "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2")
         wait_for_line(process, "log 9")
-        ranks = [int(p) for p in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+        ranks = [int(p) for p in subprocess.run(["pgrep", "-P", str(process.pid)],
+                                                capture_output=True, text=True).stdout.split()]
         assert len(ranks) == 2
         os.kill(process.pid if victim == "launcher" else ranks[1], signal.SIGKILL)
         wait_for(lambda ranks=ranks: not any(alive(pid) for pid in ranks), 60)
         process.kill()
         process.communicate()
-        assert Trainer(Denoise(), config(steps=20, save_every="never"), tmp_path/victim).fit(resume="auto").step >= 20
+        assert Trainer(Denoise(), config(steps=20, save_every="never"),
+                       tmp_path/victim).fit(resume="auto").step >= 20
 
 
 # kill -9

@@ -32,7 +32,8 @@ def test_resume_is_exact_at_every_step(task, tmp_path):
         copy_run(tmp_path/"whole", tmp_path/f"from_{step}", step)
         result = Trainer(task(), config(save_every="never"), tmp_path/f"from_{step}").fit(resume="auto")
         assert (result.state, result.step) == ("completed", 40)
-        assert state_of(tmp_path/f"from_{step}"/"checkpoints"/"checkpoint_final.safetensors") == whole, f"resumed at step {step}"
+        assert state_of(tmp_path/f"from_{step}"/"checkpoints"/
+                        "checkpoint_final.safetensors") == whole, f"resumed at step {step}"
         assert rows(tmp_path/f"from_{step}") == history, f"resumed at step {step}"
 
 
@@ -43,13 +44,15 @@ def test_resume_does_not_depend_on_workers(workers, after, tmp_path):
     for step in (5, 13, 22):
         copy_run(tmp_path/"whole", tmp_path/f"from_{step}", step)
         Trainer(Denoise(after), config(save_every="never"), tmp_path/f"from_{step}").fit(resume="auto")
-        assert state_of(tmp_path/f"from_{step}"/"checkpoints"/"checkpoint_final.safetensors") == whole
+        assert state_of(tmp_path/f"from_{step}"/"checkpoints"/
+                        "checkpoint_final.safetensors") == whole
 
 
 def test_accumulation_equals_the_large_batch(tmp_path):
     "Four batches of 4 move the weights as one of 16 does, where items do not see each other"
     results = []
-    for name, settings in {"large": dict(batch_size=16), "accumulated": dict(batch_size=4, accumulate=4)}.items():
+    for name, settings in {"large": dict(batch_size=16),
+                           "accumulated": dict(batch_size=4, accumulate=4)}.items():
         Trainer(Denoise(statistics=False), config(**settings, steps=8, ema_decay=0, save_every="never"), tmp_path/name).fit()
         results.append(read_checkpoint(tmp_path/name/"model_final.safetensors")[0])
     for key in results[0]: np.testing.assert_allclose(results[0][key], results[1][key], atol=1e-5)
@@ -66,7 +69,8 @@ def test_best_and_final_hold_the_averaged_weights(tmp_path):
     trainer.fit()
     loop, final = trainer.loop, read_checkpoint(tmp_path/"model_final.safetensors")[0]
     with loop.average.swapped():
-        for key, value in loop.modules["net"].state_dict().items(): np.testing.assert_array_equal(final[f"net.{key}"], value.numpy())
+        for key, value in loop.modules["net"].state_dict().items():
+            np.testing.assert_array_equal(final[f"net.{key}"], value.numpy())
     best = min(row["values"]["loss"] for row in read_history(tmp_path) if row["kind"] == "validation")
     assert trainer.result.best == best and (tmp_path/"best_model.safetensors").is_file()
 
@@ -75,7 +79,8 @@ def test_early_stopping(tmp_path):
     class Worse(Denoise):
         def validate(self, loop): return {"loss": 1. + loop.step}
     result = Trainer(Worse(), config(validate_every="2 steps", patience=3), tmp_path).fit()
-    assert (result.state, result.step, result.best) == ("completed", 8, 3.) and "not become better" in result.reason
+    assert (result.state, result.step, result.best) == ("completed", 8, 3.)
+    assert "not become better" in result.reason
 
 
 def test_a_nan_metric_never_wins(tmp_path):
@@ -85,13 +90,16 @@ def test_a_nan_metric_never_wins(tmp_path):
 
 
 def test_wrong_metric_names_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match="accuracy.*is not among.*loss"): Trainer(Denoise(), config(best_metric="accuracy"), tmp_path).fit()
+    with pytest.raises(ValueError, match="accuracy.*is not among.*loss"):
+        Trainer(Denoise(), config(best_metric="accuracy"), tmp_path).fit()
 
 
 def test_a_run_needs_an_end_and_an_interval_that_can_be_read(tmp_path):
-    with pytest.raises(ValueError, match="set steps or epochs"): Trainer(Denoise(), TrainingConfig(), tmp_path)
+    with pytest.raises(ValueError, match="set steps or epochs"):
+        Trainer(Denoise(), TrainingConfig(), tmp_path)
     with pytest.raises(ValueError, match="no interval"): Trainer(Denoise(), config(save_every="often"), tmp_path)
-    with pytest.raises(ValueError, match="smaller batch_size"): Trainer(Denoise(items=3), config(), tmp_path).fit()
+    with pytest.raises(ValueError, match="smaller batch_size"):
+        Trainer(Denoise(items=3), config(), tmp_path).fit()
 
 
 def test_an_earlier_run_is_moved_aside(tmp_path):
@@ -104,6 +112,7 @@ def test_two_runs_in_one_folder(tmp_path):
     trainer = Trainer(Denoise(slow=.02), config(steps=10_000), tmp_path)
     trainer.fit(background=True)
     while not (tmp_path/"run.lock").exists(): time.sleep(.01)
-    with pytest.raises(RunLocked, match="works in it"): Trainer(Denoise(), config(), tmp_path).fit(resume="auto")
+    with pytest.raises(RunLocked, match="works in it"):
+        Trainer(Denoise(), config(), tmp_path).fit(resume="auto")
     trainer.control.stop()
     assert trainer.join(30).state == "stopped"

@@ -35,8 +35,10 @@ class Grouped(Denoise):
 
     def setup(self, loop):
         super().setup(loop)
-        first, rest = list(loop.modules["net"][0].parameters()), list(loop.modules["net"][1:].parameters())
-        groups = [{"params": rest}, {"params": first, "name": "first", "lr": 1e-4, "weight_decay": 0., "clip_norm": .01}]
+        first, rest = list(loop.modules["net"][0].parameters()), list(
+            loop.modules["net"][1:].parameters())
+        groups = [{"params": rest}, {"params": first, "name": "first", "lr": 1e-4,
+                                     "weight_decay": 0., "clip_norm": .01}]
         loop.optimizer("both", torch.optim.AdamW(groups, lr=1e-3, weight_decay=.1))
 
     def step(self, batch, loop):
@@ -51,17 +53,20 @@ def test_a_schedule_multiplies_the_rate_of_each_group(tmp_path):
     rows = [row["values"] for row in read_history(tmp_path) if row["kind"] == "log"]
     for row in rows: assert row["learning_rate/both/first"] == pytest.approx(.1*row["learning_rate/both"])
     assert len({row["learning_rate/both"] for row in rows}) > 3
-    assert [group["weight_decay"] for group in trainer.loop.optimizers["both"].param_groups] == [.1, 0.]
+    assert [group["weight_decay"]
+            for group in trainer.loop.optimizers["both"].param_groups] == [.1, 0.]
     assert all(row["gradient_norm/both"] >= row["gradient_norm/both/first"] > 0 for row in rows)
 
 
 def test_a_group_is_clipped_by_its_own_limit():
     one, other = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     learner = Learner(TrainingConfig(schedule="constant", clip_norm=1.))
-    learner.optimizer("o", torch.optim.SGD([{"params": [one]}, {"params": [other], "clip_norm": .1}], lr=1.))
+    learner.optimizer(
+        "o", torch.optim.SGD([{"params": [one]}, {"params": [other], "clip_norm": .1}], lr=1.))
     learner.begin_turn()
     learner.update("o", 3*one.sum() + 4*other.sum())
-    assert one.detach().norm().item() == pytest.approx(1.) and other.detach().norm().item() == pytest.approx(.1)
+    assert one.detach().norm().item() == pytest.approx(1.)
+    assert other.detach().norm().item() == pytest.approx(.1)
 
 
 def test_a_resumed_run_keeps_the_groups_of_its_settings(tmp_path):
@@ -76,14 +81,16 @@ def test_a_resumed_run_keeps_the_groups_of_its_settings(tmp_path):
 def weights(folder): return read_checkpoint(Path(folder)/"model_final.safetensors")[0]
 
 
-SUMS = dict(steps=6, schedule="constant", clip_norm=0., ema_decay=0., save_every="never", validate_every="never", sample_every="never")
+SUMS = dict(steps=6, schedule="constant", clip_norm=0., ema_decay=0., save_every="never",
+            validate_every="never", sample_every="never")
 
 
 def test_sums_over_micro_batches_equal_one_large_batch(tmp_path):
     "Texts of 1 to 9 tokens: six batches of 2 are as one of 12, although they hold different numbers of tokens"
     Trainer(Words(), config(**SUMS, batch_size=12), tmp_path/"large").fit()
     Trainer(Words(), config(**SUMS, batch_size=2, accumulate=6), tmp_path/"small").fit()
-    for key, value in weights(tmp_path/"large").items(): np.testing.assert_allclose(weights(tmp_path/"small")[key], value, rtol=0, atol=1e-6)
+    for key, value in weights(tmp_path/"large").items():
+        np.testing.assert_allclose(weights(tmp_path/"small")[key], value, rtol=0, atol=1e-6)
 
 
 def test_a_mean_of_means_would_not(tmp_path):
@@ -92,12 +99,14 @@ def test_a_mean_of_means_would_not(tmp_path):
         def loss(self, batch): return super().loss(batch)/batch["lengths"].sum()
     Trainer(Words(), config(**SUMS, batch_size=12), tmp_path/"large").fit()
     Trainer(Means(), config(**SUMS, batch_size=2, accumulate=6), tmp_path/"small").fit()
-    assert max(abs(value - weights(tmp_path/"small")[key]).max() for key, value in weights(tmp_path/"large").items()) > 1e-4
+    assert max(abs(value - weights(tmp_path/"small")[key]).max() for key,
+               value in weights(tmp_path/"large").items()) > 1e-4
 
 
 def test_an_update_takes_as_many_batches_as_it_takes_to_count_enough(tmp_path):
     task = Words()
-    Trainer(task, config(**SUMS | {"epochs": 2, "steps": 0, "warmup": 0.}, batch_size=2, accumulate_count=40), tmp_path).fit()
+    Trainer(task, config(**SUMS | {"epochs": 2, "steps": 0, "warmup": 0.}, batch_size=2,
+                         accumulate_count=40), tmp_path).fit()
     counted = {}
     for step, tokens in task.seen: counted[step] = counted.get(step, 0) + tokens
     assert all(40 <= tokens < 40 + 18 for tokens in counted.values()) and len(counted) > 4
@@ -134,9 +143,11 @@ def test_a_run_may_change_how_updates_are_filled():
         def __len__(self): return 10
         def batches(self, epoch, start=0): return iter(range(start, 10))
     counted = Progress(batch=2, taken=6)
-    assert BatchCursor(Ten(), counted, 2).next_update() == [6, 7] and (counted.batch, counted.taken) == (3, None)
+    assert BatchCursor(Ten(), counted, 2).next_update() == [6, 7]
+    assert (counted.batch, counted.taken) == (3, None)
     batched = Progress(batch=2)
-    assert BatchCursor(Ten(), batched, Filling(3, 2, lambda b: 1)).next_update() == [6, 7] and batched.taken == 8
+    assert BatchCursor(Ten(), batched, Filling(3, 2, lambda b: 1)).next_update() == [6, 7]
+    assert batched.taken == 8
 
 
 # --- several validation sets
@@ -183,7 +194,8 @@ def test_a_pause_takes_everything_off_the_device_and_back(tmp_path, monkeypatch)
         if event.kind == "sample" and moved: trainer.control.resume()
     trainer.listeners.append(listen)
     trainer.fit()
-    assert moved == [6 + 3 + 3*6 + 6]*2  # weights, statistics, what Adam keeps of each weight, averages
+    # weights, statistics, what Adam keeps of each weight, averages
+    assert moved == [6 + 3 + 3*6 + 6]*2
     assert [row["values"]["state"] for row in read_history(tmp_path/"paused") if row["kind"] == "state"] == ["paused", "running"]
     assert final(tmp_path/"paused") == final(tmp_path/"whole")
 

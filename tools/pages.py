@@ -182,7 +182,7 @@ class Entry:
 def made_by(cls):
     "How an object of a class is made"
     try: call = str(MarkdownRenderer(cls).dm)
-    except NameError: call = f"def {cls.__name__}(...)"  # types of a base class that only a checker knows
+    except NameError: call = f"def {cls.__name__}(...)"  # types that only a checker knows
     return re.sub(r"^(async )?def ", "class ", LONG_NAMES.sub("", call))
 
 
