@@ -224,8 +224,8 @@ def end_epoch(run: Run) -> None:
     scores.is_best, due = False, run.requests.intervals.validate.after_epoch(p.epoch + 1)
     if due: validate(run)
     recorder.tell(
-        "epoch", train=recorder.epoch_means.means(), best=scores.is_best,
-        validation=scores.latest if due and scores.latest else None,
+        "epoch", train=recorder.epoch_means.means(),
+        validation=scores.latest if due and scores.latest else None, best=scores.is_best,
         seconds=p.clock.seconds - recorder.epoch_began, epochs=run.config.epochs or None)
     recorder.end_epoch()
     run.batches.next_epoch()
