@@ -99,7 +99,7 @@ def lpc_order(self: SpectralStateGuidedSynthesis) -> int|None:
 
 
 @patch(set_prop=True, nm="lpc_order")
-def set_lpc_order(self: SpectralStateGuidedSynthesis, order): self.settings.lpc_order = order
+def _set_lpc_order(self: SpectralStateGuidedSynthesis, order): self.settings.lpc_order = order
 
 # %% ../../nbs/ssgs/25_model.ipynb #df190ecc
 @patch(as_prop=True)
@@ -360,7 +360,7 @@ def allowed_transitions(self: SpectralStateGuidedSynthesis) -> np.ndarray|None:
 
 
 @patch(set_prop=True, nm="allowed_transitions")
-def set_allowed_transitions(self: SpectralStateGuidedSynthesis, allowed):
+def _set_allowed_transitions(self: SpectralStateGuidedSynthesis, allowed):
     self._allowed = None if allowed is None else check_allowed(allowed, self.n_states)
 
 # %% ../../nbs/ssgs/25_model.ipynb #90629c89
