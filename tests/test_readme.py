@@ -67,6 +67,10 @@ def test_set_up_commands_need_only_python_and_pip():
 
 def test_pictures_and_links_exist():
     targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'(?:src|href)="([^"]+)"', README) if "://" not in t]
+    heads = re.findall(r"^#+ (.+)$", README, re.M)
+    titles = {re.sub(r"[^a-z0-9 -]", "", t.lower()).replace(" ", "-") for t in heads}
+    assert {t[1:] for t in targets if t.startswith("#")} <= titles
+    targets = [t for t in targets if not t.startswith("#")]
     assert any(t.startswith("nbs/images/") for t in targets)
     assert [t for t in targets if not (ROOT/t.partition("#")[0]).is_file()] == []
 
