@@ -13,7 +13,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from audiolab.audio import decoding as A
+from audiolab.audio import file_checks
 from audiolab.audio import (
     AudioError, find_audio_files, log_mel, mel_filterbank, play, probe_audio, read_audio, resample,
     show_audio, stft, write_audio, mp3_frame,
@@ -71,7 +71,7 @@ def test_missing_folder_and_odd_paths(tmp_path):
 def test_no_permission(tmp_path, monkeypatch):
     p = write_audio(tmp_path/'x.wav', np.zeros(10), 8000)
     def refuse(*a): raise PermissionError(13, 'Permission denied', str(p))
-    monkeypatch.setattr(A, 'open', refuse, raising=False)
+    monkeypatch.setattr(file_checks, 'open', refuse, raising=False)
     fails(p, 'cannot be opened: Permission denied')  # root may read anything, so no chmod
 
 

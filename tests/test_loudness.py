@@ -11,8 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from snac_sounds import noise, RATE
 
-from audiolab.audio import loudness, normalise_loudness, true_peak
-from audiolab.data import DataError
+from audiolab.audio import AudioError, loudness, normalise_loudness, true_peak
 
 
 @pytest.mark.parametrize("rate", [16000, 24000, 44100, 48000])
@@ -42,7 +41,7 @@ def test_loudness_of_what_is_hardly_there():
         assert loudness(sound, RATE) == -math.inf
     assert math.isfinite(loudness(noise(.01), RATE))
     assert loudness(noise(.39), RATE) == pytest.approx(loudness(noise(2), RATE), abs=.3)
-    with pytest.raises(DataError, match="4000 Hz or more"): loudness(noise(1), 2000)
+    with pytest.raises(AudioError, match="4000 Hz or more"): loudness(noise(1), 2000)
     assert loudness(torch.from_numpy(noise(1)), RATE) == loudness(noise(1), RATE)
 
 

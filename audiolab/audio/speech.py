@@ -116,6 +116,8 @@ rate = espeak.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)
 if rate <= 0: sys.exit('it cannot start')
 out.write(rate.to_bytes(4, sys.byteorder))
 espeak.espeak_SetSynthCallback(collect)
+if hasattr(espeak, 'espeak_ng_SetRandSeed'):  # breath is noise, seeded by the clock if by nobody
+    espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))
 if espeak.espeak_SetVoiceByName(voice.encode()): sys.exit('there is no such voice')
 espeak.espeak_SetParameter(1, int(speed), 0)
 espeak.espeak_SetParameter(3, int(pitch), 0)
