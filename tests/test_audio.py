@@ -13,7 +13,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from audiolab.audio import file_checks
+from audiolab.audio import decoding, file_checks
 from audiolab.audio import (
     AudioError, find_audio_files, log_mel, mel_filterbank, play, probe_audio, read_audio, resample,
     show_audio, stft, write_audio, mp3_frame,
@@ -210,7 +210,7 @@ def test_limits(made, tmp_path, monkeypatch):
     p.write_bytes(b)
     fails(p, 'more than max_seconds')  # a header that claims 68 billion samples
     fails(p, 'samples', max_seconds=1e9)
-    monkeypatch.setattr(A, 'MAX_SAMPLES', 44_100*7)
+    monkeypatch.setattr(decoding, 'MAX_SAMPLES', 44_100*7)
     fails(made['wav'], 'read a range')
     read_audio(made['wav'], mono=True)
     read_audio(made['wav'], start=1, duration=3)
