@@ -5,11 +5,15 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ.update(MPLBACKEND="agg", TQDM_MININTERVAL="5")
 
-import random, shutil, sys
+import random, shutil, signal, sys
 
 import hypothesis
 import numpy as np
 import pytest
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all processes of tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None,
                                      print_blob=False)
