@@ -6,18 +6,24 @@ is imported here, and no thread is running when a copy is made.
 
 As a program: reads lines of a notebook, a tab and the file for what it says; answers each with its exit status.
 """
+import atexit
+import gc
 import os
 import random
 import sys
+import threading
+import traceback
 
 
 def main():
     import matplotlib.pyplot, numba, numpy, scipy.signal, torch, torch._dynamo  # noqa: E401, F401
     from nbdev.test import nbdev_test
+    gc.collect()
+    gc.freeze()  # or a copy's first collection would copy every page
     for line in sys.stdin:
         notebook, log = line.rstrip("\n").split("\t")
         pid = os.fork()
-        if not pid: return run(nbdev_test, notebook, log)  # ends as a program does, by leaving main
+        if not pid: end(run(nbdev_test, notebook, log))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
@@ -32,7 +38,21 @@ def run(nbdev_test, notebook, log):
     random.seed()
     numpy.random.seed()
     torch.seed()
-    nbdev_test(notebook, n_workers=0)
+    try: nbdev_test(notebook, n_workers=0)
+    except SystemExit as asked: return asked.code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def end(status):
+    "As a program does, but for the second and a half in which Python takes torch apart"
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else bool(status))
 
 
 if __name__ == "__main__":
