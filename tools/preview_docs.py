@@ -5,8 +5,9 @@ then pandoc (from a wheel) with a small template. It exits 1 when a notebook sto
 missing, a link, anchor, picture or sound does not resolve, or pandoc warns. It writes to OUT only: the work is done on
 a copy, so the checkout stays as it was.
 """
-import argparse, base64, html, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse, base64, gc, html, json, os, re, shutil, subprocess, sys, tempfile, warnings
 from dataclasses import dataclass, field
+from functools import cache
 from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
@@ -93,8 +94,10 @@ def process(work, file_glob=""):
     try: metadata.distribution("audiolab")
     except metadata.PackageNotFoundError as e:
         raise DocsError("audiolab is not installed, so its names cannot be linked: pip install -e '.[dev]'") from e
+    from nbdev import config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
+    config._load_toml = cache(config._load_toml)  # it is asked at every cell
     skip = shutil.ignore_patterns("__pycache__", ".*", "nbdev.yml")
     for d in ("nbs", "audiolab"): shutil.copytree(ROOT/d, work/d, symlinks=True, ignore=skip)
     for f in ("pyproject.toml", "settings.ini", "_quarto.yml"): shutil.copy(ROOT/f, work)
@@ -428,4 +431,9 @@ def main():
     return 1 if problems else 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    gc.set_threshold(200_000, 50, 100)  # pages are big trees that are all kept
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # each page left a shell that would collect garbage for half a second at the end
