@@ -346,7 +346,8 @@ class Locks(Kind):
     operations = BYTES + WORDS
 
     def make(self):
-        from audiolab.training import RunLock
+        from audiolab.training import RunLock, run_lock
+        run_lock._BEAT = .001  # a lock of another machine is waited for
         self.path = self.folder/"run.lock"
         with RunLock(self.folder): return [self.path.read_bytes()]
 

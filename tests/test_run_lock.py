@@ -1,6 +1,7 @@
 "Two runs never share a folder, and a dead one does not keep it."
 import json
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from child_processes import PATIENCE, says, script
 
-from audiolab.training import Control, RunLock, RunLocked, run_lock, send
+from audiolab.training import Control, RunLock, RunLocked, live_owner, run_lock, send
 
 HOLD = """
 import sys, time
@@ -67,6 +68,85 @@ def test_another_machine_is_believed(tmp_path):
     with pytest.raises(RunLocked, match=why): RunLock(tmp_path).acquire()
     (tmp_path / "run.lock").unlink()
     with RunLock(tmp_path): pass
+
+
+needs_flock = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs locks of the kernel")
+
+
+@needs_flock
+def test_a_killed_owner_of_another_host_name_is_replaced_at_once(tmp_path):
+    "A new pod, or a job that was put into the queue again"
+    process = script("import socket\nsocket.gethostname = lambda: 'node-17'" + HOLD, tmp_path, 60)
+    says(process, "held")
+    assert live_owner(tmp_path)["host"] == "node-17"
+    with pytest.raises(RunLocked, match="on node-17 .*stop that one"): RunLock(tmp_path).acquire()
+    process.kill()
+    process.wait()
+    assert live_owner(tmp_path) is None
+    with RunLock(tmp_path) as lock: assert "taken over" in lock.note
+
+
+@needs_flock
+def test_a_living_owner_whose_number_is_unknown_here_keeps_its_folder(tmp_path):
+    "As in another container: its number is none of ours, and its host has the same name"
+    process = script(HOLD, tmp_path, 60)
+    says(process, "held")
+    for change in {"pid": 2**22 + 1}, {"pid": 2**22 + 1, "space": "another"}, {"born": "boot:1"}:
+        (tmp_path / "run.lock").write_text(owner(held=True, **change))
+        with pytest.raises(RunLocked, match="works in it"): RunLock(tmp_path).acquire()
+    process.kill()
+    process.wait()
+
+
+@needs_flock
+def test_processes_that_outlive_their_run_do_not_keep_its_folder(tmp_path):
+    fork = "import os\nif (pid := os.fork()): print(f'child {pid}')\nelse: print = str\n"
+    hold = HOLD.replace("print('held')", "exec(os.environ['FORK']); print('held')")
+    process = script("import os" + hold, tmp_path, 60, env=os.environ | {"FORK": fork})
+    child = int(says(process, "child ").split()[1])
+    says(process, "held")
+    process.kill()
+    process.wait()
+    try:
+        os.kill(child, 0)
+        with RunLock(tmp_path) as lock: assert "taken over" in lock.note
+    finally: os.kill(child, signal.SIGKILL)
+
+
+@needs_flock
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_disk_that_locks_for_one_machine_only(tmp_path, monkeypatch, alive):
+    "The lock of another machine is free here; its time tells whether it lives"
+    path, other = tmp_path / "run.lock", owner(host="b", space="another boot/1", held=True)
+    path.write_text(other)
+    monkeypatch.setattr(run_lock, "_BEAT", .03)
+    if not alive:
+        with RunLock(tmp_path) as lock: assert "taken over" in lock.note
+        return
+    with open(path) as file:
+        signs = run_lock.SignsOfLife(file.fileno())
+        try:
+            with pytest.raises(RunLocked, match="on b "): RunLock(tmp_path).acquire()
+        finally: signs.end()
+    assert path.read_text() == other
+
+
+def test_a_run_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_BEAT", .01)
+    with RunLock(tmp_path) as lock: assert run_lock._is_refreshed(lock.path)
+
+
+def test_without_locks_of_the_kernel(tmp_path, monkeypatch):
+    "Windows, and some network disks: process numbers decide, where they mean something"
+    monkeypatch.setattr(run_lock, "_try_to_hold", lambda fd: None)
+    with RunLock(tmp_path) as lock:
+        assert live_owner(tmp_path)["pid"] == os.getpid()
+        with pytest.raises(RunLocked, match="works in it; stop"): RunLock(tmp_path).acquire()
+    assert os.listdir(tmp_path) == []
+    lock.path.write_text(owner(pid=2**22 + 1))
+    with RunLock(tmp_path) as lock: assert "gone" in lock.note
+    lock.path.write_text(owner(pid=2**22 + 1, space="another container"))
+    with pytest.raises(RunLocked, match="delete run.lock there"): RunLock(tmp_path).acquire()
 
 
 @pytest.mark.parametrize("content", [

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from .run_lock import lock_owner, owner_ended
+from .run_lock import live_owner
 
 _log = logging.getLogger(__name__)
 
@@ -121,8 +121,7 @@ def _live_owner(folder: Path) -> dict:
     "The process that runs in a folder; ControlError if there is none."
     if not folder.is_dir():
         raise ControlError(f"{folder}: no such folder; give the folder of a run")
-    owner = lock_owner(folder / "run.lock")
-    if owner and not owner_ended(owner): return owner
+    if owner := live_owner(folder): return owner
     raise ControlError(f"{folder}: no run is alive there; "
                        "start one, or look for its folder elsewhere")
 
