@@ -20,8 +20,8 @@ from typing import BinaryIO
 from fastcore.basics import patch
 
 from .fetching import read_small_object
-from .manifest import MANIFEST, POINTERS, manifest_bytes, parse_manifest
-from .push_pull import open_store, store_file
+from .manifest import MANIFEST, POINTERS, parse_manifest
+from .push_pull import RunLedger, open_store
 from .store import StorageError, Store, Transfer, check_name
 
 # %% ../../nbs/remote/08_pusher.ipynb #72ab51ca
@@ -112,14 +112,14 @@ class RunMirror:
         self.url, self.options = url, options
         self.folder, self.also = folder, also
         self._store: Store | None = None  # opened when first needed
-        self._entries: dict | None = None  # of the manifest, likewise
+        self._ledger: RunLedger | None = None  # of what is there, likewise
         self._pointed: dict[str, int] = {}  # pointer -> number of the file that it names
 
     def _open(self, transfer: Transfer) -> None:
         if self._store is None: self._store = open_store(self.url, **self.options)
-        if self._entries is None:
+        if self._ledger is None:
             content = read_small_object(self._store, MANIFEST, 64 << 20, transfer)
-            self._entries = parse_manifest(content) if content else {}
+            self._ledger = RunLedger(self._store, parse_manifest(content) if content else {})
 
     def _pointers(self, item: WaitingFile) -> dict[str, bytes]:
         "Pointers that are to name a file from now on."
@@ -127,7 +127,7 @@ class RunMirror:
         found = {}
         for pointer in POINTERS if item.kind == "best" else POINTERS[:1]:
             key = f"{place}/{pointer}".lstrip("/")
-            if item.number <= self._pointed.get(key, 0): continue  # a newer one was pushed
+            if item.number < self._pointed.get(key, 0): continue  # a newer one was pushed
             found[key] = json.dumps({"file": name}, separators=(",", ":")).encode()
             self._pointed[key] = item.number
         return found
@@ -141,12 +141,11 @@ class RunMirror:
     def send(self, item: WaitingFile, transfer: Transfer) -> None:
         "Send a file, then what points to it, then the manifest. StorageError if that fails."
         self._open(transfer)
-        store, entries = self._store, self._entries
-        entries[item.name] = store_file(store, item.name, item.file, transfer)
-        for name, content in (self._pointers(item) | self._small_files()).items():
-            entries[name] = store.write(name, io.BytesIO(content), transfer)
-        store.write(MANIFEST, io.BytesIO(manifest_bytes(entries)), transfer)
-        store.finish(transfer)
+        small = self._small_files() | self._pointers(item)
+        files = {item.name: item.file} | {name: io.BytesIO(data) for name, data in small.items()}
+        self._ledger.send(files, transfer)
+        self._ledger.write(transfer, complete=True)
+        self._store.finish(transfer)
 
 # %% ../../nbs/remote/08_pusher.ipynb #14cb7b9d
 _log = logging.getLogger(__name__)

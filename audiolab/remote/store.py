@@ -98,6 +98,7 @@ class ObjectInfo:
     size: int  # bytes
     digest: str = ""  # "sha256:", "md5:" or "git:" and hexadecimal digits; empty if none is known
     version: str = ""  # changes with the content
+    earlier: tuple["ObjectInfo", ...] = ()  # in a manifest: what may be there still
 
 # %% ../../nbs/remote/00_store.ipynb #b526db8f
 class Store(Protocol):
