@@ -5,7 +5,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ.update(MPLBACKEND="agg", TQDM_MININTERVAL="5")
 
-import random, shutil, signal, sys
+import gc, random, shutil, signal, sys
 
 import hypothesis
 import numpy as np
@@ -116,6 +116,11 @@ def pytest_collection_modifyitems(config, items):
     chosen = [item for item in items if wanted & {item.nodeid, item.nodeid.partition("::")[0]}]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+def pytest_collection_finish(session):
+    gc.collect()
+    gc.freeze()  # what is imported now stays: nobody need look at it again, here or in a copy
 
 
 def note(report):

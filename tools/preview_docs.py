@@ -436,4 +436,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # each page left a shell that would collect garbage for half a second at the end
+    os._exit(status)  # each page left a shell that would collect garbage for half a second

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import butter, lfilter, sosfilt
+import scipy
 
 # %% ../../nbs/audio/09_instruments.ipynb #013e12d3
 def string_loop(
@@ -73,7 +73,8 @@ def bell(
     for ratio, amplitude, lasts in _BELL:
         w, r = 2*np.pi*frequency*ratio/sample_rate, 10**(-3/(decay*lasts*sample_rate))
         if w >= .9*np.pi: continue
-        out += amplitude*lfilter([0, r*np.sin(w)], [1, -2*r*np.cos(w), r*r], strike)
+        ring = [0, r*np.sin(w)], [1, -2*r*np.cos(w), r*r]
+        out += amplitude*scipy.signal.lfilter(*ring, strike)
     return out/3
 
 # %% ../../nbs/audio/09_instruments.ipynb #da76d0e1
@@ -95,9 +96,10 @@ def drum(
         return np.sin(2*np.pi*(45*t+105*.03*(1-np.exp(-t/.03))))*np.exp(-t/.11)*fade
     if kind == 'snare':
         short = .6*np.sin(2*np.pi*185*t)*np.exp(-t/.05)
-        return (short+.35*lfilter([1, -.6], [1], noise)*np.exp(-t/.07))*fade
-    high = butter(2, min(5500, .7*sample_rate/2), 'highpass', fs=sample_rate, output='sos')
-    return .45*sosfilt(high, noise)*np.exp(-t/.025)*fade
+        return (short+.35*scipy.signal.lfilter([1, -.6], [1], noise)*np.exp(-t/.07))*fade
+    edge = min(5500, .7*sample_rate/2)
+    high = scipy.signal.butter(2, edge, 'highpass', fs=sample_rate, output='sos')
+    return .45*scipy.signal.sosfilt(high, noise)*np.exp(-t/.025)*fade
 
 # %% ../../nbs/audio/09_instruments.ipynb #b144403f
 @lru_cache(maxsize=256)
@@ -134,7 +136,8 @@ def flute(
     phase = frequency*(t+.006*np.minimum(1, t/.4)*np.sin(2*np.pi*5*t)/(2*np.pi*5))
     noise = np.random.default_rng([seed, round(frequency*100)]).standard_normal(T)
     band = [.7*frequency, min(2.5*frequency, .45*sample_rate)]
-    air = sosfilt(butter(1, band, 'bandpass', fs=sample_rate, output='sos'), noise)
+    air_band = scipy.signal.butter(1, band, 'bandpass', fs=sample_rate, output='sos')
+    air = scipy.signal.sosfilt(air_band, noise)
     tone = periodic_tone(phase, (1, .35, .15, .05), frequency, sample_rate)
     return (.75*tone+breath*air)*note_envelope(T, .06*sample_rate, .08*sample_rate)
 

@@ -10,7 +10,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import sosfilt
+import scipy
 
 from .file_checks import AudioError
 
@@ -47,7 +47,7 @@ def block_powers(
     sample_rate: int,  # Hz
 ) -> np.ndarray:
     "Weighted power, summed over channels, of blocks of 0.4 s every 0.1 s; what is shorter is one block."
-    energy = np.square(sosfilt(k_weighting(sample_rate), audio)).sum(axis=0)
+    energy = np.square(scipy.signal.sosfilt(k_weighting(sample_rate), audio)).sum(axis=0)
     hop = round(sample_rate/10)
     block = min(4*hop, len(energy))
     total = np.concatenate([[0.0], np.cumsum(energy)])

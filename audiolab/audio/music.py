@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.signal import fftconvolve
+import scipy
 
 from .instruments import bell, drum, flute, note_envelope, pad, plucked_string
 
@@ -102,7 +102,7 @@ def in_a_room(x: np.ndarray, sample_rate: int, rng, mix=.25, seconds=.5) -> np.n
     "A sound [T] with an echoing room around it."
     t = np.arange(round(seconds*sample_rate))/sample_rate
     echoes = rng.standard_normal(len(t))*10**(-3*t/seconds)
-    return x+mix*fftconvolve(x, echoes/np.sqrt((echoes**2).sum()))[:len(x)]
+    return x+mix*scipy.signal.fftconvolve(x, echoes/np.sqrt((echoes**2).sum()))[:len(x)]
 
 # %% ../../nbs/audio/10_music.ipynb #d998e080
 def phrase(

@@ -12,9 +12,9 @@ __all__ = ['MEL_WINDOWS', 'MEL_BANDS', 'VOCODER_RESOLUTIONS', 'scale_invariant_s
 from functools import lru_cache
 
 import numpy as np
+import scipy
 import torch
 from scipy.fft import dct, rfft
-from scipy.signal import get_window
 from torch.nn.functional import pad
 
 from ..audio import mel_filterbank
@@ -266,7 +266,8 @@ def mel_levels(
     """Mel-band levels of both sounds every 16 ms, without frames silent in both.
     They are floored 80 dB below the reference's loudest band."""
     size = fft_size(sample_rate, .064)
-    bands, window = equal_mel_bands(sample_rate, size).T, get_window("hann", size)
+    bands = equal_mel_bands(sample_rate, size).T
+    window = scipy.signal.get_window("hann", size)
 
     def power(sound):
         blocks = cut_frames(sound, size, size // 4)
@@ -316,7 +317,8 @@ VOCODER_RESOLUTIONS = (1024, 120, 600), (2048, 240, 1200), (512, 50, 240)
 
 
 def _resolution_distance(x, y, size, step, width):  # of float32 [T], float32 [T]
-    window, error, energy = get_window("hann", width).astype(np.float32), 0.0, 0.0
+    window = scipy.signal.get_window("hann", width).astype(np.float32)
+    error, energy = 0.0, 0.0
     logs, count = 0.0, 0
     for frames in zip(cut_frames(x, width, step), cut_frames(y, width, step)):
         a, b = (np.maximum(np.abs(rfft(f * window, size)), np.float32(1e-4)) for f in frames)

@@ -11,9 +11,9 @@ __all__ = ['as_float64', 'as_mono', 'for_batches', 'power_density', 'long_term_s
 from functools import wraps
 
 import numpy as np
+import scipy
 from scipy.fft import irfft, rfft
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import get_window
 
 from .distances import cut_frames, fft_size
 from .listeners import measure_distances
@@ -57,7 +57,7 @@ def power_density(
     size: int,  # samples of a frame, half overlapped
 ) -> np.ndarray:  # full scale squared per Hz, [size // 2 + 1]
     "Mean power per Hz (Welch 1967), with Hann frames."
-    window, power, count = get_window("hann", size), 0.0, 0
+    window, power, count = scipy.signal.get_window("hann", size), 0.0, 0
     for frames in cut_frames(audio, size, size // 2, block=64):
         power, count = power + (np.abs(rfft(frames * window)) ** 2).sum(0), count + len(frames)
     return power * 2 / (count * sample_rate * (window ** 2).sum())
@@ -160,7 +160,7 @@ def harmonicity(
     if not 0 < lowest < highest <= sample_rate / 2:
         raise ValueError(f"pitch range {lowest} to {highest} Hz must rise and end below {sample_rate / 2:g} Hz")
     size = max(fft_size(sample_rate, .064), 2 ** int(np.ceil(np.log2(2.5 * sample_rate / lowest))))
-    window = get_window("hann", size)
+    window = scipy.signal.get_window("hann", size)
     lags = int(2 * sample_rate / highest), int(sample_rate / lowest)
     blocks = cut_frames(as_mono(audio), size, size // 2, block=64)
     found = [_peaks(frames, window, *lags) for frames in blocks]

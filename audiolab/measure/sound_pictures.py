@@ -7,9 +7,9 @@ __all__ = ['plot_long_term_spectra', 'spectrogram_levels', 'spectrogram_grid']
 
 # %% ../../nbs/measure/05_sound_pictures.ipynb #21a0a25f
 import numpy as np
+import scipy
 from matplotlib.figure import Figure
 from scipy.fft import rfft
-from scipy.signal import get_window
 
 from ..audio import AudioFigure
 from .distances import cut_frames, fft_size
@@ -39,7 +39,7 @@ def spectrogram_levels(
 ) -> np.ndarray:  # dB, [frames, bins], at most 250 frames or four in 64 ms
     "Levels of 64 ms Hann frames."
     size = fft_size(sample_rate, .064)
-    window, step = get_window("hann", size), max(size // 4, len(audio) // 250)
+    window, step = scipy.signal.get_window("hann", size), max(size // 4, len(audio) // 250)
     blocks = cut_frames(audio, size, step)
     power = np.concatenate([np.abs(rfft(frames * window)) ** 2 for frames in blocks])
     return 10 * np.log10(np.maximum(power, max(power.max(), 1e-20) * 10 ** (-dynamic_range / 10)))

@@ -7,7 +7,7 @@ __all__ = ['Colour', 'smooth_power']
 
 # %% ../../nbs/ssgs/11_excitation_colour.ipynb #ff7a3675
 import numpy as np
-from scipy.signal import fftconvolve
+import scipy
 
 # %% ../../nbs/ssgs/11_excitation_colour.ipynb #211759cb
 def _minimum_phase(gain, taps):
@@ -30,7 +30,7 @@ class Colour:
         self.tail = np.zeros(taps - 1)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = fftconvolve(x, self.filter)
+        y = scipy.signal.fftconvolve(x, self.filter)
         y[:len(self.tail)] += self.tail
         self.tail = y[len(x):].copy()
         return y[:len(x)]

@@ -8,7 +8,7 @@ __all__ = ['pitch_track']
 # %% ../../nbs/ssgs/02_pitch.ipynb #690c0460
 import numba
 import numpy as np
-from scipy.signal import resample_poly
+import scipy
 
 from .lpc import hann_window
 
@@ -44,7 +44,8 @@ def _pitch(signal, window, hop, size, shortest, longest, voicing, period):
 def _band_of_pitch(residual, sample_rate):
     "The residual below about 2 kHz, at twice the rate that this needs, and that rate (Hz)."
     factor = max(1, sample_rate//4000)
-    return resample_poly(resample_poly(residual, 1, factor), 2, 1), 2*sample_rate/factor
+    low = scipy.signal.resample_poly(residual, 1, factor)
+    return scipy.signal.resample_poly(low, 2, 1), 2*sample_rate/factor
 
 # %% ../../nbs/ssgs/02_pitch.ipynb #e13d4764
 def _lag_correction(window, n):
