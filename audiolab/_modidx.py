@@ -3882,6 +3882,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'audiolab/ssgs/state_paths.py'),
                                            'audiolab.ssgs.state_paths.StateChain.first': ( 'ssgs/state_paths.html#statechain.first',
                                                                                            'audiolab/ssgs/state_paths.py'),
+                                           'audiolab.ssgs.state_paths.StateChain.note': ( 'ssgs/state_paths.html#statechain.note',
+                                                                                          'audiolab/ssgs/state_paths.py'),
                                            'audiolab.ssgs.state_paths.States': ( 'ssgs/state_paths.html#states',
                                                                                  'audiolab/ssgs/state_paths.py'),
                                            'audiolab.ssgs.state_paths.States.center': ( 'ssgs/state_paths.html#states.center',

@@ -64,7 +64,12 @@ class Recordings:
         members = begins if len(begins) else self.members[state]
         return int(rng.choice(members)) if len(members) else int(rng.integers(len(self)))
 
-    def choose(self, state: int, before: int, rng: np.random.Generator) -> int:
+    def choose(self,
+        state: int,  # of the frame
+        before: int,  # the frame before it
+        rng: np.random.Generator,  # source of randomness
+        times: np.ndarray|None = None,  # how often each frame was heard; None: not counted
+    ) -> int:  # a frame
         "The frame of `state` that best continues frame `before`, other than its own successor."
         members = self.members[state]
         if len(members) > 600:
@@ -73,7 +78,12 @@ class Recordings:
         members = members[np.abs(members - before) > 4] if len(members) > 12 else members
         if len(members) == 0: return int(rng.integers(len(self)))
         target = self.z[before if self.last[before] else before + 1]
-        return int(members[np.argmin(((self.z[members] - target)**2).sum(1))])
+        distance = ((self.z[members] - target)**2).sum(1)
+        # beyond some distance one join is as bad as another, and what is far must be heard as well
+        cost = distance/(1 + distance/8)
+        if times is not None: cost = cost + 4*times[members]
+        # silent frames are all alike: the first of them would always be taken
+        return int(rng.choice(members[cost <= cost.min() + 1e-9]))
 
 # %% ../../nbs/ssgs/10_real_frames.ipynb #ec598aaf
 def _synthetic_plan(chain, given):
@@ -81,15 +91,18 @@ def _synthetic_plan(chain, given):
     state = chain.first() if given is None else int(given[0])
     for t in itertools.count(1):
         yield state, -1, False
+        chain.note(state)
         state = chain.after(state) if given is None else int(given[min(t, len(given) - 1)])
 
 # %% ../../nbs/ssgs/10_real_frames.ipynb #f5afd561
 def _sampled_frames(chain, recordings, fidelity, rng):
     "Sampled states and frames that go with them."
-    state = chain.first()
+    state, times = chain.first(), np.zeros(len(recordings))
     frame = recordings.open(state, rng)
     while True:
         yield state, frame, False
+        chain.note(state)
+        times[frame] += 1
         heir = -1 if recordings.last[frame] else int(recordings.states[frame + 1])
         follow = rng.random() < fidelity and heir >= 0 and chain.transition[state, heir] > 0
         # at the end of a recording another one begins
@@ -100,19 +113,20 @@ def _sampled_frames(chain, recordings, fidelity, rng):
             frame = recordings.open(state, rng)
         else:
             state = chain.after(state)
-            frame = recordings.choose(state, frame, rng)
+            frame = recordings.choose(state, frame, rng, times)
 
 # %% ../../nbs/ssgs/10_real_frames.ipynb #3dcaaef9
 def _given_frames(given, recordings, fidelity, rng):
     "Given states and frames that go with them."
-    state = int(given[0])
+    state, times = int(given[0]), np.zeros(len(recordings))
     frame = recordings.open(state, rng)
     for t in itertools.count(1):
         yield state, frame, False
+        times[frame] += 1
         heir = -1 if recordings.last[frame] else int(recordings.states[frame + 1])
         state = int(given[min(t, len(given) - 1)])
         follow = rng.random() < fidelity and heir == state
-        frame = frame + 1 if follow else recordings.choose(state, frame, rng)
+        frame = frame + 1 if follow else recordings.choose(state, frame, rng, times)
 
 # %% ../../nbs/ssgs/10_real_frames.ipynb #0ad145de
 def sampled_plan(

@@ -44,7 +44,7 @@ class States:
 
 # %% ../../nbs/ssgs/08_state_paths.ipynb #a8680656
 class StateChain:
-    "Draws one state after another."
+    "Draws one state after another, and leaves sooner what was heard too long."
     def __init__(self,
         states: States,  # the model
         transition: np.ndarray,  # transitions to use [K, K]; those of probability 0 are never taken
@@ -52,8 +52,12 @@ class StateChain:
     ):
         self.transition, self.rng = transition, rng
         entered = (transition > 0).sum(0) - (np.diag(transition) > 0) > 0
-        start = np.where(entered | (len(entered) == 1), states.initial + 1e-9, 0)
-        self.start, self.cumulative = np.cumsum(start), np.cumsum(transition, 1)
+        entered = entered | (len(entered) == 1)
+        self.start = np.cumsum(np.where(entered, states.initial + 1e-9, 0))
+        share = states.occupancy*entered
+        self.share = share/max(share.sum(), 1e-12)
+        self.second = states.sample_rate/states.hop_size  # frames
+        self.excess = np.zeros(len(share))  # frames of each state beyond its share [K]
 
     def _draw(self, row):
         n = np.searchsorted(row, self.rng.random()*row[-1], side="right")
@@ -65,7 +69,13 @@ class StateChain:
 
     def after(self, state: int) -> int:
         "A state to go on with."
-        return self._draw(self.cumulative[state])
+        too_long = np.minimum(np.maximum(self.excess/self.second, -3), 3)
+        return self._draw(np.cumsum(self.transition[state]*np.exp(-too_long)))
+
+    def note(self, state: int) -> None:
+        "Count a frame as heard."
+        self.excess -= self.share
+        self.excess[state] += 1
 
 # %% ../../nbs/ssgs/08_state_paths.ipynb #4efca319
 def state_distance(
