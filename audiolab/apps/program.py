@@ -157,4 +157,4 @@ def main(
     except Exception as e:
         if not _is_expected(e): raise
         _tell_error(e, show_traceback)
-        return 2
+        return getattr(e, "exit_code", 2)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOST_DIGEST', 'TEMP_NAME', 'being_written', 'temporary_path', 'remove_stale_temps', 'WriteError', 'sync_folder',
-           'make_folders', 'temporary_beside', 'settle', 'replacing', 'durable_write']
+           'make_folders', 'temporary_beside', 'settle', 'replacing', 'check_space', 'durable_write']
 
 # %% ../../nbs/files/00_atomic.ipynb #87002175
 import errno
@@ -130,8 +130,14 @@ def replacing(
         else: os.replace(temp, path)
 
 # %% ../../nbs/files/00_atomic.ipynb #377e2a71
-def _check_space(path: Path, size: int) -> None:
-    if size > (free := shutil.disk_usage(path.parent).free):
+def check_space(
+    path: str | Path,  # file that is to be written; its folder need not be there yet
+    size: int,  # bytes
+) -> None:
+    "`WriteError` where a disk has no room for a file."
+    folder = Path(path).absolute().parent
+    while not folder.exists(): folder = folder.parent
+    if size > (free := shutil.disk_usage(folder).free):
         message = (f"needs {size:,} bytes, but the disk has {free:,} free; "
                    "make room or choose another folder")
         raise WriteError(errno.ENOSPC, message, str(path))
@@ -171,7 +177,7 @@ def durable_write(
         with temporary_beside(path) as temp:
             make_folders(path.parent)
             remove_stale_temps(path.parent)
-            _check_space(path, size)
+            check_space(path, size)
             _write_chunks(path, temp, chunks, size)
             _check_written(path, temp, chunks[0], size)
             os.replace(temp, path)

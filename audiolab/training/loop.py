@@ -18,7 +18,10 @@ from pathlib import Path
 from ..config import config_error, to_plain
 from .batch_cursor import BatchCursor, Filling, on_device
 from .less_memory import Shelf
-from .run_parts import Run, export_weights, save_run, take_up
+from audiolab.training.run_parts import (
+    Run, check_saving, export_weights, save_run, take_up,
+)
+from .requests import Due
 from .schedules import seed_step
 
 # %% ../../nbs/training/23_loop.ipynb #d5f9b20c
@@ -47,12 +50,22 @@ def _count_parameters(run: Run) -> int:
     "Of all modules."
     return sum(p.numel() for module in run.loop.modules.values() for p in module.parameters())
 
+# %% ../../nbs/training/23_loop.ipynb #cc397b23
+def _find_checkpoint(
+    run: Run,
+    resume: str | Path | None,  # as for `set_up`
+) -> Path | None:  # the same for all processes: the one that the main process found
+    "The checkpoint to go on from."
+    found = run.saver.checkpoints.resolve(resume) if resume and run.place.main else None
+    name = run.place.gather(str(found or ""))[0]
+    return Path(name).absolute() if name else None
+
 # %% ../../nbs/training/23_loop.ipynb #b7614849
 def set_up(
     run: Run,
     resume: str | Path | None = None,  # "auto" for the newest sound one if any, or a checkpoint
 ) -> None:
-    "Set the task up, and take up a saved run if asked to."
+    "Set the task up, and take up a saved run if asked to. CheckpointError if it cannot be saved."
     config, progress, loop = run.config, run.progress, run.loop
     progress.clock.start()
     loop.resumed = _find_checkpoint(run, resume)
@@ -67,17 +80,8 @@ def set_up(
     if loop.resumed: take_up(run, loop.resumed)
     _pass_finished_epoch(run)
     run.task.ready(loop)
+    check_saving(run)
     if run.place.main: _begin_records(run)
-
-# %% ../../nbs/training/23_loop.ipynb #cc397b23
-def _find_checkpoint(
-    run: Run,
-    resume: str | Path | None,  # as for `set_up`
-) -> Path | None:  # the same for all processes: the one that the main process found
-    "The checkpoint to go on from."
-    found = run.saver.checkpoints.resolve(resume) if resume and run.place.main else None
-    name = run.place.gather(str(found or ""))[0]
-    return Path(name).absolute() if name else None
 
 # %% ../../nbs/training/23_loop.ipynb #7c97da28
 def _count_batch(task, batch) -> int:
@@ -98,6 +102,7 @@ def _pass_finished_epoch(run: Run) -> None:
 # %% ../../nbs/training/23_loop.ipynb #b32b3d63
 class NotFinite(RuntimeError):
     "Losses or gradients are not finite, and do not become so again."
+    exit_code = 1
 
 # %% ../../nbs/training/23_loop.ipynb #103eb93a
 def make_step(
@@ -261,8 +266,9 @@ class Ending:
     reason: str  # in words
 
 # %% ../../nbs/training/23_loop.ipynb #a54b63b6
-def _stop_run(run: Run) -> Ending:
-    "Asked to stop, and saved."
+def _stop_run(run: Run, due: Due) -> Ending:
+    "Asked to stop: save."
+    save_run(run, due.save, last=True)
     run.write_row()
     return Ending("stopped", run.requests.control.reason)
 
@@ -292,8 +298,8 @@ def run_loop(
         if due.validation: validate(run)
         if due.epoch: end_epoch(run)
         if due.sample: make_samples(run)
+        if due.stop: return _stop_run(run, due)
         if due.save: save_run(run, due.save)  # last: it holds all of the above
-        if due.stop: return _stop_run(run)
     if run.progress.step > first or run.task.initial_checkpoint: _finish_run(run)
     return Ending("completed", reason)
 
@@ -313,8 +319,8 @@ def _finish_run(run: Run) -> None:
     run.write_row()
     measured = run.scores.step == run.progress.step
     if not measured and run.requests.intervals.validate.every: validate(run)
-    save_run(run, "final")
-    export_weights(run, "final")
+    save_run(run, "final", last=True)
+    export_weights(run, "final", last=True)
     networks = run.learner.networks
     with networks.saving(), networks.computing():
         if run.place.main: run.task.end(run.loop)
@@ -322,6 +328,7 @@ def _finish_run(run: Run) -> None:
 # %% ../../nbs/training/23_loop.ipynb #227276ca
 class OutOfMemory(RuntimeError):
     "A step needs more memory than there is; the message says what to reduce."
+    exit_code = 1
 
 # %% ../../nbs/training/23_loop.ipynb #5945a820
 def is_out_of_memory(error: BaseException) -> bool:
@@ -342,12 +349,13 @@ def rescue(
             f"out of memory on {run.place.device} at step {run.progress.step} with batches of "
             f"{run.config.batch_size}: reduce batch_size (and raise accumulate to keep the "
             f"effect), use shorter segments or half precision. {said}")
-    if _worth_saving(run):
-        run.alone = True
-        try:
+    run.alone = True
+    try:
+        run.saver.notice(wait=True)
+        if _worth_saving(run):
             save_run(run, "step")
             run.saver.notice(wait=True)
-        except Exception as other: _log.error("nor could a checkpoint be written: %s", other)
+    except Exception as other: _log.error("nor could a checkpoint be written: %s", other)
     return error
 
 # %% ../../nbs/training/23_loop.ipynb #65d7f430

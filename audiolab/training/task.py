@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..config import to_plain
-from ..files import CheckpointError
+from ..files import CheckpointError, pack_state
 from .batch_cursor import Batches
 from .learner import Learner
 from .processes import Distributed
@@ -343,6 +343,12 @@ def _try_step(
     driven = learner.driven.items()
     return numbers, {name: float(clip_gradients(each.parameters)) for name, each in driven}
 
+# %% ../../nbs/training/18_task.ipynb #88025286
+def _check_state(task: Task) -> None:
+    "AssertionError if what the task keeps for a resumed run cannot be stored."
+    try: pack_state(task.state_dict())
+    except CheckpointError as cause: raise AssertionError(f"{task.name}: {cause}") from cause
+
 # %% ../../nbs/training/18_task.ipynb #8638452c
 def check_task(
     task: Task,  # set up anew here; do not use it afterwards
@@ -350,10 +356,11 @@ def check_task(
     batch: Any = None,  # None for the first batch of its data
 ) -> dict[str, tuple[float, float]]:  # each number of the step on the batch and on a perturbed one
     """Run one step on a batch and on a perturbed one. AssertionError if no number depends on the
-    data, or an optimizer gets no gradient."""
+    data, an optimizer gets no gradient, or its state cannot be stored."""
     config = config or TrainingConfig(schedule="constant", device="cpu")
     plain, _ = _try_step(task, config, batch)
     other, norms = _try_step(task, config, batch, perturb=True)
+    _check_state(task)
     if not any(plain[key] != other[key] for key in plain):
         raise AssertionError(f"{task.name}: no number of the step depends on the batch: {plain}")
     if dead := [name for name, norm in norms.items() if not norm > 0]:
