@@ -31,7 +31,8 @@ class Mortal(FolderStore):
 def store_that_dies(monkeypatch, folder, left):
     store = Mortal(folder)
     store.left = left
-    for module in push_pull, pusher: monkeypatch.setattr(module, "open_store", lambda *a, **k: store)
+    for module in push_pull, pusher:
+        monkeypatch.setattr(module, "open_store", lambda *args, **options: store)
     return store
 
 

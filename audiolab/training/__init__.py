@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "gradients": ["clip_gradients", "gradient_length"],
     "launching": ["launch", "watch_parent"],
     "learner": ["Clipping", "DrivenOptimizer", "Learner", "Networks", "Turn", "choose_clippings",
-        "product_of_factors"],
+        "follow_settings", "group_settings", "order_by_name", "product_of_factors"],
     "less_memory": ["Shelf", "keeping_buffers", "recompute_activations"],
     "loop": ["Ending", "NotFinite", "OutOfMemory", "end_epoch", "is_out_of_memory",
         "make_samples", "make_step", "measured_sets", "rescue", "run_loop", "set_up", "validate",
