@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from child_processes import PATIENCE, says, script
+from child_processes import PATIENCE, says, script, until
 
 from audiolab.training import Control, RunLock, RunLocked, live_owner, run_lock, send
 
@@ -134,6 +134,21 @@ def test_a_disk_that_locks_for_one_machine_only(tmp_path, monkeypatch, alive):
 def test_a_run_shows_that_it_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "_BEAT", .01)
     with RunLock(tmp_path) as lock: assert run_lock._is_refreshed(lock.path)
+
+
+@needs_flock
+def test_a_folder_that_is_moved_in_mid_run_is_locked_again(tmp_path, monkeypatch):
+    "And where it went, the next run may begin"
+    monkeypatch.setattr(run_lock, "_BEAT", .01)
+    run, other = tmp_path / "run", tmp_path / "other"
+    with RunLock(run) as lock:
+        run.rename(other)
+        run.mkdir()
+        until(lock.path.exists)
+        until(lambda: live_owner(run))
+        with RunLock(other) as second: assert "taken over" in second.note
+        with pytest.raises(RunLocked): RunLock(run).acquire()
+    assert os.listdir(run) == []
 
 
 def test_without_locks_of_the_kernel(tmp_path, monkeypatch):

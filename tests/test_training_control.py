@@ -2,6 +2,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from audiolab.files import CheckpointFolder
-from audiolab.training import Trainer, read_history
+from audiolab.training import Control, Distributed, Requests, Trainer, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Denoise, config, start, wait_for, wait_for_line
@@ -95,10 +96,41 @@ def test_a_failure_outside_a_step_is_saved_first(tmp_path):
 
 def test_a_listener_that_fails_loses_its_place_not_the_run(tmp_path, caplog):
     def broken(event): raise KeyError("widget")
-    seen, trainer = [], Trainer(Denoise(), config(steps=5), tmp_path, [broken])
+    seen, trainer = [], Trainer(Denoise(), config(steps=10, log_every=1), tmp_path, [broken])
     trainer.listeners.append(seen.append)
     assert trainer.fit().state == "completed" and seen[-1].kind == "end"
-    assert broken not in trainer.listeners and "listener failed" in caplog.text
+    assert broken not in trainer.listeners and caplog.text.count("listener failed") == 2
+
+
+def test_a_listener_that_fails_for_a_while_keeps_its_place(tmp_path):
+    heard = []
+    def moody(event):
+        if event.kind == "log" and 5 <= event.step < 10: raise OSError("No space left on device")
+        if event.kind == "log": heard.append(event.step)
+    trainer = Trainer(Denoise(), config(steps=20, log_every=1), tmp_path, [moody])
+    trainer.fit()
+    assert moody in trainer.listeners and heard == [1, 2, 3, 4, *range(10, 21)]
+
+
+class Two(Distributed):
+    "As one of two processes, of which the other asks for nothing"
+    def __init__(self): super().__init__(world=2)
+    def most(self, flags): return flags
+
+
+@pytest.mark.parametrize("place", [Distributed(), Two()], ids=["one process", "several"])
+@pytest.mark.parametrize("together", [True, False])
+def test_wishes_in_a_pause_are_acted_on_in_it(place, together):
+    "Also those that came with the pause; a person may switch the machine off after them"
+    control, acted = Control(), []
+    requests = Requests(config(save_every="never"), control=control, place=place)
+    requests.act = lambda asked: (acted.append((control.state, asked)), control.resume())
+    control.pause()
+    later = threading.Timer(.1, control.save)
+    later.start() if not together else control.save()
+    due = requests.due()
+    later.cancel()
+    assert acted == [("paused", {"save"})] and due.save == "" and control.state == "running"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143),

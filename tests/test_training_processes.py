@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab.training import Trainer, read_history
+from audiolab.files import CheckpointFolder
+from audiolab.training import Trainer, read_history, send
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import (
@@ -66,6 +67,22 @@ def test_two_processes_resume_exactly_and_stop_together(tmp_path):
     assert code == 0, out + err
     final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("whole", "stopped")]
     assert final[0] == final[1]
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_sample_while_paused(tmp_path):
+    process = torchrun("denoise", tmp_path, "slow=0.05", 'save_every="never"', 'sample_every="never"')
+    for line, word in {"log": "pause", "state": "save", "checkpoint": "sample"}.items():
+        wait_for_line(process, line)
+        send(tmp_path, word)
+    wait_for_line(process, "sample")
+    saved = CheckpointFolder(tmp_path/"checkpoints").resolve("auto")
+    assert saved.stem == f"checkpoint_step_{read_history(tmp_path)[-1]['step']}"
+    for word in ("resume", "stop"):
+        send(tmp_path, word)
+        if word == "resume": wait_for_line(process, "state")
+    code, _, err = ended(process)
+    assert code == 0, err
 
 
 @pytest.mark.slow

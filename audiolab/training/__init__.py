@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "processes": ["Distributed", "DistributedError", "choose_device", "join"],
     "progress": ["Means", "Progress", "RunClock", "Scores", "StepTimes", "checked_count",
         "go_on_from", "is_better"],
-    "recorder": ["LastRow", "MemoryGauge", "Recorder", "memory_held", "named_rates"],
+    "recorder": ["Audience", "LastRow", "MemoryGauge", "Recorder", "memory_held", "named_rates"],
     "requests": ["Due", "Intervals", "Requests", "agree"],
     "run_folder": ["RunFolder", "set_aside"],
     "run_lock": ["RunLock", "RunLocked", "SignsOfLife", "live_owner", "lock_owner",

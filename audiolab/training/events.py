@@ -10,6 +10,11 @@ import errno
 import json
 import logging
 import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,24 +124,68 @@ def read_history(
     return [row for row in rows if row]
 
 # %% ../../nbs/training/00_events.ipynb #a9e98870
+def _write_whole(file, line: bytes) -> None:
+    "Add a line to a file that is open for that, or nothing of it: OSError."
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with suppress(OSError): file.truncate(size)
+        raise
+
+# %% ../../nbs/training/00_events.ipynb #18c558ec
 class History:
     "The history of a run as a file that grows by a line an event."
+    most_waiting = 100_000  # rows; some 30 MB
 
     def __init__(self,
         path: str | Path,  # its file, made by the first event
+        remade: Callable[[], object] = lambda: None,  # called when its folder was made again
     ):
-        self.path = Path(path)
-        self._file = None
+        self.path, self.remade = Path(path), remade
+        self._file, self._next_look = None, 0.0
+        self._waiting = deque(maxlen=self.most_waiting)  # lines that could not be written so far
+
+    @property
+    def waiting(self) -> int:
+        "Rows that could not be written so far."
+        return len(self._waiting)
 
     def append(self,
         event: Event,  # what happened
     ) -> None:
-        "Add an event."
+        "Add an event. OSError where that cannot be now: it waits, and is written before the next."
+        self._waiting.append(event_line(event).encode(errors="backslashreplace") + b"\n")
+        self._write_waiting()
+
+    def _write_waiting(self):
+        if self._file and self._is_elsewhere(): self._begin_again()
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # a line at a time, so that a kill loses at most one
-            self._file = open(self.path, "a", encoding="utf-8", buffering=1)
-        self._file.write(event_line(event) + "\n")
+            self._file = open(self.path, "a+b", buffering=0)  # a kill loses at most a line
+        while self._waiting:
+            _write_whole(self._file, self._waiting[0])
+            self._waiting.popleft()
+
+    def _is_elsewhere(self) -> bool:
+        "Whether our file is no longer at its path; looks once a second."
+        if time.monotonic() < self._next_look: return False
+        self._next_look = time.monotonic() + 1
+        try: return not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except (FileNotFoundError, NotADirectoryError): return True
+
+    def _begin_again(self):
+        "Take what is in our file to its path, from wherever it went."
+        old = self._file
+        if not self.path.exists():
+            _log.warning("%s was moved or deleted while its run goes on: it is made again, with its "
+                         "history so far; checkpoints so far are where it went", self.path.parent)
+            old.seek(0)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_bytes(self.path, [old.read()])
+            self.remade()
+        old.close()
+        self._file = None
 
     def cut(self,
         step: int,  # last step to keep
@@ -149,9 +198,12 @@ class History:
         save_bytes(self.path, [b"".join(kept)])
 
     def close(self) -> None:
-        "Flush and close the file; `append` opens it again."
-        file, self._file = self._file, None
+        "Close the file; `append` opens it again."
         try:
-            if file: file.close()
+            if self._waiting: self._write_waiting()
         except OSError as error:  # a full disk is no reason for a run to fail
-            _log.error("the end of the history cannot be written: %s", error)
+            _log.error("the last %d rows of the history cannot be written: %s",
+                       len(self._waiting), error)
+        self._waiting.clear()
+        if self._file: self._file.close()
+        self._file = None

@@ -67,7 +67,6 @@ def set_up(
 ) -> None:
     "Set the task up, and take up a saved run if asked to. CheckpointError if it cannot be saved."
     config, progress, loop = run.config, run.progress, run.loop
-    progress.clock.start()
     loop.resumed = _find_checkpoint(run, resume)
     seed_step(config.seed, -3)
     run.task.setup(loop)

@@ -121,7 +121,6 @@ def go_on_from(
     progress.step, progress.epoch, progress.batch = saved.step, saved.epoch, saved.batch
     progress.bad_steps, progress.bad_in_row = saved.bad_steps, saved.bad_in_row
     progress.taken, progress.clock.earlier = saved.taken, saved.clock.earlier
-    progress.clock.start()
 
 # %% ../../nbs/training/13_progress.ipynb #b0678688
 class Means:

@@ -158,10 +158,16 @@ class Requests:
         self.tell("state", state="paused", reason="")
         with self.rest(), self.progress.clock.stopped():
             while vote.pause and not vote.stop:
-                asked = asked | self._sleep()
+                asked = self._act(vote.asked) | self._sleep()
                 vote = self._vote(asked)
         self.tell("state", state="stopping" if vote.stop else "running", reason=self.control.reason)
         return vote
+
+    def _act(self, asked) -> frozenset:
+        "Act on wishes that a pause allows, in all processes at once; what is left for later."
+        now = asked & {"save", "sample"} if self.act else _NONE
+        if now: self.act(set(now))
+        return asked - now
 
     def _sleep(self) -> frozenset | set:
         if self.place.world == 1: self.control.wait_while_paused(self.act)

@@ -83,7 +83,8 @@ class RunFolder:
         self.config_file, self.history_file = self.path / "config.yaml", self.path / "history.jsonl"
         self.logs, self.samples = self.path / "logs", self.path / "samples"
         self.checkpoints = self.path / checkpoints
-        self._history = History(self.history_file)
+        self._history = History(self.history_file, self._write_notes)
+        self._notes = None, []  # what `begin` wrote: settings, and rows of run.json
 
     def __repr__(self): return f"RunFolder({str(self.given)!r})"
 
@@ -94,10 +95,16 @@ class RunFolder:
         "Write down what is asked of the run and where it starts."
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in filter(Path.is_dir, (self.path, self.samples)): remove_stale_temps(folder)
-        if config is not None: save_config(config, self.config_file)
         started = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         starts = [*self.starts(), started | _versions() | json_value(to_plain(about))][-100:]
-        save_bytes(self.path / "run.json", [json.dumps(starts, indent=1).encode()])
+        self._notes = config, starts
+        self._write_notes()
+
+    def _write_notes(self):
+        "Also into a folder that was made again, because the first was moved in mid-run."
+        config, starts = self._notes
+        if config is not None: save_config(config, self.config_file)
+        if starts: save_bytes(self.path / "run.json", [json.dumps(starts, indent=1).encode()])
 
     def starts(self) -> list[dict]:
         "The notes of each start of the run, from run.json; [] where there are none."
@@ -109,9 +116,14 @@ class RunFolder:
         "Add an event to the history, and its sound to samples/."
         self._history.append(event)
         if event.kind != "sample": return
-        self.samples.mkdir(exist_ok=True)
+        self.samples.mkdir(parents=True, exist_ok=True)
         for sample in event.values.get("samples", ()):
             _write_sample(self.samples, event.step, sample)
+
+    @property
+    def waiting(self) -> int:
+        "Rows of the history that could not be written so far."
+        return self._history.waiting
 
     def cut_history(self,
         step: int,  # last step to keep

@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -127,14 +127,17 @@ class SignsOfLife:
 
     def __init__(self,
         fd: int,  # of the file
+        check: Callable[[], object] = lambda: None,  # called each time
     ):
-        self.fd, self._over = fd, threading.Event()
+        self.fd, self.check, self._over = fd, check, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run.lock", daemon=True)
         self._thread.start()
 
     def _beat(self):
         while not self._over.wait(_BEAT):
-            with contextlib.suppress(OSError): os.utime(self.fd)
+            with contextlib.suppress(OSError):
+                os.utime(self.fd)
+                self.check()
 
     def end(self) -> None:
         "Stop it."
@@ -235,10 +238,19 @@ class RunLock:
         held = owner["held"] = _try_to_hold(fd)
         os.write(fd, json.dumps(owner).encode())
         if not held: os.close(fd)
-        else: self._signs = SignsOfLife(fd)
+        else: self._signs = SignsOfLife(fd, self._put_back)
         if held is False or lock_owner(self.path) != owner:
             self.forget()
             raise self._taken_just_now()
+
+    def _put_back(self) -> None:
+        "Lock the folder anew, where it was moved or deleted and made again in mid-run."
+        if self._mine is None or self.path.exists() or not self.folder.is_dir(): return
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _try_to_hold(fd):
+            os.write(fd, json.dumps(self._mine).encode())
+            os.dup2(fd, self._signs.fd, inheritable=False)  # lets go of the old one
+        os.close(fd)
 
     def _taken_just_now(self) -> RunLocked:
         return RunLocked(_why_refused(self.folder, lock_owner(self.path) or {}, True))

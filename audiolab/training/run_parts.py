@@ -130,7 +130,7 @@ def restore(
     scores.latest, scores.best, scores.stale = saved.latest, saved.best, saved.stale
     recorder, step = run.recorder, run.progress.step
     recorder.means.sums, recorder.epoch_means.sums = state.means.sums, state.epoch_means.sums
-    recorder.row = LastRow(min(state.logged, step), run.learner.times.seconds)
+    recorder.row = LastRow(min(state.logged, step), run.learner.times.seconds, timed_from=step)
     recorder.epoch_began = run.progress.clock.earlier
     run.saver.saved_step = step
 
