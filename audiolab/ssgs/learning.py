@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .fitting import adapt, expected_statistics, initialise, iterate, select_n_states
+from audiolab.ssgs.fitting import (
+    adapt, at_rest, expected_statistics, initialise, iterate, select_n_states,
+)
 from .hmm import GaussianHMM, Prior, Statistics, viterbi
 from .lpc import lsf_to_lpc
 from .model_settings import ModelSettings
@@ -71,6 +73,15 @@ class Fit:
         "The statistics behind the model; where none were kept, what it expects of 10,000 frames."
         if self.statistics is not None: return self.statistics
         return expected_statistics(self.hmm, 10_000)
+
+    def at_rest(self, settings: ModelSettings) -> bool:
+        "Whether the last iteration left nothing to gain, which is still known after loading."
+        return at_rest(self.state, settings.mode, settings.tolerance)
+
+    def renew(self, mode: str) -> None:
+        "Forget what is known of the material alone, which is another from now on."
+        known = ("objective", "changes", "group_")[:2 if mode == "online" else 3]
+        self.state = {k: v for k, v in self.state.items() if not k.startswith(known)}
 
     def features(self, frames: Frames) -> np.ndarray:
         "Standardised features of a sound [frames, p + 1]."

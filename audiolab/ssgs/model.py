@@ -31,7 +31,9 @@ from .sound_frames import Frames
 from .sound_stream import Stream
 from .state_paths import States, balanced_transitions, state_distance
 from .state_sounds import Interpretation
-from .training_material import Material, read_sounds
+from audiolab.ssgs.training_material import (
+    Material, as_sounds, other_sounds, read_sounds, sound_digests,
+)
 
 # %% ../../nbs/ssgs/25_model.ipynb #2aa6ac1a
 _log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class SpectralStateGuidedSynthesis:
         mode: str = "batch",  # how often parameters are updated: "batch", "incremental" or "online"
         dtype: str = "float32",  # precision of the E-step, "float32" or "float64"
         device: str = "cpu",  # torch device of the E-step
-        tolerance: float = 1e-5,  # training stops when an iteration gains less (nats a frame)
+        tolerance: float = 1e-5,  # training stops when an iteration moves less (nats a frame)
     ):
         self.settings = ModelSettings(
             n_states, lpc_order, frame_size, hop_size, smoothness_weight, auto_n_states,
@@ -89,6 +91,7 @@ LENT = dict(
 for _part, _names in LENT.items():
     for _name in _names: setattr(SpectralStateGuidedSynthesis, _name, lent_by(_part, _name))
 SpectralStateGuidedSynthesis.files = lent_by("material", "names")
+SpectralStateGuidedSynthesis.digests = lent_by("material", "digests")
 SpectralStateGuidedSynthesis.fit_state = lent_by("fit", "state")
 
 # %% ../../nbs/ssgs/25_model.ipynb #9556e2ad
@@ -121,9 +124,10 @@ def set_material(self: SpectralStateGuidedSynthesis,
 ) -> None:
     "Make sounds the training material."
     if int(sample_rate) <= 0: raise ValueError(f"sample_rate must be positive, got {sample_rate}")
-    waveforms, names = read_sounds(audio_signal, sample_rate)
+    sounds = as_sounds(audio_signal)
+    waveforms, names = read_sounds(sounds, sample_rate)
     settings = replace(self.settings, sample_rate=int(sample_rate))
-    material = Material(settings, waveforms, names)
+    material = Material(settings, waveforms, names, sound_digests(sounds))
     material.check()  # before anything changes
     self.settings, self.material = settings, material
 
@@ -217,7 +221,7 @@ def iterative_refinement(self: SpectralStateGuidedSynthesis,
     preview_callback: Callable|None = None,  # called with each preview
     callback: Callable|None = None,  # called with each history row
 ) -> tuple[float, float, float]:  # log-likelihood, occupancy entropy (nats), smoothness penalty
-    "Go on training. Stops early when an iteration gains less than `tolerance`."
+    "Go on training. Stops early when an iteration moves less than `tolerance`."
     self.material.check()
     if n_iterations < 1: raise ValueError(f"n_iterations must be at least 1, got {n_iterations}")
     for done, (row, converged) in enumerate(self.iterations(), 1):
@@ -259,8 +263,11 @@ def attach_audio(self: SpectralStateGuidedSynthesis,
     if sample_rate not in (None, self.sample_rate):
         raise ValueError(f"the model works at {self.sample_rate} Hz, not {sample_rate} Hz: "
                          "resample the audio first")
-    material = Material(self.settings, *read_sounds(audio, self.sample_rate))
+    sounds = as_sounds(audio)
+    read = read_sounds(sounds, self.sample_rate)
+    material = Material(self.settings, *read, sound_digests(sounds))
     material.check()  # before anything changes
+    if other_sounds(self.digests, material.digests): self.fit.renew(self.mode)
     self.material = material
 
 # %% ../../nbs/ssgs/25_model.ipynb #12235725
@@ -644,7 +651,7 @@ def to_tensors(self: SpectralStateGuidedSynthesis,
     arrays = {name: o.astype(precision) if o.dtype.kind == "f" else o for name, o in arrays.items()}
     with_audio = include_training_artifacts and self.has_audio
     audio, table = self.material.packed if with_audio else ({}, [])
-    notes = model_notes(self.settings, self.fit, self.files, table, np.dtype(precision).name)
+    notes = model_notes(self.settings, self.fit, self.material, table, np.dtype(precision).name)
     return arrays | audio, notes
 
 # %% ../../nbs/ssgs/25_model.ipynb #b798538c

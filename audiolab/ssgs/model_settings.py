@@ -48,7 +48,7 @@ class ModelSettings:
     mode: str = "batch"  # how often parameters are updated: "batch", "incremental" or "online"
     dtype: str = "float32"  # precision of the E-step, "float32" or "float64"
     device: str = "cpu"  # torch device of the E-step
-    tolerance: float = 1e-5  # training stops when an iteration gains less (nats a frame)
+    tolerance: float = 1e-5  # training stops when an iteration moves less (nats a frame)
     sample_rate: int|None = None  # Hz; None as long as there is no sound
 
     def __post_init__(self):

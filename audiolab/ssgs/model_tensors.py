@@ -122,7 +122,7 @@ def read_fit_state(
 ) -> dict:  # of `Fit.state`
     "Where the iterations of a checkpoint stand."
     state = {k: v.item() if v.ndim == 0 else v for k, v in tensor_group(tensors, "fit").items()}
-    for name, shape in (("lives", (n_states,)), ("iteration", ()), ("objective", ())):
+    for name, shape in (("lives", (n_states,)), ("changes", (2,)), ("iteration", ()), ("objective", ())):
         if name in state and (have := np.shape(state[name])) != shape:
             raise ValueError(f"fit.{name} is {list(have)}, expected {list(shape)}")
     return state
@@ -178,7 +178,7 @@ SAVED_SETTINGS = ("n_states", "lpc_order", "frame_size", "hop_size", "smoothness
 def model_notes(
     settings: ModelSettings,  # of the model
     fit: Fit,  # of the model
-    files: list[str],  # what it has learnt from
+    material: Material,  # what it has learnt from
     table: list[dict],  # of `pack_audio`; empty without audio
     precision: str,  # of the parameters
 ) -> dict[str, str]:  # metadata of a checkpoint
@@ -187,7 +187,8 @@ def model_notes(
     return dict(
         format="audiolab.ssgs", version="2", config=json.dumps(config),
         sample_rate=str(settings.sample_rate), iteration=str(fit.iteration),
-        files=json.dumps(files), audio=json.dumps(table),
+        files=json.dumps(material.names), digests=json.dumps(material.digests),
+        audio=json.dumps(table),
         history=json.dumps(fit.history), precision=precision)
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #11bbd120
@@ -208,8 +209,9 @@ def read_material(
 ) -> Material:  # empty if the checkpoint has no audio
     "The training audio of a checkpoint, and the names of its files."
     files, table = list(json.loads(metadata["files"])), json.loads(metadata["audio"])
-    if table == []: return Material(settings, names=files)
-    return Material(settings, unpack_audio(tensors, table), files)
+    digests = list(map(str, json.loads(metadata.get("digests", "[]"))))  # older ones have none
+    sounds = [] if table == [] else unpack_audio(tensors, table)
+    return Material(settings, sounds, files, digests)
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #8cdb2134
 def read_model(

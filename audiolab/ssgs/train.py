@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Hertz', 'StateCount', 'Order', 'Window', 'Hop', 'Fraction', 'SHARED', 'RESULTS', 'NoAudio', 'check_enough',
-           'read_all', 'TrainConfig', 'fresh_model', 'shared_settings', 'keep_settings', 'give_audio', 'check_same',
-           'share_arrays', 'agree', 'spoken_sample', 'write_results', 'StateLearning', 'state_trainer',
-           'split_settings', 'ssgs_trainer', 'train_model', 'train_command']
+           'read_all', 'TrainConfig', 'check_levels', 'fresh_model', 'shared_settings', 'keep_settings', 'tell_changes',
+           'give_audio', 'check_same', 'share_arrays', 'agree', 'spoken_sample', 'write_results', 'StateLearning',
+           'named_checkpoint', 'state_trainer', 'split_settings', 'ssgs_trainer', 'train_model', 'train_command']
 
 # %% ../../nbs/ssgs/26_train.ipynb #9c45911f
 import hashlib
@@ -25,11 +25,12 @@ from annotated_types import Ge, Interval
 from tqdm.auto import tqdm
 
 from ..audio import AudioError, find_audio_files, read_audio, write_audio
-from ..files import inspect_checkpoint, save_bytes
+from ..files import CheckpointError, CheckpointFolder, inspect_checkpoint, save_bytes
 from .fitting import canonical_order
 from .hmm import GaussianHMM
 from .legacy_models import is_legacy
 from .model import SpectralStateGuidedSynthesis
+from .training_material import other_sounds, sound_digests
 from audiolab.training import (
     DistributedError, Event, RunFolder, Sample, Task, Trainer, TrainingConfig, set_aside,
 )
@@ -90,10 +91,10 @@ class TrainConfig:
     folders: tuple[str, ...] = ("training_001", "training_002")  # folders or files with audio
     sample_rate: Hertz = 16000  # Hz; files are resampled to it
     n_states: StateCount = 34  # spectral states; more are more expressive (8, 16, 34, 42 are usual)
-    n_iterations: Annotated[int, Ge(0)] = 20  # EM iterations; with --resume this many more
+    n_iterations: Annotated[int, Ge(0)] = 20  # EM iterations in all; with --resume PATH this many more
     checkpoint_dir: str = "models"  # where checkpoints and results are written
     checkpoint_interval: Annotated[int, Ge(0)] = 5  # iterations between checkpoints; 0 for none
-    resume: str|None = None  # checkpoint to go on from; "auto" takes the newest sound one
+    resume: str|None = None  # PATH to go on from, or its folder, for n_iterations more; "auto": here, up to n_iterations
     extensions: tuple[str, ...] = (".mp3", ".wav", ".flac", ".ogg")  # endings of audio files
     recursive: bool = False  # look into folders inside the folders
     artifacts: bool = True  # keep the training audio in the checkpoints (for fidelity above 0)
@@ -104,7 +105,7 @@ class TrainConfig:
     smoothness_weight: Annotated[float, Ge(0)] = 0.5  # preference for steps between similar states
     auto_n_states: bool = False  # choose n_states by BIC among 8, 16, 24, 32, 34, 42
     mode: Literal["batch", "incremental", "online"] = "batch"  # how often parameters are updated
-    tolerance: Annotated[float, Ge(0)] = 1e-5  # stop when an iteration gains less (nats a frame)
+    tolerance: Annotated[float, Ge(0)] = 1e-5  # stop when an iteration moves less (nats a frame); 0: never
     dtype: Literal["float32", "float64"] = "float32"  # precision of the E-step
     device: str = "cpu"  # torch device of the E-step
     seed: Annotated[int, Ge(0)] = 0  # same seed, same model
@@ -124,10 +125,28 @@ class TrainConfig:
         "What a run would do."
         into = f"into {self.checkpoint_dir}"
         if self.resume:
-            return f"resume from {self.resume}, {self.n_iterations} more iterations, {into}"
+            many = "up to {} iterations in all" if self.resume == "auto" else "{} more iterations"
+            return f"resume from {self.resume}, {many.format(self.n_iterations)}, {into}"
         try: found = f"{len(self.files())} files in {', '.join(self.folders)}"
         except (AudioError, NoAudio) as error: found = f"cannot run: {error}"
         return f"{found}; {self.n_states} states, {self.n_iterations} iterations, {into}"
+
+# %% ../../nbs/ssgs/26_train.ipynb #08c81252
+def check_levels(
+    sounds: list[np.ndarray],  # mono waveforms [T]
+    files: list[Path],  # where they are from
+) -> None:
+    "Warn of silent files and of far too loud ones. Raises `NoAudio` where all are silent."
+    peaks = [float(np.abs(o).max(initial=0)) for o in sounds]
+    silent = [str(file) for file, peak in zip(files, peaks) if peak < 2**-14]  # two steps of 16 bits
+    if len(silent) == len(files):
+        raise NoAudio(f"all of the {len(files)} files are silent ({silent[0]}); two channels that "
+                      "are opposite cancel out in mono")
+    if silent:
+        _log.warning("%d of %d files are silent, such as %s", len(silent), len(files), silent[0])
+    for file, peak in zip(files, peaks):
+        if peak > 16: _log.warning("%s is %.0f times as loud as full scale: does it hold integers "
+                                   "as floating point? Divide by 32768", file, peak)
 
 # %% ../../nbs/ssgs/26_train.ipynb #261fa1d1
 def fresh_model(
@@ -141,13 +160,14 @@ def fresh_model(
                       f"{', '.join(config.folders) or 'what was given'}: "
                       "check --folders and --extensions, or add --recursive")
     sounds, good, _ = read_all(files, config.sample_rate, config.max_unreadable)
+    check_levels(sounds, good)
     try:
         model = SpectralStateGuidedSynthesis(**settings)
         model.set_material(sounds, config.sample_rate)
         model.initialize_hmm_parameters()
     except ValueError as error:
         raise NoAudio(f"cannot train with these settings: {error}") from error
-    model.files = [str(o) for o in good]
+    model.files, model.digests = [str(o) for o in good], sound_digests(good)
     return model
 
 # %% ../../nbs/ssgs/26_train.ipynb #21a9a54c
@@ -167,12 +187,34 @@ def keep_settings(
     settings: dict,  # that were asked for
 ) -> None:
     "Take over settings that do not change the model; say which others its checkpoint overrules."
-    usual = inspect.signature(SpectralStateGuidedSynthesis).parameters
+    parameters = inspect.signature(SpectralStateGuidedSynthesis).parameters
+    usual = {name: o.default for name, o in parameters.items()}
+    usual["sample_rate"] = TrainConfig.sample_rate
     for name, value in settings.items():
-        if value == usual[name].default: continue
+        if value == usual[name]: continue
         if name in ("device", "tolerance"): setattr(model, name, value)
         elif value != (kept := getattr(model, name)):
             _log.warning("%s stays %s, as in the checkpoint", name, kept)
+
+# %% ../../nbs/ssgs/26_train.ipynb #2e87a911
+def tell_changes(
+    model: SpectralStateGuidedSynthesis,  # from a checkpoint
+    files: list[Path],  # what it goes on with
+    digests: list[str],  # of those files
+) -> bool:  # whether it is other sound
+    "Say in the log how the files differ from those that a model has learnt from."
+    now, before = dict(zip(map(str, files), digests)), dict(zip(model.files, model.digests))
+    if not other_sounds(model.digests, digests): return False
+    known = set(digests)
+    other = [name for name in now if name in before and now[name] != before[name]]
+    gone = [name for name, digest in before.items() if name not in now and digest not in known]
+    added = [o for name, o in now.items() if name not in before and o not in model.digests]
+    if other: _log.warning("%d files hold other sound than the model learnt from, such as %s",
+                           len(other), other[0])
+    if gone: _log.warning("%d files that the model learnt from are left out, such as %s",
+                          len(gone), gone[0])
+    if added: _log.warning("%d files are new to the model", len(added))
+    return True
 
 # %% ../../nbs/ssgs/26_train.ipynb #8a2b9518
 def give_audio(
@@ -189,8 +231,11 @@ def give_audio(
                       f"({', '.join(missing[:3]) or 'none recorded'}): give --folders")
     own = [Path(o) for o in model.files]
     sounds, good, _ = read_all(files or own, model.sample_rate, max_unreadable if files else 1.)
+    check_levels(sounds, good)
+    digests = sound_digests(good)
+    if tell_changes(model, good, digests): model.fit.renew(model.mode)
     model.attach_audio(sounds)
-    model.files = [str(o) for o in good]
+    model.files, model.digests = [str(o) for o in good], digests
 
 # %% ../../nbs/ssgs/26_train.ipynb #ecdb1d0f
 def check_same(
@@ -277,6 +322,10 @@ class StateLearning(Task):
         del shared["sample_rate"]
         return shared | self.settings
 
+    def keep_settings(self, model, loop) -> None:
+        "Let a resumed model keep what makes it what it is."
+        keep_settings(model, self.model_settings(loop) | {"sample_rate": self.asked.sample_rate})
+
     def take(self, model) -> None:
         "Let a model be the one that learns; its settings are those of the run."
         self.model, self.config = model, replace(self.config, **shared_settings(model))
@@ -286,13 +335,13 @@ class StateLearning(Task):
             folders = json.loads(metadata["audiolab.run"])["folders"]
             self.config = replace(self.config, folders=tuple(folders))
         model = SpectralStateGuidedSynthesis.from_tensors(tensors, metadata)
-        keep_settings(model, self.model_settings(loop))
+        self.keep_settings(model, loop)
         self.take(model)
 
     def adopt(self, loop, path):
         if not is_legacy(path) and "audiolab.task" in inspect_checkpoint(path).metadata: return None
         model = SpectralStateGuidedSynthesis.load_checkpoint(path)
-        keep_settings(model, self.model_settings(loop))
+        self.keep_settings(model, loop)
         self.take(model)
         return model.iteration, model.iteration
 
@@ -309,8 +358,15 @@ class StateLearning(Task):
         seconds = sum(len(o.audio) for o in model.frames)/model.sample_rate
         _log.info("%d files, %.1f s, %d frames; %d states of order %d", len(model.files), seconds,
                   sum(map(len, model.frames)), model.n_states, model.lpc_order)
-        loop.total_steps = loop.step + self.asked.n_iterations
+        loop.total_steps = self.last_iteration(loop)
         self.iterations = model.iterations(loop.place)
+        self.at_rest = model.fit.at_rest(model.settings)
+        if self.at_rest: _log.info("it has converged already; --tolerance 0 goes on nevertheless")
+
+    def last_iteration(self, loop) -> int:
+        "Iterations when the run is over: as many as asked for, or that many more than at PATH."
+        many, more = self.asked.n_iterations, self.asked.resume not in (None, "auto")
+        return loop.step + many if more else max(loop.step, many)
 
     def begin(self, loop) -> None:
         "Have a model with its material: the resumed one, or a new one."
@@ -329,7 +385,8 @@ class StateLearning(Task):
 
     def converged(self, loop):
         if not self.at_rest: return ""
-        return f"converged: the last iteration gained {self.row['change']:.1e} a frame"
+        change = self.model.fit.state["changes"][-1]
+        return f"converged: the last iteration moved the objective by {change:.1e} a frame"
 
     def weights(self, loop):
         return self.model.to_tensors(include_training_artifacts=self.asked.artifacts)
@@ -342,6 +399,16 @@ class StateLearning(Task):
         return [Sample("generation", spoken_sample(self.model), self.model.sample_rate)]
 
     def end(self, loop): write_results(self.model, loop.folder.path)
+
+# %% ../../nbs/ssgs/26_train.ipynb #0a2b8b97
+def named_checkpoint(
+    resume: str|Path|None,  # as of `TrainConfig`
+) -> str|Path|None:  # the same, a folder replaced by the newest sound checkpoint in it
+    "What to resume from. CheckpointError for a folder that holds none."
+    if resume in (None, "auto") or not Path(resume).is_dir(): return resume
+    found = CheckpointFolder(resume).resolve("auto")
+    if found is None: raise CheckpointError("holds no sound checkpoint to resume from", resume)
+    return found
 
 # %% ../../nbs/ssgs/26_train.ipynb #c17adffc
 def state_trainer(
@@ -391,7 +458,7 @@ def train_model(
     audio_files: list|None,  # files to train on; None when a checkpoint knows its material
     sample_rate: int = 16000,  # Hz
     n_states: int = 34,  # number of spectral states
-    n_em_iterations: int = 20,  # iterations, more when resuming
+    n_em_iterations: int = 20,  # iterations in all; after a file to resume from, that many more
     checkpoint_dir: str|Path = "models",  # where everything is written
     checkpoint_interval: int = 5,  # iterations between checkpoints; 0 for none
     resume_from: str|Path|None = None,  # checkpoint, or "auto" for the newest sound one
@@ -407,7 +474,7 @@ def train_model(
         checkpoint_interval, str(resume_from) if resume_from else None, artifacts=artifacts,
         max_unreadable=max_unreadable, **of_run)
     trainer = state_trainer(config, files, listeners=[TerminalProgress(interval=0)], **of_model)
-    result = trainer.fit(resume_from)
+    result = trainer.fit(named_checkpoint(resume_from))
     stopped = trainer.control.signal or 0 if result.state == "stopped" else 0
     return trainer.task.model, stopped
 
@@ -420,7 +487,7 @@ def train_command(
     if int(os.environ.get("RANK") or 0):  # one voice is enough
         logging.getLogger("audiolab").setLevel(logging.ERROR)
     trainer = state_trainer(config, listeners=[TerminalProgress(interval=0)])
-    result = trainer.fit(config.resume)
+    result = trainer.fit(named_checkpoint(config.resume))
     if result.state == "stopped":
         iteration = trainer.task.model.iteration
         _log.warning("stopped at iteration %d and saved; go on with --resume auto", iteration)
