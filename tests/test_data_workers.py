@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from child_processes import PATIENCE, until
 from loader_items import Items, check_nothing_is_left, indices
 
 from audiolab.data import DataError, Loader
@@ -167,6 +168,69 @@ def test_workers_leave_when_the_main_process_is_killed():
                 or any(f"_{pid}_" in name for pid in pids)]
     process.stdout.close()
     process.stderr.close()
+
+
+FULL_PIPE = """
+import os, sys, time, torch
+from audiolab.data import Loader, map_in_processes
+class Data:
+    def __len__(self): return 64
+    def item(self, i, epoch=0): return {"x": torch.zeros(1500)}
+    def name(self, i): return str(i)
+loader = Loader(Data(), 8, num_workers=2)
+next(loader.batches(0))
+results = map_in_processes(bytes, [0, *[60_000]*64], 2)
+next(results)
+bystander = os.fork()  # of somebody else, that lives on
+if not bystander: time.sleep(60); os._exit(0)
+import multiprocessing
+print(bystander, *(p.pid for p in multiprocessing.active_children()), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="optional: looks at processes in /proc")
+def test_no_worker_waits_for_ever_to_get_rid_of_a_batch():
+    "48 kB do not fit twice into a pipe, and the main process that would read them is killed"
+    process = subprocess.Popen([sys.executable, "-c", FULL_PIPE], stdout=subprocess.PIPE, text=True)
+    bystander, *pids = map(int, process.stdout.readline().split())
+    try:
+        assert len(pids) == 4 and all(map(alive, pids))
+        process.kill()
+        process.wait()
+        until(lambda: not any(map(alive, pids)), "the end of all workers")
+        assert alive(bystander)
+    finally:
+        os.kill(bystander, signal.SIGKILL)
+        process.stdout.close()
+
+
+NO_ROOM = """
+import os, signal, sys
+from loader_items import Items
+from audiolab.data import DataError, Loader, map_in_processes
+signal.signal(signal.SIGTERM, lambda *args: None)  # as in training; a fork inherits it
+forks, fork = [], os.fork
+def few():
+    forks.append(1)
+    if len(forks) % 4 == 0: raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = few
+for start in (lambda: next(Loader(Items(64), 8, num_workers=8).batches(0)),
+              lambda: next(map_in_processes(abs, range(20), 8))):
+    try: start()
+    except DataError as problem: print(problem)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_python_ends_when_workers_cannot_be_started():
+    done = subprocess.run([sys.executable, "-c", NO_ROOM], capture_output=True, text=True,
+                          timeout=PATIENCE, cwd=os.path.dirname(__file__))
+    assert done.returncode == 0, done.stderr
+    assert [line.partition("use")[2].split(",")[0] for line in done.stdout.splitlines()] == [
+        " fewer num_workers", " fewer workers"]
+    assert "only 3 of 8 processes could be started (" in done.stdout
 
 
 def test_the_interpreter_ends_without_close():

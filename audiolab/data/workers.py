@@ -20,7 +20,7 @@ import torch
 import torch.multiprocessing  # noqa: F401  (teaches pipes to carry tensors in shared memory)
 
 from .clips import DataError, exception_text
-from .process_map import process_context
+from .process_map import keep_from_forks, process_context, too_few_started
 
 # %% ../../nbs/data/11_workers.ipynb #97742643
 MARK_SIZE = 32  # int64 in which a worker notes what is in its hands: an index, or a name's bytes
@@ -108,6 +108,7 @@ class Worker:
         context = process_context()
         theirs, self.jobs = context.Pipe(duplex=False)
         self.answers, their_answers = context.Pipe(duplex=False)
+        keep_from_forks(self.jobs, self.answers)
         self.process = context.Process(target=_work, daemon=True, name=f"audiolab loader {number}",
                                        args=(fetch, theirs, their_answers, mark, turn, os.getpid()))
         self.process.start()
@@ -161,9 +162,13 @@ class WorkerPool:
         get_temp_dir()  # made here, it is removed at our end; a killed worker would leave its own
         marks = torch.full((count, MARK_SIZE), -1).share_memory_()
         self.workers = []
-        for number, mark in enumerate(marks):
-            self.workers.append(Worker(number, fetch, name, mark, self.turn, timeout))
         self.close = Finalize(self, _stop, (self.workers,), exitpriority=100)  # at the end too
+        try:
+            for number, mark in enumerate(marks):
+                self.workers.append(Worker(number, fetch, name, mark, self.turn, timeout))
+        except OSError as cause:
+            self.close()
+            raise too_few_started("num_workers", len(self.workers), count, cause) from cause
 
     def run(self, jobs: Iterator) -> Iterator:
         "Answers, in the order of the jobs. Nobody waits any more for those of an earlier call."
