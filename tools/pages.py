@@ -208,7 +208,9 @@ def chapters(nbs):
             if "/" in path: yield path, json.loads((nbs/path).read_text(encoding="utf-8"))["cells"]
 
 
-def title_of(cells): return "".join(cells[0]["source"]).splitlines()[0].lstrip("# ")
+def title_of(cells):
+    first = next(cell for cell in cells if cell["cell_type"] == "markdown")
+    return "".join(first["source"]).splitlines()[0].lstrip("# ")
 
 
 def shows(output):
@@ -237,8 +239,10 @@ class Gallery(Processor):
         for path, cells in chapters(Path(self.nb.path_).parent):
             found = list(shown_outputs(cells))
             if found: self.nb.cells.append(mk_cell(f"## [{title_of(cells)}]({path})", "markdown"))
+            last = None
             for heading, output in found:
-                self.nb.cells.append(mk_cell(heading, "markdown"))
+                if heading != last: self.nb.cells.append(mk_cell(f"**{heading}**", "markdown"))
+                last = heading
                 cell = mk_cell("#| echo: false", "code")
                 cell.outputs = [output]
                 self.nb.cells.append(cell)
