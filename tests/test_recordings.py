@@ -168,7 +168,7 @@ def test_pieces_of_music_do_not_overlap(archive, any_decoder, tmp_path):
 
 
 def test_transcripts(tmp_path):
-    text = "\ufeff; remark: no\n\na: One: two.\nb:\n c : d  e\nf: <no>\nno colon\ng: [tone] x\n"
+    text = "\ufeff; remark: no\n\na: One: two.\nb:\n c : d  e\nf: <no>\nh: (beep)\nno colon\ng: [tone] x\n"
     assert parse_transcripts(text) == {"a": "One: two.", "c": "d e"}
     path = tmp_path/"list.gz"
     path.write_bytes(gzip.compress("é: è\n".encode()*1000))

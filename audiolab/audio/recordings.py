@@ -119,11 +119,12 @@ def _unpack(package, files, target):  # to `files`, moved to `target` whole
 def parse_transcripts(
     text: str,  # lines of `file: text`; a semicolon begins a remark
 ) -> dict[str, str]:  # name of a file without its ending -> what is said in it
-    "Transcripts of a list; sounds that are not speech, in brackets, are left out."
+    "Transcripts of a list; lines with a remark in brackets are left out."
     lines = (line.strip() for line in text.lstrip('\ufeff').splitlines())
     pairs = (line.split(':', 1) for line in lines if ':' in line and line[:1] not in ';')
     said = {name.strip(): ' '.join(words.split()) for name, words in pairs}
-    return {name: words for name, words in said.items() if words and not re.search(r'[\[<]', words)}
+    return {name: words for name, words in said.items()
+            if words and not re.search(r'[\[(<]', words)}
 
 # %% ../../nbs/audio/12_recordings.ipynb #010c4309
 def read_transcripts(
