@@ -1,4 +1,5 @@
 "The terminal's lines and bar, TensorBoard's files, and curves whose size is bounded."
+import contextlib
 import logging, math, sys
 from io import StringIO
 
@@ -186,6 +187,38 @@ def test_tensorboard_holds_sound_pictures_and_config(tensorboard, tmp_path):
     from io import BytesIO
     audio, rate = soundfile.read(BytesIO(found.Audio("pair")[0].encoded_audio_string))
     assert rate == 8000 and len(audio) == 8000 and np.abs(audio - tone).max() < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_after_a_full_disk(tensorboard, tmp_path, caplog, monkeypatch):
+    resource = pytest.importorskip("resource", reason="needs limits of a process")
+    monkeypatch.setattr(TensorBoardLogger, "patience", .05)
+    logger, limits = TensorBoardLogger(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    tell(logger, start(), *(log(s) for s in range(1, 11)))
+    logger._writer.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        for step in range(11, 31):
+            tell(logger, log(step))
+            if logger._writer:
+                with contextlib.suppress(OSError): logger._writer.flush()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tell(logger, *(log(s) for s in range(31, 41)), end(40))
+    boards = [board(path) for path in tmp_path.iterdir()]
+    steps = sorted(e.step for b in boards if "train/loss" in b.Tags()["scalars"]
+                   for e in b.Scalars("train/loss"))
+    assert steps[:10] == [*range(1, 11)] and steps[-10:] == [*range(31, 41)]
+    assert steps == sorted(set(steps)) and len(steps) > 30
+    assert "TensorBoard's files cannot be written now" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_of_a_folder_that_is_moved(tensorboard, tmp_path):
+    run = RunFolder(tmp_path/"run")
+    logger = tell(TensorBoardLogger(), start(folder=run.path), log(1))
+    (tmp_path/"run").rename(tmp_path/"other")
+    tell(logger, log(2), end(2))
+    assert [e.step for e in board(run.logs).Scalars("train/loss")] == [2]
 
 
 def test_tensorboard_is_for_the_first_process(tensorboard, tmp_path, monkeypatch):

@@ -150,11 +150,16 @@ def test_the_engine_knows_how_long_a_run_by_epochs_is(corpus, tmp_path):
     assert len(found) == 6
 
 
-def test_the_small_preset_by_epochs(corpus, tmp_path):
+def test_the_small_preset_by_epochs(corpus, tmp_path, monkeypatch):
+    "What TensorBoard shows lies in the run folder too: two runs are never one curve"
+    monkeypatch.chdir(tmp_path)
     words = ["--model", "small", "--dataset_path", str(corpus), "--training.steps", "0",
              "--training.epochs", "2", "--device", "cpu", "--checkpoint_dir", str(tmp_path/"run"),
-             "--paths.log_dir", str(tmp_path/"logs"), "--training.validate_every", "never"]
+             "--training.validate_every", "never"]
     assert cli.main(["snac", "train", *words]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    assert list((tmp_path/"run"/"logs").glob("events.out.tfevents.*"))
     assert (tmp_path/"run"/"snac_16khz_final.safetensors").exists()
 
 

@@ -241,7 +241,7 @@ class FineTuningConfig:
 class PathsConfig:
     "Where everything is written."
     checkpoint_dir: str = "./checkpoints"  # run folder: history, checkpoints, samples, weights
-    log_dir: str = "./logs"  # for TensorBoard, if it is installed
+    log_dir: str | None = None  # TensorBoard's; None: logs in the run folder; "": none
 
 # %% ../../nbs/snac/00_config.ipynb #9b454d25
 @dataclass

@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 def _usual_listeners(config: TrainConfig) -> list:  # of a run in a shell
     listeners, folder = [TerminalProgress()], config.paths.checkpoint_dir
-    try: listeners += [TensorBoardLogger(config.paths.log_dir)] if config.paths.log_dir else []
+    board = config.paths.log_dir
+    try: listeners += [] if board == "" else [TensorBoardLogger(board)]
     except ImportError:
         _log.info("TensorBoard is not installed; history.jsonl in the run folder has all numbers "
                   "(audiolab history %s)", folder)

@@ -6,7 +6,11 @@
 __all__ = ['flat_settings', 'settings_table', 'summary_writer_class', 'TensorBoardLogger']
 
 # %% ../../nbs/watch/05_tensorboard.ipynb #9675651f
+import logging
 import os
+import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,8 @@ from ..config import to_plain
 from ..training import Event, RunFolder
 from .curves import MEASURED_BY_LOOP, is_number
 from .sample_picture import sample_strip
+
+_log = logging.getLogger(__name__)
 
 # %% ../../nbs/watch/05_tensorboard.ipynb #17e18681
 def flat_settings(config, start: str = "") -> dict:
@@ -43,13 +49,16 @@ def summary_writer_class():
 # %% ../../nbs/watch/05_tensorboard.ipynb #8a86e59e
 class TensorBoardLogger:
     "A listener that writes TensorBoard's files, in the first process only. ImportError without the extra."
+    patience = 10.  # s, until it tries again after an error
 
     def __init__(self,
         folder: str | Path | None = None,  # for the event files; None for logs/ in the run's folder
     ):
         self._writes = int(os.environ.get("RANK") or 0) == 0
         self.folder = Path(folder).absolute() if folder else None
-        self._writer = None
+        self._writer, self._start = None, None  # the latter: event with which the run began
+        self._waiting = deque(maxlen=10_000)  # events that could not be written so far
+        self._retry_at = 0.
         if self._writes: summary_writer_class()  # who lacks the package hears it at once
 
     def __call__(self,
@@ -57,16 +66,41 @@ class TensorBoardLogger:
     ) -> None:
         "Follow one event."
         if not self._writes: return
-        if event.kind == "start": self._open(event)
-        if self._writer is None: return
-        if show := getattr(self, f"_on_{event.kind}", None): show(event)
+        if event.kind == "start":
+            self.close()
+            self._start = event
+        if self._start is None: return
+        self._waiting.append(event)
+        if time.monotonic() < self._retry_at and event.kind != "end": return
+        try: self._write_waiting()
+        except OSError as error:
+            said = "TensorBoard's files cannot be written now: %s"
+            if not self._retry_at: _log.error(said, error)
+            self._retry_at = time.monotonic() + self.patience
+            self._drop_writer()
+        else: self._retry_at = 0.
 
-    def _open(self, event):
-        self.close()
-        folder = self.folder or RunFolder(event.values["folder"]).logs
-        resumed = event.values.get("resumed")
-        forget = event.step + 1 if resumed else None  # steps that will be made again
+    def _write_waiting(self):
+        "Into a new file, where the last one failed or was moved away."
+        if self._writer and not os.path.isdir(self._writer.log_dir): self._drop_writer()
+        while self._waiting:
+            event = self._waiting[0]
+            if self._writer is None and event.kind != "start": self._open()
+            if show := getattr(self, f"_on_{event.kind}", None): show(event)
+            self._waiting.popleft()
+
+    def _drop_writer(self):
+        writer, self._writer = self._writer, None
+        with suppress(OSError):
+            if writer: writer.close()
+
+    def _open(self, forget=None):
+        folder = self.folder or RunFolder(self._start.values["folder"]).logs
         self._writer = summary_writer_class()(str(folder), purge_step=forget, flush_secs=10)
+
+    def _on_start(self, event):
+        resumed = event.values.get("resumed")
+        self._open(event.step + 1 if resumed else None)  # steps that will be made again
         config = to_plain(event.values.get("config"))
         if isinstance(config, dict) and config:
             self._write_settings(flat_settings(config), event.step)
@@ -87,7 +121,9 @@ class TensorBoardLogger:
     def _on_sample(self, event):
         for sample in event.values.get("samples", ()): self._write_sample(event.step, sample)
 
-    def _on_end(self, event): self.close()
+    def _on_end(self, event):
+        self._drop_writer()
+        self._start = None
 
     def _scalars(self, event, place):
         for name, value in event.values.items():
@@ -106,5 +142,6 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         "Write what is buffered and close the file."
-        if self._writer is not None: self._writer.close()
-        self._writer = None
+        self._drop_writer()
+        self._start = None
+        self._waiting.clear()
