@@ -326,6 +326,27 @@ def test_with_the_real_trainer(tmp_path):
     assert steps[0] == 10 and (np.diff(steps) > 0).all() and steps[-1] > result.step
 
 
+def test_a_live_run_is_watched_again(tmp_path):
+    "As by a cell that is run twice: the new panel has all curves and its buttons steer the run"
+    trainer = denoising(tmp_path)
+    first = watch(trainer, interval=.1)
+    until(lambda: first.status.step >= 30)
+    second = watch(trainer, interval=.1)
+    assert second.status.step >= 30 and second.state == "running" and trainer.listeners == [second]
+    with pytest.raises(RuntimeError, match="watch.trainer."): first.show()
+    second.listen.click()
+    until(lambda: second.output.value)
+    second.pause.click()
+    until(lambda: second.status.state == "paused")
+    third = watch(trainer, interval=.1)
+    assert third.pause.description == "Resume" and "paused" in third.headline.value
+    assert third.output.value == second.output.value
+    third.stop.click()
+    assert trainer.join(60).state == "stopped" and third.wait(60)
+    steps = third.run_curves.train["loss"].points()[0]
+    assert steps[0] == 10 and (np.diff(steps) > 0).all()
+
+
 def test_two_runs_in_one_folder(tmp_path):
     "The second is refused, and its panel says so"
     first = denoising(tmp_path)

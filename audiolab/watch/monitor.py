@@ -9,6 +9,7 @@ __all__ = ['OVER', 'MAX_SOUND', 'RunFollower', 'Painter', 'troubles', 'trouble_h
 # %% ../../nbs/watch/07_monitor.ipynb #943d752d
 import html
 import logging
+import math
 import threading
 import time
 from base64 import b64encode
@@ -46,6 +47,7 @@ class RunFollower:
         self.heard = 0.  # when the last event came, by the monotonic clock
         self.stale = {"curves"}  # what a picture does not show yet
         self._fresh = True  # nothing was seen so far
+        self._read = set()  # what of the history may come as an event, too
 
     def __call__(self, event: Event) -> None:
         "Put an event into the queue."
@@ -56,9 +58,23 @@ class RunFollower:
         "Take the events that have come."
         while self.inbox:
             event = self.inbox.popleft()
-            if self._fresh and event.step: self._catch_up(event)
+            if self._fresh and event.step:
+                self._catch_up(event.step if event.kind == "start" else event.step - 1)
             self._fresh = False
-            self._take(event)
+            if self._name(event) not in self._read: self._take(event)
+
+    @staticmethod
+    def _name(event): return event.kind, event.step, round(event.seconds, 4)
+
+    def join_late(self,
+        shelves: list[SampleShelf] = (),  # of those who followed it before
+    ) -> None:
+        "Read what the history says of a run that goes on already."
+        self._catch_up(math.inf)
+        self._fresh = False
+        for step, samples in (item for shelf in shelves for item in shelf.items):
+            self.shelf.add(step, samples)
+        self.stale |= {"curves", "sample"} if self.shelf.items else {"curves"}
 
     def _take(self, event):
         self.status.take(event)
@@ -68,16 +84,16 @@ class RunFollower:
         if event.kind in ("start", "log", "validation"): self.stale.add("curves")
         if event.kind in ("start", "sample"): self.stale.add("sample")
 
-    def _catch_up(self, event):
+    def _catch_up(self, last):
         "Read what happened before the first event seen here: the run was resumed, or the monitor came late."
         try: rows = read_history(getattr(self.folder, "path", self.folder))
         except OSError: return
-        last = event.step if event.kind == "start" else event.step - 1
         for row in rows:
             if row["step"] > last or row["kind"] == "sample": continue
             old = Event(**row)
             self.status.take(old)
             self.curves.take(old)
+            if last == math.inf: self._read.add(self._name(old))
 
 # %% ../../nbs/watch/07_monitor.ipynb #1090509e
 class Painter:
@@ -389,6 +405,7 @@ def cell_number() -> int | None:
 @patch
 def show(self: Monitor) -> None:
     "Put the panel into the notebook."
+    if self._closed: raise RuntimeError("this monitor was closed: watch(trainer) shows a new one")
     self.refresh()
     self._cell = cell_number()
     place = display(self.panel.box._repr_mimebundle_(), raw=True, display_id=True)
@@ -410,8 +427,10 @@ def watch(
     resume: str | Path | None = None,  # as for `fit`: None, "auto" or a checkpoint
     **options,  # of `Monitor`: interval, keep, names
 ) -> Monitor:  # for its values and its picture
-    "Train in the background and watch: make a `Monitor`, call `fit`, show it."
+    "Train in the background and watch; a run that goes on already gets a new panel instead of its old."
+    before = [other for other in trainer.listeners if isinstance(other, Monitor)]
     monitor = Monitor(trainer, **options)
-    trainer.fit(resume=resume, background=True)
+    if trainer.alive: monitor.follower.join_late([other.shelf for other in before])
+    else: trainer.fit(resume=resume, background=True)
     monitor.show()
     return monitor
