@@ -383,3 +383,20 @@ def load_state_dict(self: Loader,
     "Go on counting; warns if the data or settings are not those of the state."
     self.feed.account.load_state_dict(state["account"])
     tell_differences(state["settings"], self._settings())
+
+# %% ../../nbs/data/12_loader.ipynb #f1201432
+@patch
+def same_place(self: Loader,
+    batches: int,  # given out in an epoch
+    state: dict,  # of the loader that gave them
+) -> int:  # that hold no item that was not given out
+    "How many batches of ours are what so many batches of another size were."
+    then, now = state["settings"], self._settings()
+    old, size = then.get("batch_size"), now["batch_size"]
+    alike = then | {"batch_size": size} == now and type(self.plans.fixed) is PlainPlan
+    if not alike or old == size or type(old) is not int: return batches
+    items = min(batches * old, now["items"])
+    whole = items >= now["items"] - (now["items"] % old if self.drop_last else 0)
+    if whole: return self.plans.fixed.count
+    if again := items % size: _log.warning("%d items of this epoch come a second time", again)
+    return items // size

@@ -73,7 +73,7 @@ def updates_of_epoch(
     "How many updates an epoch has. ConfigError if it has none."
     total, each = count_batches(data), filling.batches
     if total is None or filling.target: return None
-    if total >= each: return total // each
+    if total >= each: return -(-total // each)
     raise config_error(
         "", f"the data gives {total} batches an epoch, fewer than one update takes "
         f"(accumulate={each}); reduce batch_size")
@@ -100,44 +100,50 @@ class BatchCursor:
         self.times.begin()
         found = self._fill() if self.filling.target else self._take(self.filling.batches)
         if found is None: self._check_end()
+        else: self.progress.taken += len(found)
         self.times.lap("data")
         return found
 
     def _take(self, count) -> list | None:
         found = list(islice(self._open(), count))
-        over = len(found) < count
-        if self.progress.steps_per_epoch is None and self.place.world > 1:
-            over = bool(self.place.most([over])[0])  # streams end together
-        return None if over else found
+        if self.progress.steps_per_epoch is not None:
+            whole = len(found) == min(count, count_batches(self.data) - self.progress.taken)
+            return found if found and whole else None
+        if self.place.world > 1:  # streams end together
+            found = found[:-int(self.place.most([-len(found)])[0])]
+        return found or None
 
     def _fill(self) -> list | None:
-        p, found, counted = self.progress, [], 0
-        while counted < self.filling.target:
-            if (batch := self._take(1)) is None: return None
+        found, counted = [], 0
+        while counted < self.filling.target and (batch := self._take(1)):
             found += batch
             counted += self.place.sum([self.filling.count(batch[0])])[0]
-        p.taken += len(found)
-        return found
+        return found or None
 
     def _open(self):
         if self._batches is None:
-            self._batches = iter(self.data.batches(self.progress.epoch, self._start()))
+            self.settle()
+            self._batches = iter(self.data.batches(self.progress.epoch, self.progress.taken))
         return self._batches
 
-    def _start(self) -> int:
-        "Batches of the epoch that were taken; a run may go on with another filling."
+    def settle(self,
+        state: dict | None = None,  # of data whose batches may have been others
+    ) -> None:
+        "Find our place in the epoch: a run may go on with other batches, or another filling."
         p, each = self.progress, self.filling.batches
-        start = p.batch * each if p.taken is None else p.taken
-        if self.filling.target: p.taken = start
-        elif p.taken is not None: p.batch, p.taken = start // each, None
-        return start
+        if p.taken is None: p.taken = p.batch * each  # a new run, or an older checkpoint
+        if state and hasattr(self.data, "same_place"):
+            p.taken = self.data.same_place(p.taken, state)
+        if self.filling.target: return
+        total = count_batches(self.data)
+        if total is None: p.batch = -(-p.taken // each)
+        else: p.batch = p.steps_per_epoch - -(-max(total - p.taken, 0) // each)
 
     def _check_end(self):
         p = self.progress
         if p.steps_per_epoch is not None:
-            promised = p.steps_per_epoch * self.filling.batches
-            raise RuntimeError(
-                f"the data promised {promised} batches for epoch {p.epoch} and ended early")
+            promised = f"{count_batches(self.data)} batches for epoch {p.epoch}"
+            raise RuntimeError(f"the data promised {promised} and ended early")
         if p.batch == 0:
             raise config_error(
                 "", f"the stream gave no whole batch in epoch {p.epoch}; reduce batch_size, "

@@ -88,7 +88,7 @@ class Progress:
     bad_in_row: int = 0  # of them, those since the last good one
     clock: RunClock = field(default_factory=RunClock)
     in_step: bool = False  # under way: the weights belong to no boundary between steps
-    taken: int | None = None  # batches of this epoch, where updates differ in how many they take
+    taken: int | None = None  # batches of this epoch; None where older versions did not count them
 
     @property
     def epoch_over(self) -> bool:

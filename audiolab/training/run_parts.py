@@ -114,6 +114,13 @@ def capture(
         data=list(data), task=run.task.state_dict(), **learned or run.learner.state_dict())
 
 # %% ../../nbs/training/22_run_parts.ipynb #401b8b8d
+def _find_place(run: Run, data: list) -> None:
+    "Our place in the epoch, and how many updates are to come, which others settings may change."
+    run.batches.settle(data[0] if data else None)
+    config, p = run.config, run.progress
+    if config.steps or not (config.epochs and p.steps_per_epoch): return
+    p.total_steps = p.step + max(config.epochs - p.epoch, 0) * p.steps_per_epoch - p.batch
+
 def restore(
     run: Run,  # set up
     state: TrainingState,
@@ -126,6 +133,7 @@ def restore(
         data.load_state_dict(state.data[min(run.place.rank, len(state.data) - 1)])
     run.task.load_state_dict(state.task)
     go_on_from(run.progress, state.progress)
+    _find_place(run, state.data)
     scores, saved = run.scores, state.scores
     scores.latest, scores.best, scores.stale = saved.latest, saved.best, saved.stale
     recorder, step = run.recorder, run.progress.step
