@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from audiolab.measure import (
-    SpeakerEncoder, WordEdits, count_edits, dnsmos, heard_words, judged_sound, normalise_words,
+    SpeakerEncoder, WordEdits, count_edits, dnsmos, heard_words, judge_speech, judged_sound,
+    normalise_words,
     package_folder, speaker_direction, speaker_encoder, speaker_similarity, speaker_sound,
     spell_number, whisper_tiny, window_starts, word_edits, write_down,
 )
@@ -116,7 +117,8 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch):
 
 @pytest.mark.parametrize("sound, why", [
     (np.zeros((2, RATE)), "mono"), (np.full(RATE, np.inf), "not finite"),
-    (np.zeros(RATE), "silent"), (np.ones(RATE), "silent"), (np.ones(RATE//2), "0.50 s"), (babble()*20, "above full scale"),
+    (np.zeros(RATE), "silent"), (np.ones(RATE), "silent"), (np.ones(RATE//2), "0.50 s"),
+    (babble()*20, "above full scale"),
 ])
 def test_a_judge_says_what_it_cannot_judge(sound, why):
     with pytest.raises(ValueError, match=why): judged_sound(sound, RATE)
@@ -155,6 +157,20 @@ def test_directions_are_deaf_to_volume_and_of_length_one():
     kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
     names = {f"lstm.{kind}_l{layer}" for layer in range(3) for kind in kinds}
     assert encoder.state_dict().keys() == names | {"linear.weight", "linear.bias"}
+
+
+def test_a_row_has_what_was_asked_for():
+    torch.manual_seed(0)
+    sound, encoder = babble(1.), SpeakerEncoder().eval()
+    row = judge_speech([sound, sound], RATE, ["Yes.", "no"], [sound], lambda *_: "yes", encoder)
+    assert row["word error rate"] == .5 and abs(row["similarity"] - 1) < 1e-5
+    asked = {key for key in judge_speech([sound], RATE) if not key.startswith("DNSMOS")}
+    assert asked == set()
+    silent = judge_speech([0*sound], RATE, ["yes"], [sound], lambda *_: "", encoder)
+    assert silent["word error rate"] == 1 and silent["similarity"] is None
+    with pytest.raises(ValueError, match="nothing to judge"): judge_speech([], RATE)
+    with pytest.raises(ValueError, match="1 sounds, but 2 texts"):
+        judge_speech([sound], RATE, ["a", "b"])
 
 
 @needs("resemblyzer")

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "for_batches", "harmonicity", "long_term_spectral_distance", "long_term_spectrum",
         "loudness_spread", "measure", "modulation_index", "nearest_runs", "novelty",
         "occupancy_entropy", "pole_radius", "power_density", "runs_of_frames", "states_used"],
+    "judges": ["judge_speech", "mean_marks"],
     "listeners": ["LISTENERS", "check_heard", "import_package", "measure_distances",
         "package_folder", "pesq", "stoi", "visqol", "visqol_model"],
     "pairs": ["SoundPair", "as_tensors", "check_finite", "check_lengths", "check_same_shape",
