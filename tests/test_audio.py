@@ -195,8 +195,7 @@ def test_wrong_ending_is_decoded_by_content(made, tmp_path):
     for real, claimed in [('flac', 'wav'), ('mp3', 'ogg'), ('wav', 'mp3'), ('ogg', 'raw')]:
         p = tmp_path/f'x.{claimed}'
         shutil.copy(made[real], p)
-        if claimed == 'raw': fails(p)  # headerless by its name: nothing to go by
-        else: assert read_audio(p)[0].shape == (2, 6*44_100)
+        assert read_audio(p)[0].shape == (2, 6*44_100)
 
 
 def test_limits(made, tmp_path, monkeypatch):
@@ -302,7 +301,7 @@ def test_mp3_without_index_is_read_to_its_end(made):
 
 
 @pytest.mark.skipif(not shutil.which('ffmpeg'), reason="needs the program ffmpeg")
-def test_other_encoders(tmp_path):
+def test_other_encoders(tmp_path, monkeypatch):
     write_audio(tmp_path/'in.wav', music(44_100, 5), 44_100)
     for name, *options in [('a.mp3', '-q:a', '5'), ('b.mp3', '-q:a', '5', '-write_xing', '0'), ('c.mp3', '-b:a', '64k', '-ar', '16000'), ('a.ogg', '-c:a', 'libvorbis'), ('a.opus',), ('a.flac',)]:
         for extra in ([], ['-f', name.split('.')[1]]):  # to a file, and through a pipe
@@ -315,6 +314,7 @@ def test_other_encoders(tmp_path):
                        80_000) < 1200, name
     subprocess.run(['ffmpeg', '-loglevel', 'error', '-i', tmp_path/'in.wav',
                     tmp_path/'x.m4a'], check=True)
+    monkeypatch.setattr(decoding, 'has_ffmpeg_decoders', lambda: False)
     fails(tmp_path/'x.m4a', 'ffmpeg -i')
 
 

@@ -20,7 +20,7 @@ import soundfile
 import xxhash
 from tqdm.auto import tqdm
 
-from ..audio import AudioError, decode_frames, open_sound, preroll_frames
+from ..audio import AudioError, decode_frames, go_to, is_read_in_order, open_sound, preroll_frames
 
 # %% ../../nbs/data/00_clips.ipynb #dcf67c08
 class DataError(ValueError):
@@ -122,7 +122,7 @@ class OpenFiles:
         self.process, self.open, self.lock = os.getpid(), OrderedDict(), threading.Lock()
 
     @staticmethod
-    def memory_of(f):  # bytes; an MP3 without an index is held in memory
+    def memory_of(f):  # bytes, of a file that is held in memory
         return f.name.getbuffer().nbytes if isinstance(f.name, BytesIO) else 0
 
     def take(self, path: str):
@@ -165,7 +165,7 @@ def _decode_range(path: str, f, begin: int, frames: int) -> np.ndarray:  # float
     overlap = min(begin, _VORBIS_BLOCK if f.subtype == "VORBIS" else 0)
     try:
         preroll = max(preroll_frames(Path(path), f, begin), overlap)
-        f.seek(begin - preroll)
+        go_to(f, begin - preroll)
         x = decode_frames(path, f, frames + preroll, mono=False)[preroll:]
     except (soundfile.SoundFileError, RuntimeError) as cause:
         why = f"damaged or truncated: cannot read from sample {begin} ({cause})"
@@ -176,7 +176,8 @@ def _decode_range(path: str, f, begin: int, frames: int) -> np.ndarray:  # float
 
 # %% ../../nbs/data/00_clips.ipynb #ce9831e8
 def _keeps_history(f, size: int) -> bool:  # would it change the last bits of what is read next?
-    return f.subtype == "OPUS" or f.format == "MP3" and size < 2**20  # opening it costs little
+    if f.subtype == "OPUS" or is_read_in_order(f): return True
+    return f.format == "MP3" and size < 2**20  # opening it costs little
 
 # %% ../../nbs/data/00_clips.ipynb #50bedc96
 def _read_range(clip: Clip, start: int, frames: int) -> np.ndarray:  # float32 [C, frames]

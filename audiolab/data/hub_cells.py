@@ -6,16 +6,13 @@
 __all__ = ['cell_content', 'read_content', 'probe_content']
 
 # %% ../../nbs/data/19_hub_cells.ipynb #18e950e3
-from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import soundfile
 
 from audiolab.audio import (
-    MAX_CHANNELS, UNKNOWN_FRAMES, AudioError, SequentialSoundFile, check_rate, decode_frames,
-    mp3_with_index, open_sound, preroll_frames, read_blocks, why_not_audio,
+    UNKNOWN_FRAMES, AudioError, decode_frames, go_to, open_sound, preroll_frames, read_blocks,
 )
 
 # %% ../../nbs/data/19_hub_cells.ipynb #e23aa69c
@@ -59,26 +56,9 @@ def cell_content(
     _check_address(path, name)
     return _fetch(path, name)
 
-# %% ../../nbs/data/19_hub_cells.ipynb #f411bea1
-def _check_format(f, name: str) -> None:
-    check_rate(name, f.samplerate)
-    if not 1 <= f.channels <= MAX_CHANNELS or f.frames < 1:
-        raise AudioError(name, f"{f.channels} channels of {f.frames} samples")
-
 # %% ../../nbs/data/19_hub_cells.ipynb #1c42c272
-def _open_content(content: bytes | Path, name: str) -> soundfile.SoundFile:  # checked like a file
-    if isinstance(content, Path): return open_sound(content)
-    if not content: raise AudioError(name, "empty (0 bytes)")
-    like_a_path = SimpleNamespace(read_bytes=lambda: content)
-    source = mp3_with_index(like_a_path, content[:64], len(content)) or BytesIO(content)
-    try: f = SequentialSoundFile(source)
-    except (soundfile.SoundFileError, TypeError, RuntimeError, OSError, ValueError) as cause:
-        raise AudioError(name, why_not_audio(Path(name), content[:64], cause)) from None
-    try: _check_format(f, name)
-    except AudioError:
-        f.close()
-        raise
-    return f
+def _open_content(content: bytes | Path, name: str):  # checked like a file
+    return open_sound(content) if isinstance(content, Path) else open_sound(Path(name), content)
 
 # %% ../../nbs/data/19_hub_cells.ipynb #52fe3548
 def read_content(
@@ -91,7 +71,7 @@ def read_content(
     with _open_content(content, name) as f:
         vorbis = f.subtype == "VORBIS"  # exact places need the stream's start
         preroll = start if vorbis else preroll_frames(Path(name), f, start)
-        try: f.seek(start - preroll)
+        try: go_to(f, start - preroll)
         except (soundfile.SoundFileError, RuntimeError) as cause:
             raise AudioError(name, f"damaged or truncated: cannot seek ({cause})") from None
         x = decode_frames(name, f, frames + preroll, False)[preroll:]
