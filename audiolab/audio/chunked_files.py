@@ -108,8 +108,8 @@ def true_size(raw, found: Chunk, long_size: Chunk | None) -> Chunk:
 # %% ../../nbs/audio/03_chunked_files.ipynb #67890574
 def wav_layout(path: Path, raw, size: int, magic: bytes) -> WavLayout:
     "Walk a WAV file; AudioError if its samples were cut."
-    form, long_size, sound, plain = None, None, [], magic != b'BW64'
-    behind = 0
+    form = long_size = None
+    sound, plain, behind = [], magic != b'BW64', 0
     style = CHUNK_STYLES[magic]
     for part in chunks(raw, size, style):
         if part.name == b'fmt ': form = part
@@ -133,8 +133,8 @@ def plain_wav(raw, layout: WavLayout) -> Link | None:
     form, total = raw.read(min(layout.form.size, 2**16)), sum(b-a for a, b in layout.sound)
     size = lambda n: min(n, 2**32-1).to_bytes(4, layout.order)
     magic = b'RIFX' if layout.order == 'big' else b'RIFF'
-    head = [magic, size(total+28+len(form)), b'WAVEfmt ', size(len(form)), form, b'data', size(total)]
-    return Link([b''.join(head), *layout.sound])
+    head = magic+size(total+28+len(form))+b'WAVEfmt '+size(len(form))+form
+    return Link([head+b'data'+size(total), *layout.sound])
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #57f3332a
 _MPEG_IN_WAV = 0x50, 0x55  # the tags of layers I and II, and of MP3
@@ -154,7 +154,8 @@ def wav_links(path: Path, raw, size: int, magic: bytes) -> list[Link] | None:
     plain = None if layout.is_plain else plain_wav(raw, layout)
     if not (plain and layout.behind): return [plain] if plain else None
     left = size-layout.behind
-    rest = wav_links(path, spliced(raw, [(layout.behind, size)]), left, magic) or [Link([(0, left)])]
+    raw = spliced(raw, [(layout.behind, size)])
+    rest = wav_links(path, raw, left, magic) or [Link([(0, left)])]
     return [plain, *(link.shifted(layout.behind) for link in rest)]
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #3ddfad3a
@@ -198,7 +199,8 @@ def chunk_links(
     "What a decoder is to read instead of a file of chunks; None if the file itself. AudioError if it was cut."
     magic = head[:4]
     if magic == b'.snd': return au_links(path, raw, size)
-    if magic == b'FORM' and head[8:12] in (b'AIFF', b'AIFC', b'8SVX', b'16SV') or magic in (b'caff', b'riff'):
+    is_iff = magic == b'FORM' and head[8:12] in (b'AIFF', b'AIFC', b'8SVX', b'16SV')
+    if is_iff or magic in (b'caff', b'riff'):
         return iff_links(path, raw, size, magic)
     if magic in CHUNK_STYLES and head[8:12] == b'WAVE': return wav_links(path, raw, size, magic)
     return None
@@ -225,7 +227,8 @@ def voc_blocks(path: Path, raw, size: int):
 def voc_form(raw, at: int) -> bytes | None:
     "The format of WAV for a new block of sound in a VOC file; None if it has none."
     raw.seek(at)
-    rate, bits, channels, coding = struct.unpack('<IBBH', raw.read(8).ljust(8, b'\0'))
+    rate, _, more = struct.unpack('<IB3s', raw.read(8).ljust(8, b'\0'))
+    channels, coding = struct.unpack('<BH', more)
     if coding not in _VOC_TAGS: return None
     tag, bits = _VOC_TAGS[coding]
     width = channels*bits//8

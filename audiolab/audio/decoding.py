@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATE_LIMITS', 'MAX_CHANNELS', 'MAX_SAMPLES', 'UNKNOWN_FRAMES', 'MP3_PREROLL', 'check_rate', 'check_header',
-           'SequentialSoundFile', 'opened_links', 'ChainedSound', 'chained', 'may_be_mpeg', 'links_of', 'sound_begins',
-           'mark_fits', 'second_links', 'opened_by_ffmpeg', 'opened', 'open_sound', 'read_blocks', 'is_read_in_order',
-           'go_to', 'preroll_frames', 'vorbis_preroll', 'last_bytes', 'check_finite_samples', 'joined', 'decode_frames',
-           'probe_audio']
+           'SequentialSoundFile', 'opened_links', 'link_place', 'ChainedSound', 'chained', 'may_be_mpeg', 'links_of',
+           'sound_begins', 'mark_fits', 'second_links', 'opened_by_ffmpeg', 'opened', 'open_sound', 'read_blocks',
+           'is_read_in_order', 'go_to', 'preroll_frames', 'vorbis_preroll', 'last_bytes', 'check_finite_samples',
+           'joined', 'decode_frames', 'probe_audio']
 
 # %% ../../nbs/audio/07_decoding.ipynb #3b64f3f4
 import math
@@ -22,7 +22,7 @@ import soundfile as sf
 
 from .chunked_files import CHUNK_STYLES, chunk_links, plain_wav, voc_links, wav_layout
 from .ffmpeg_media import FfmpegSound, has_ffmpeg_decoders
-from .file_checks import KNOWN_HEADS, AudioError, AudioInfo, conversion, read_head, why_not_audio
+from .file_checks import KNOWN_HEADS, AudioError, AudioInfo, conversion, open_raw, why_not_audio
 from .file_pieces import Link, spliced
 from .flac_frames import flac_links
 from .mp3_index import mp3_frames, mp3_links, tag_size
@@ -69,41 +69,40 @@ _DECODER_ERRORS = sf.SoundFileError, TypeError, RuntimeError, OSError, ValueErro
 
 def opened_links(path: Path, raw, links: list[Link] | None, content: bytes | None):
     "The file, or its links as one sound; AudioError, or one of the decoder's."
-    if links is None and path.suffix.lower() == '.raw':  # soundfile would take it for headerless samples
+    if links is None and path.suffix.lower() == '.raw':  # or soundfile takes it for headerless
         links = [Link([(0, raw.seek(0, 2))])]
     if links is None and content is not None: return SequentialSoundFile(BytesIO(content))
-    if links is None: return SequentialSoundFile(str(path) if os.name == 'nt' else os.fsencode(path))
+    if links is None:
+        return SequentialSoundFile(str(path) if os.name == 'nt' else os.fsencode(path))
     files = []
     for link in links:
         files.append(SequentialSoundFile(spliced(raw, link.pieces)))
         files[-1].counted = link.frames
     return chained(path, files)
 
+# %% ../../nbs/audio/07_decoding.ipynb #9b30331c
+def link_place(
+    ends: list[int],  # sample that each link ends before
+    frame: int,  # a sample of the whole
+) -> tuple[int, int]:  # (number of its link, which it is there)
+    "Where a sample is in a chain."
+    n = min(bisect_right(ends, frame), len(ends)-1)
+    return n, frame-(ends[n-1] if n else 0)
+
 # %% ../../nbs/audio/07_decoding.ipynb #354a9b05
 class ChainedSound:
     "Links of one rate and number of channels as one sound, with what this library uses of soundfile's `SoundFile`."
-    def __init__(self,
-        links: list[SequentialSoundFile],  # open, at their beginnings
-    ):
+    def __init__(self, links: list[SequentialSoundFile]):  # open, at their beginnings
         self.links, self.at, first = links, 0, links[0]
         self.samplerate, self.channels = first.samplerate, first.channels
         self.format, self.subtype, self.name = first.format, first.subtype, first.name
         self.ends = list(accumulate(link.frames for link in links))
+        self.frames = self.ends[-1]
         self.used = {0}  # links that are no longer at their beginning
-
-    @property
-    def frames(self) -> int:
-        "Samples in each channel."
-        return self.ends[-1]
-
-    def place(self, frame: int) -> tuple[int, int]:
-        "Number of the link in which a sample is, and which it is there."
-        n = min(bisect_right(self.ends, frame), len(self.links)-1)
-        return n, frame-(self.ends[n-1] if n else 0)
 
     def seek(self, frame: int) -> int:
         "Go to a sample."
-        n, within = self.place(frame)
+        n, within = link_place(self.ends, frame)
         if within or n in self.used: self.links[n].seek(within)
         self.used.add(n)
         self.at = frame
@@ -111,7 +110,7 @@ class ChainedSound:
 
     def buffer_read_into(self, buffer: np.ndarray, dtype: str) -> int:
         "Fill a buffer [frames, channels] with what comes next, at most to the end of its link; how many there were."
-        n, within = self.place(self.at)
+        n, within = link_place(self.ends, self.at)
         if within == 0: self.seek(self.at)
         count = self.links[n].buffer_read_into(buffer[:self.ends[n]-self.at], dtype)
         self.at += count
@@ -131,7 +130,8 @@ def chained(path: Path, files: list[SequentialSoundFile]):
     seconds, first = 0.0, files[0]
     for link in files:
         check_header(path, link)
-        if (link.samplerate, link.channels) != (first.samplerate, first.channels) or link.frames >= UNKNOWN_FRAMES:
+        same = (link.samplerate, link.channels) == (first.samplerate, first.channels)
+        if not same or link.frames >= UNKNOWN_FRAMES:
             here = f"{link.samplerate} Hz, {link.channels} channels"
             raise AudioError(path, f"several sounds in one file, of which that at {seconds:.2f} s ({here}) cannot follow "
                                    f"those before it ({first.samplerate} Hz, {first.channels} channels); convert it "
@@ -146,7 +146,8 @@ _MPEG_ENDINGS = '.mp3', '.mp2', '.mp1', '.mpga', '.mpa'
 def may_be_mpeg(path: Path, head: bytes) -> bool:
     "An ID3 or APE tag, the mark of a frame, or a name that says so and no other mark."
     is_frame = head[0] == 0xff and len(head) > 1 and head[1]&0xe0 == 0xe0 and head[1]&6
-    return bool(is_frame) or head[:3] == b'ID3' or head[:8] == b'APETAGEX' or path.suffix.lower() in _MPEG_ENDINGS
+    is_tag = head[:3] == b'ID3' or head[:8] == b'APETAGEX'
+    return bool(is_frame) or is_tag or path.suffix.lower() in _MPEG_ENDINGS
 
 
 def links_of(path: Path, raw, head: bytes, size: int) -> list[Link] | None:
@@ -158,7 +159,8 @@ def links_of(path: Path, raw, head: bytes, size: int) -> list[Link] | None:
     return mp3_links(path, raw, 0, size) if may_be_mpeg(path, head) else None
 
 # %% ../../nbs/audio/07_decoding.ipynb #8905ee89
-_MARKS = b'OggS\0\2', b'fLaC\0\0\0\x22', b'RIFF', b'RIFX', b'RF64', b'BW64', b'FORM', b'caff\0\1', b'.snd\0\0\0'
+_MARKS = (b'OggS\0\2', b'fLaC\0\0\0\x22', b'RIFF', b'RIFX', b'RF64', b'BW64', b'FORM', b'caff\0\1',
+          b'.snd\0\0\0')
 _MAX_JUNK = 2**16  # bytes
 
 
@@ -174,8 +176,9 @@ def sound_begins(raw, head: bytes) -> int:
 
 def mark_fits(data: bytes, at: int) -> bool:
     "Whether a mark of chunks, four letters that may occur by chance, is followed by what it should be."
-    expects = (b'AIFF', b'AIFC', b'8SVX', b'16SV') if data[at:at+4] == b'FORM' else (b'WAVE',)
-    return data[at:at+4] not in CHUNK_STYLES or data[at:at+4] == b'caff' or data[at+8:at+12] in expects
+    mark = data[at:at+4]
+    expects = (b'AIFF', b'AIFC', b'8SVX', b'16SV') if mark == b'FORM' else (b'WAVE',)
+    return mark not in CHUNK_STYLES or mark == b'caff' or data[at+8:at+12] in expects
 
 # %% ../../nbs/audio/07_decoding.ipynb #d031a0e2
 def second_links(path: Path, raw, head: bytes, size: int) -> list[Link] | None:
@@ -203,17 +206,19 @@ def opened(path: Path, raw, head: bytes, size: int, content: bytes | None):
         if begin := sound_begins(raw, head):
             raw, content = spliced(raw, [(begin, size)]), None
             head, size = raw.read(64), size-begin
-            return opened_links(path, raw, links_of(path, raw, head, size) or [Link([(0, size)])], None)
+            links = links_of(path, raw, head, size) or [Link([(0, size)])]
+            return opened_links(path, raw, links, None)
     try: return opened_links(path, raw, links_of(path, raw, head, size), content)
     except _DECODER_ERRORS as e:
         if isinstance(e, AudioError): raise
         error = e
     try: links = second_links(path, raw, head, size)
     except AudioError: links = None
-    try: return opened_links(path, raw, links, None) if links else opened_by_ffmpeg(path, head, content, error)
-    except _DECODER_ERRORS as e:
-        if isinstance(e, AudioError): raise
-        return opened_by_ffmpeg(path, head, content, error)
+    if links:
+        try: return opened_links(path, raw, links, None)
+        except _DECODER_ERRORS as e:
+            if isinstance(e, AudioError): raise
+    return opened_by_ffmpeg(path, head, content, error)
 
 # %% ../../nbs/audio/07_decoding.ipynb #b2525e48
 def open_sound(
@@ -221,8 +226,7 @@ def open_sound(
     content: bytes | None = None,  # what is in it, if it is not to be opened
 ):  # a `SequentialSoundFile`, `ChainedSound` or `FfmpegSound`
     "A checked file, open for reading; AudioError names what is wrong with it."
-    head, size = read_head(path, content)
-    raw = open(path, 'rb') if content is None else BytesIO(content)
+    raw, head, size = open_raw(path, content)
     try: file = opened(path, raw, head, size, content)
     except AudioError:
         raw.close()
@@ -265,8 +269,9 @@ def read_blocks(
 
 # %% ../../nbs/audio/07_decoding.ipynb #70d805ee
 MP3_PREROLL = 24*1152  # frames; at 8 kbit/s the reservoir reaches 20 MP3 frames back
-_IN_ORDER = 'GSM610', 'DPCM', 'DWVW', 'G721', 'G723', 'NMS_ADPCM', 'VOX'  # codings that cannot be entered in the middle
-_IN_ORDER_FORMATS = 'PAF', 'SDS'  # and containers
+# codings and containers that cannot be entered in the middle
+_IN_ORDER = 'GSM610', 'DPCM', 'DWVW', 'G721', 'G723', 'NMS_ADPCM', 'VOX'
+_IN_ORDER_FORMATS = 'PAF', 'SDS'
 
 
 def is_read_in_order(file) -> bool:
@@ -283,7 +288,7 @@ def preroll_frames(path: Path, file, begin: int) -> int:
     "Frames to decode and drop before `begin`, so that what follows is exact."
     if isinstance(file, FfmpegSound) or not begin: return 0
     if isinstance(file, ChainedSound):
-        n, within = file.place(begin)
+        n, within = link_place(file.ends, begin)
         return preroll_frames(path, file.links[n], within)
     if file.subtype.startswith('MPEG'): return min(begin, MP3_PREROLL)
     if is_read_in_order(file): return begin

@@ -28,7 +28,8 @@ def flac_header(head: bytes) -> FlacHeader | None:
     "The header in the first bytes of a FLAC file; None if there is none."
     if head[:4] != b'fLaC' or len(head) < 42 or head[4]&127: return None
     frames = int.from_bytes(head[21:26], 'big') & 2**36-1
-    return FlacHeader(int.from_bytes(head[10:12], 'big'), frames, int.from_bytes(head[15:18], 'big'))
+    block, longest = (int.from_bytes(head[a:b], 'big') for a, b in ((10, 12), (15, 18)))
+    return FlacHeader(block, frames, longest)
 
 # %% ../../nbs/audio/05_flac_frames.ipynb #77ee90cf
 def crc8(data: bytes) -> int:

@@ -34,8 +34,9 @@ def ogg_page(data: bytes, at: int = 0, offset: int = 0) -> OggPage | None:
     head = data[at:at+282]
     if head[:5] != b'OggS\0' or len(head) < 27 or len(head) < 27+head[26]: return None
     content = offset+at+27+head[26]
-    stamp, serial, number = (int.from_bytes(head[a:b], 'little') for a, b in ((6, 14), (14, 18), (18, 22)))
-    return OggPage(offset+at, content, content+sum(head[27:27+head[26]]), head[5], stamp, serial, number)
+    end = content+sum(head[27:27+head[26]])
+    numbers = (int.from_bytes(head[a:b], 'little') for a, b in ((6, 14), (14, 18), (18, 22)))
+    return OggPage(offset+at, content, end, head[5], *numbers)
 
 # %% ../../nbs/audio/04_ogg_pages.ipynb #73983fe4
 def next_page(raw, at: int, size: int) -> OggPage | None:
@@ -87,11 +88,13 @@ def coding_of(raw, page: OggPage) -> str:
 def looks_plain(raw, size: int) -> bool:
     "Whether a file seems to be one Vorbis or Opus stream."
     places = [0, *(size*n//8 for n in range(1, 8)), max(0, size-2**17)]
-    pages = walk_pages(raw, size) if size <= _SMALL else filter(None, (next_page(raw, at, size) for at in places))
-    first = last = next(iter(pages), None) if isinstance(pages, filter) else next(pages, None)
+    some = filter(None, (next_page(raw, at, size) for at in places))
+    pages = walk_pages(raw, size) if size <= _SMALL else some
+    first = last = next(pages, None)
     if not first or first.begin or coding_of(raw, first) not in ('vorbis', 'opus'): return False
     for page in pages:
-        if page.serial != first.serial or page.number < last.number or page.begin and page.flags & _FIRST_PAGE: return False
+        if page.serial != first.serial or page.number < last.number: return False
+        if page.begin and page.flags & _FIRST_PAGE: return False
         last = page
     return True
 
@@ -109,9 +112,11 @@ class OggLink:
     def pieces(self) -> list:
         "Ranges of the file that make the stream of sound."
         mine = [page for page in self.pages if page.serial == self.serial]
-        if self.codings[self.serial] != 'flac': return merged((page.begin, page.end) for page in mine)
-        first = mine[0]  # "\x7fFLAC", two bytes of version, two that count headers; then a FLAC file begins
-        return merged([(first.content+9, first.end), *((page.content, page.end) for page in mine[1:])])
+        if self.codings[self.serial] != 'flac':
+            return merged((page.begin, page.end) for page in mine)
+        # "\x7fFLAC", two bytes of version, two that count headers; then a FLAC file begins
+        ranges = [(page.content, page.end) for page in mine]
+        return merged([(ranges[0][0]+9, ranges[0][1]), *ranges[1:]])
 
 # %% ../../nbs/audio/04_ogg_pages.ipynb #2918eb7d
 def merged(ranges) -> list:
@@ -141,7 +146,8 @@ def check_link(path: Path, link: OggLink, number: int) -> None:
     "AudioError for a link whose sound has no decoder here, or of which pages are missing."
     if link.serial is None: raise AudioError(path, f"link {number} of this Ogg chain holds no sound that can be decoded")
     numbers = [page.number for page in link.pages if page.serial == link.serial]
-    strange = {page.serial for page in link.pages} - {page.serial for page in link.pages if page.flags & _FIRST_PAGE}
+    begun = {page.serial for page in link.pages if page.flags & _FIRST_PAGE}
+    strange = {page.serial for page in link.pages} - begun
     if strange or numbers != list(range(numbers[0], numbers[0]+len(numbers))):
         raise AudioError(path, f"damaged or truncated: Ogg pages of link {number} are missing")
 
