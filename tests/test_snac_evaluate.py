@@ -309,7 +309,7 @@ def test_report_of_strange_names_and_two_codecs(codec, tmp_path):
             for model, name in [(codec, "<one>"), (Perfect(), "_two$")]]
     page = write_evaluation(tmp_path/"out", both, title="<t>")
     links, text = checked(page), page.read_text(encoding="utf-8")
-    assert len(links) == 3*3+3+1  # best, median, worst; codebooks
+    assert len(links) == 3*3+3*2+1  # best, median, worst; codebooks
     assert "&lt;one&gt;" in text and "<one>" not in text and str(tmp_path) not in text
     assert all(f"{which}: " in text for which in ("best", "median", "worst"))
     assert "&lt;b&gt;$1&amp;&#x27;.wav" in text

@@ -15,8 +15,8 @@ from snac_runs import batch, fit, in_one_thread, make_corpus, party, RATE, setti
 from audiolab.snac import (
     CodebookTrainer, codec_loss, Comparison, create_snac_24khz_config, create_snac_44khz_config,
     discriminator_loss, DiscriminatorConfig, feature_matching_loss, generator_loss, LossConfig,
-    make_discriminators, multi_scale_mel_loss, ResidualVectorQuantize, setup_dataset, SNAC,
-    train_step,
+    make_discriminators, multi_scale_mel_loss, offset_loss, ResidualVectorQuantize,
+    setup_dataset, SNAC, stft_loss, train_step,
 )
 from audiolab.training import seed_step
 
@@ -42,6 +42,7 @@ def test_every_codebook_moves_in_the_first_step(mode):
             for i in range(3)} == {mode != "none"}
     assert {"encoder", "quantizer", "decoder"} == {name.split(".")[0] for name in moved}
     eight = {"loss_g", "loss_d", "mel_loss", "stft_loss", "gen_adv_loss", "fm_loss", "mel_weight",
+             "offset_loss",
              "stft_weight"}
     levels = {f"{name}/{i}" for name in ("usage", "perplexity") for i in range(3)}
     assert values.keys() == eight | levels | {"commitment_loss", "codebook_loss", "grad_norm_g",
@@ -154,6 +155,8 @@ def two_passes(real, generator, mpd, msd, optim_g, optim_d, weights):
         for multi in critics).backward()
     norm = nn.utils.clip_grad_norm_([p for multi in critics for p in multi.parameters()], 10.)
     loss = weights.mel*multi_scale_mel_loss(real, coded.audio, RATE)
+    loss = loss+weights.stft*stft_loss(real, coded.audio)
+    loss = loss+weights.offset*offset_loss(real, coded.audio, RATE)
     for multi in critics:
         outputs, maps = multi(coded.audio)
         matching = feature_matching_loss(multi(real)[1], maps)
@@ -203,7 +206,7 @@ def test_a_step_may_be_taken_by_the_codec_or_by_critics_alone():
     assert judged.gradient is None and len(losses) == 2 and {"loss_d"} <= judged.values.keys()
     assert "mel_loss" not in judged.values
     assert list(judged.compare(real, fake, critics=False)) == []
-    assert judged.gradient.shape == fake.shape and judged.values.keys() == {"mel_loss"}
+    assert judged.gradient.shape == fake.shape and judged.values.keys() == {"mel_loss", "stft_loss", "offset_loss"}
 
 
 def test_an_older_trainer_to_compare_with():

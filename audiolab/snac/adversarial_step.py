@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_discriminators', 'critics_precision', 'Opinion', 'ask_critic', 'opinion_gradients', 'loss_weights',
-           'spectral_distances', 'Comparison', 'codec_loss']
+           'spectral_distances', 'hears_offset', 'Comparison', 'codec_loss']
 
 # %% ../../nbs/snac/14_adversarial_step.ipynb #1bdff48c
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import cached
 from .config import DiscriminatorConfig, LossConfig
 from .discriminators import MultiPeriodDiscriminator, MultiScaleSTFTDiscriminator
 from audiolab.snac.losses import (
-    Balancer, discriminator_loss, feature_matching_loss, generator_loss, mel_spectrogram_loss,
-    multi_scale_mel_loss, stft_loss,
+    Balancer, discriminator_loss, feature_matching_loss, fitting_windows, generator_loss,
+    mel_spectrogram_loss, multi_scale_mel_loss, offset_loss, stft_loss,
 )
 
 # %% ../../nbs/snac/14_adversarial_step.ipynb #1554a45c
@@ -94,8 +94,8 @@ def loss_weights(
     "Weights of the losses at a decoder's output, at a step."
     rising = 5. if step < 500 else 15.
     mel, stft = (rising, rising) if losses.legacy else (losses.mel, losses.stft)
-    return {"mel": mel, "stft": stft, "adversarial": losses.adversarial,
-            "feature_matching": losses.feature_matching}
+    return {"mel": mel, "stft": stft, "offset": 0. if losses.legacy else losses.offset,
+            "adversarial": losses.adversarial, "feature_matching": losses.feature_matching}
 
 
 def spectral_distances(
@@ -109,8 +109,16 @@ def spectral_distances(
         return {"mel": mel_spectrogram_loss(real, sound, sample_rate),
                 "stft": stft_loss(real, sound, phase_weight=.1)}
     found = {"mel": multi_scale_mel_loss(real, sound, sample_rate)}
-    if losses.stft: found["stft"] = stft_loss(real, sound)
+    if losses.stft: found["stft"] = stft_loss(real, sound, windows=fitting_windows(real.shape[-1]))
+    if losses.offset: found["offset"] = offset_loss(real, sound, sample_rate)
     return found
+
+# %% ../../nbs/snac/14_adversarial_step.ipynb #cb680db0
+def hears_offset(
+    losses: LossConfig,  # weights
+) -> bool:
+    "Whether anything in a training hears a constant offset, and goes on hearing one that is large."
+    return bool(losses.offset or losses.stft or losses.legacy)
 
 # %% ../../nbs/snac/14_adversarial_step.ipynb #e1658ebc
 class Comparison:
@@ -124,7 +132,8 @@ class Comparison:
         self.discriminators, self.losses = discriminators, losses or LossConfig()
         self.sample_rate, self.precision = sample_rate, precision
         self.gradient, self.values = None, {}
-        shares = {name: weight for name, weight in self.weights(0).items() if weight}
+        shares = {name: weight for name, weight in self.weights(0).items()
+                  if weight and name != "offset"}  # a guard, not a part of what is wanted
         self.balancer = Balancer(shares) if self.losses.balance else None
 
     def weights(self, step: int) -> dict[str, float]:
@@ -176,13 +185,14 @@ class Comparison:
             self.values[f"{name}_loss"] = loss.detach()
             if not weights[name]: continue
             slope, = torch.autograd.grad(loss, sound)
-            parts[name] = slope if self.balancer else weights[name]*slope
+            parts[name] = slope if self.balancer and name != "offset" else weights[name]*slope
 
     def _gather(self, parts, sound):
         if not parts: return torch.zeros_like(sound)
         if not self.balancer: return sum(parts.values())
+        guard = parts.pop("offset", 0.)
         # one for each clip: as a mean it does not depend on how many there are, here or elsewhere
-        return self.balancer(parts)/len(sound)
+        return (self.balancer(parts)/len(sound) if parts else 0.) + guard
 
 # %% ../../nbs/snac/14_adversarial_step.ipynb #0f1a6482
 def codec_loss(

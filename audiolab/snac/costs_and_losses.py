@@ -17,8 +17,8 @@ import torch
 
 from ..audio import resample
 from audiolab.measure import (
-    log_spectral_distance, mel_distance, multi_scale_stft_distance, pesq, scale_invariant_sdr,
-    stoi, visqol,
+    level_difference, log_spectral_distance, mel_distance, multi_scale_stft_distance,
+    offset_difference, pesq, scale_invariant_sdr, stoi, visqol,
 )
 from .any_length import decode_in_pieces, encode_in_pieces
 from .config import SnacError
@@ -121,6 +121,9 @@ def _stft_distance(x, y, rate): return multi_scale_stft_distance(x, y)
 def _sdr(x, y, rate): return scale_invariant_sdr(x, y)
 
 
+def _louder(x, y, rate): return level_difference(x, y)
+
+
 def _visqol_speech(x, y, rate): return visqol(x, y, rate, mode="speech")
 
 
@@ -129,7 +132,7 @@ def _visqol_audio(x, y, rate): return visqol(x, y, rate, mode="audio")
 # %% ../../nbs/snac/23_costs_and_losses.ipynb #2836c5c3
 class Measure(NamedTuple):
     "How one measure is taken, and read."
-    better: str  # "lower" or "higher"
+    better: str  # "lower", "higher" or "nearer 0"
     of: Callable  # (reference [T], decoded [T], Hz) -> float
     meaning: str  # one line
 
@@ -145,11 +148,17 @@ MEASURES = {
         "lower", log_spectral_distance,
         "Difference of mel-smoothed spectra, moment by moment. 0 is a copy."),
     "SI-SDR (dB)": Measure(
-        "higher", _sdr, "Sample against sample: deaf to nothing, not even to "
-        "what no ear hears. The published SNAC has 0.8 on speech."),
+        "higher", _sdr, "Sample against sample: it hears even what no ear does, "
+        "but neither level nor a constant offset. The published SNAC has 0.8 on speech."),
     "PESQ": Measure(
         "higher", pieced_pesq, "Opinion of listeners to speech, 1 to 4.6, wide band, at 16 kHz."),
     "STOI": Measure("higher", _stoi, "How well speech is understood, 0 to 1, at 16 kHz."),
+    "level (dB)": Measure(
+        "nearer 0", _louder, "By how much what returns is louder than the recording. A codec that "
+        "hums or stands at full scale in pauses is far above 0."),
+    "offset": Measure(
+        "lower", offset_difference, "How far what returns is shifted from 0, full scale at 1, "
+        "where the recording is not. Every other measure is nearly deaf to it."),
     "ViSQOL (speech)": Measure(
         "higher", _visqol_speech, "Model of listeners to speech, 1 to 5, at 16 kHz."),
     "ViSQOL (audio)": Measure(

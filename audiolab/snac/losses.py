@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['discriminator_loss', 'generator_loss', 'feature_matching_loss', 'mel_spectrogram_loss', 'stft_loss',
-           'multi_scale_mel_loss', 'RunningNorms', 'Balancer']
+           'fitting_windows', 'multi_scale_mel_loss', 'offset_loss', 'RunningNorms', 'Balancer']
 
 # %% ../../nbs/snac/07_losses.ipynb #f90b1c72
 import math
 from functools import lru_cache
 
 import torch
+from torch.nn.functional import smooth_l1_loss
 
 from ..audio import mel_filterbank
-from ..measure import MultiScaleMel
+from ..measure import MultiScaleMel, means_of_pieces
 from .config import SnacError
 from .discriminators import full_precision
 
@@ -167,6 +168,14 @@ def stft_loss(
             if phase_weight: total = total + phase_weight*(_angle(a) - _angle(b)).abs().mean()
     return total
 
+# %% ../../nbs/snac/07_losses.ipynb #b61d3292
+def fitting_windows(
+    samples: int,  # of a clip
+) -> tuple:  # (transform, shift, window) of each spectrum, samples
+    "Those of the usual windows of `stft_loss` that a short clip has room for; at least the shortest."
+    fitting = tuple(window for window in _STFT_WINDOWS if window[0]//2 < samples)
+    return fitting or _STFT_WINDOWS[:1]
+
 # %% ../../nbs/snac/07_losses.ipynb #0b4afccc
 _scales = lru_cache(8)(MultiScaleMel)
 
@@ -180,6 +189,18 @@ def multi_scale_mel_loss(
     real, fake = _pair(real, fake)
     _check_rate(sample_rate)
     return _scales(int(sample_rate))(real, fake).mean()
+
+# %% ../../nbs/snac/07_losses.ipynb #8fbc0648
+def offset_loss(
+    real: torch.Tensor,  # [B, T] or [B, 1, T]
+    fake: torch.Tensor,  # of the same shape
+    sample_rate: int = 24000,  # Hz, of both
+) -> torch.Tensor:  # scalar; 0 for equal means
+    "Distance of the means of both sounds over pieces of 0.1 s. Raises `SnacError`."
+    real, fake = _pair(real, fake)
+    _check_rate(sample_rate)
+    means = means_of_pieces(fake - real, sample_rate)
+    return smooth_l1_loss(means, torch.zeros_like(means), beta=.01)
 
 # %% ../../nbs/snac/07_losses.ipynb #475a153d
 def _mean_norm(gradient, per_item):

@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..measure import mel_distance, multi_scale_stft_distance, stoi
-from .adversarial_step import Comparison, codec_loss, make_discriminators
+from audiolab.measure import (
+    level_difference, mel_distance, multi_scale_stft_distance, offset_difference, stoi,
+)
+from audiolab.snac.adversarial_step import (
+    Comparison, codec_loss, hears_offset, make_discriminators,
+)
 from .codebooks import codebook_use
 from .config import SnacError, TrainConfig, as_config
 from .generator import SNAC
@@ -28,27 +32,37 @@ from ..training import Sample, Task
 
 # %% ../../nbs/snac/20_task.ipynb #b2747783
 _log = logging.getLogger(__name__)
+_DEAF = ("losses.offset and losses.stft are 0: nothing in this training hears a constant offset, and decoded silence "
+         "may stand at full scale; give one a weight, such as --losses.offset 50")
 
 def _intelligibility(real, sound, rate) -> float | None:  # None: not there, or too little speech
     try: return float(stoi(real, sound, rate))
     except (ImportError, ValueError) as cause: _log.debug("STOI left out: %s", cause)
 
+
+def _louder(real, sound) -> float | None:  # dB; None: the recording is silent
+    try: return float(level_difference(real, sound))
+    except ValueError: return None
+
 # %% ../../nbs/snac/20_task.ipynb #18961336
 class HeldOutMeasures:
     "Means over held-out sounds, and the use of the codebooks by all of them."
+    names = "mel", "stft", "stoi", "level", "offset"  # level in dB; offset: full scale at 1
+
     def __init__(self,
         sample_rate: int,  # Hz
         levels: int,  # of the codec
         codebook_size: int,  # entries of each
     ):
         self.sample_rate = sample_rate
-        self.sums = np.zeros((2, 3))  # of values, and of sounds that have one: mel, stft, stoi
+        self.sums = np.zeros((2, len(self.names)))  # of values, and of sounds that have one
         self.counts = np.zeros((levels, codebook_size))
 
     def add(self, real, sound, codes):
         "Measure one: recording [T], decoded [T], codes of each level."
         rate, found = self.sample_rate, [mel_distance(real, sound, self.sample_rate)]
-        found += [multi_scale_stft_distance(real, sound), _intelligibility(real, sound, rate)]
+        found += [multi_scale_stft_distance(real, sound), _intelligibility(real, sound, rate),
+                  _louder(real, sound), offset_difference(real, sound, rate)]
         values = [0. if value is None else float(value) for value in found]
         self.sums += np.array([values, [value is not None for value in found]])
         for counts, level in zip(self.counts, codes):
@@ -58,7 +72,7 @@ class HeldOutMeasures:
         "Measures, the same in all processes."
         sums, counts = self.sums, self.counts
         if place is not None: sums, counts = place.sum(sums), place.sum(counts)
-        measured = zip(("mel", "stft", "stoi"), *sums)
+        measured = zip(self.names, *sums)
         values = {name: float(total/n) for name, total, n in measured if n}
         for level, use in enumerate(counts):
             used, perplexity = map(float, codebook_use(torch.as_tensor(use)))
@@ -134,6 +148,7 @@ class SnacTask(Task):
         self.net = loop.module("generator", model, parts=(model.encoder, model.decoder))
         precision = c.discriminators.precision
         self.judged = Comparison(self.critics, c.losses, model.sampling_rate, precision)
+        if not loop.rank and not hears_offset(c.losses): _log.warning(_DEAF)
         self._add_optimizers(model, loop)
         self._open_data(loop)
 

@@ -103,6 +103,7 @@ def open_data(
 def _loss_weights(weights: dict, losses: LossConfig, codebooks: CodebookTrainer) -> dict:
     learns = codebooks.mode == "gradient"
     return {"mel_loss": weights["mel"], "stft_loss": weights["stft"],
+            "offset_loss": weights["offset"],
             "gen_adv_loss": weights["adversarial"], "fm_loss": weights["feature_matching"],
             "commitment_loss": losses.commitment,
             "codebook_loss": losses.codebook if learns else 0.}
@@ -117,7 +118,8 @@ def step_values(
 ) -> dict:  # loss_g, loss_d, mel_loss, ..., mel_weight, stft_weight
     "What a step tells."
     weights = judged.weights(step)
-    none = dict.fromkeys(("loss_d", "mel_loss", "stft_loss", "gen_adv_loss", "fm_loss"), 0.)
+    names = "loss_d", "mel_loss", "stft_loss", "offset_loss", "gen_adv_loss", "fm_loss"
+    none = dict.fromkeys(names, 0.)
     found = none | judged.values | inside
     parts = _loss_weights(weights, losses, codebooks)
     total = sum(weight*found[name] for name, weight in parts.items())
