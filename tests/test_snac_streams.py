@@ -17,7 +17,9 @@ from snac_sounds import make_folder, make_parquet, number_of, RATE, SHORT, silen
 from audiolab.audio import write_audio
 from audiolab.data import DataError, Loader, Segments, StreamLoader
 from audiolab.files import pack_state, unpack_state
-from audiolab.snac import AudioDataset, AudioStream, make_loader, open_training_data
+from audiolab.snac import (
+    AudioDataset, AudioStream, make_loader, open_training_data, split_dataset,
+)
 
 
 @pytest.fixture
@@ -161,8 +163,8 @@ def test_held_out_by_name(folder, tmp_path, parquet):
     silent(tmp_path/"s.wav")
     with pytest.raises(DataError, match="nothing that was held out can be used"):
         open_training_data(folder, **SHORT, validation_path=tmp_path/"s.wav")
-    with pytest.raises(DataError, match="data.validation_path of a run"):
-        open_training_data(tmp_path/"v.wav", **SHORT)
+    with pytest.raises(DataError, match="too short to hold out.*data.validation_path of a run"):
+        open_training_data(tmp_path/"v.wav", sample_rate=RATE, segment_length=.6)
 
 
 def test_held_out_rows(parquet):
@@ -184,9 +186,39 @@ def test_held_out_of_a_stream(parquet, tmp_path):
     assert sorted(number_of(x) for batch in loader.batches(0)
                   for x in batch["audio"]) == list(range(8, 40))
     loader.close()
-    table(6, speaker=["one"]*6).to_parquet(tmp_path/"one.parquet")
+    table(1, speaker=["one"]).to_parquet(tmp_path/"one.parquet")
     with pytest.raises(DataError, match="no rows are left"):
         open_training_data(tmp_path/"one.parquet", **SHORT, streaming=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("speakers, flatters", [(1, True), (2, True), (3, True), (8, False),
+                                                (20, False), (60, False)])
+def test_few_speakers_cost_at_most_a_quarter_of_the_rows(tmp_path, speakers, flatters, streaming,
+                                                         caplog):
+    "Mixed voices: held out by speaker where enough is left, else by row, and said aloud"
+    who = [f"s{i % speakers}" for i in range(120)]
+    table(120, speaker=who).to_parquet(tmp_path/"mixed.parquet")
+    with caplog.at_level("INFO"):
+        train, held = open_training_data(tmp_path/"mixed.parquet", **SHORT, streaming=streaming)
+    kept, apart = ({number_of(x) for x in train}, {number_of(item["audio"]) for item in held})
+    assert len(kept) >= 90 and apart and not kept & apart and len(apart) <= 16
+    voices = [{who[number] for number in part} for part in (kept, apart)]
+    assert bool(voices[0] & voices[1]) == flatters
+    told = [r for r in caplog.records if "held out to validate on" in r.getMessage()]
+    assert len(told) == 1 and ("flatters" in told[0].getMessage()) == flatters
+
+
+def test_one_recording_is_split_in_time(tmp_path, caplog):
+    write_audio(tmp_path/"long.wav", np.concatenate([tagged(i, 1) for i in range(60)]), RATE)
+    train, held = open_training_data(tmp_path, **SHORT, validation_share=.1, validation_seconds=2.)
+    clip = train.source.clip(0)
+    assert clip.frames == 54*RATE and len(held) == 3 and len(train) == 540
+    assert {number_of(item["audio"][:2400]) for item in held} <= set(range(54, 60))
+    assert {number_of(train[i]) for i in range(0, 540, 9)} <= set(range(54))
+    assert "long.wav from 54.0 s on" in caplog.text
+    two = AudioDataset(tmp_path, **SHORT)
+    assert [part.source.clip(0).frames for part in split_dataset(two, .001)][0] == 60*RATE - 2400
 
 
 def test_plain_pieces_are_those_of_the_ground_floor(folder):

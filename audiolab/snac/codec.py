@@ -7,6 +7,7 @@ __all__ = ['Codec', 'WaitingCodes', 'StreamDecoder']
 
 # %% ../../nbs/snac/17_codec.ipynb #93fb29bb
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .comparison_player import compare_by_ear
 from .config import SnacError
 from .generator import SNAC
 from .pretrained import from_pretrained
+from .segment_level import bring_to_level
 
 # %% ../../nbs/snac/17_codec.ipynb #4bfde04c
 def _digest(part) -> str:  # of a module's tensors
@@ -137,13 +139,16 @@ def encode_batch(self: Codec,
     sample_rate: int | None = None,  # Hz, of all of them
 ) -> list[Codes]:  # in the same order; each as if encoded alone
     "Codes of many sounds. Raises `SnacError` that says which one cannot be used."
-    sounds, clips = [], list(clips)
+    sounds, gains, clips = [], [], list(clips)
     for i, clip in enumerate(clips):
-        try: sounds.append(_at_rate(_one_sound(clip), sample_rate, self.sample_rate))
+        try: sound = _at_rate(_one_sound(clip), sample_rate, self.sample_rate)
         except SnacError as cause:
             raise SnacError(f"clip {i}: {cause}" if len(clips) > 1 else str(cause)) from None
-    return [Codes(levels, len(x), fingerprint=self.fingerprint, **self.layout)
-            for levels, x in zip(_encode_sounds(self, sounds), sounds)]
+        sound, gain = bring_to_level(sound, self.sample_rate, self.model.loudness)
+        sounds.append(sound)
+        gains.append(gain)
+    return [Codes(levels, len(x), fingerprint=self.fingerprint, gain=gain, **self.layout)
+            for levels, x, gain in zip(_encode_sounds(self, sounds), sounds, gains)]
 
 # %% ../../nbs/snac/17_codec.ipynb #1c1d0a5e
 @patch
@@ -185,8 +190,7 @@ def _codes_for(codec: Codec, codes, length: int | None = None) -> Codes:  # that
         raise SnacError(f"codes of the layout {codes.layout} are not for this model: "
                         f"{codec.layout}")
     _check_maker(codes, codec.fingerprint)
-    if length is None: return codes
-    return Codes(codes.codes, length, fingerprint=codes.fingerprint, **codec.layout)
+    return codes if length is None else replace(codes, length=length)
 
 # %% ../../nbs/snac/17_codec.ipynb #a12eef9a
 class StreamDecoder:
@@ -202,7 +206,7 @@ class StreamDecoder:
         self.context = codec.model.context_frames
         self.chunk = _whole_frames(codec.model, chunk_seconds)
         self.waiting = WaitingCodes(codec.model.vq_strides)
-        self.done = 0  # latent frames given out as sound
+        self.done, self.gain = 0, 1.0  # latent frames given out as sound; what it is multiplied by
         self.end, self.closed = length, False  # samples in all; whether nothing may follow
 
     @property
@@ -221,6 +225,7 @@ class StreamDecoder:
         if codes.length < codes.frames*codes.hop and not self.closed:
             self.end, self.closed = self.waiting.known*codes.hop+codes.length, True
         self.waiting.add(codes.codes)
+        self.gain = codes.gain
         step = self.codec.model.frame_multiple
         ready = (self.waiting.known-self.context)//step*step
         return self._decode(ready if ready >= self.done+self.chunk else self.done)
@@ -244,7 +249,7 @@ class StreamDecoder:
             parts.append(audio[span.kept(hop=hop).start:max(0, stop-span.begin*hop)])
             self.done = span.last
             if not last or span.last < until: waiting.forget(max(0, span.last-self.context))
-        return torch.cat(parts)
+        return torch.cat(parts)*self.gain
 
 # %% ../../nbs/snac/17_codec.ipynb #389a8c68
 @patch
@@ -257,10 +262,11 @@ def decode_stream(self: Codec,
     "Sound piece by piece; joined, that of `decode` with the same seed."
     stream = StreamDecoder(self, chunk_seconds, seed, noise)
     if isinstance(codes, Codes):  # all of them: the end hears codes of the padding behind it
-        stream.end, levels = codes.length, _codes_for(self, codes).codes
+        stream.end, gain, levels = codes.length, codes.gain, _codes_for(self, codes).codes
         spans = exact_spans(codes.frames, stream.chunk, context=0)
         codes = ([level[span.given(s)] for level, s in zip(levels, self.model.vq_strides)]
                  for span in spans)
+        codes = (Codes(piece, gain=gain, **self.layout) for piece in codes)
     for piece in codes:
         if len(audio := stream.push(piece)): yield audio
     if len(audio := stream.finish()): yield audio
@@ -293,7 +299,8 @@ def decode_batch(self: Codec,
             made[i] = torch.cat([*self.decode_stream(many[i], piece_seconds, seed, noise)])
         else:
             levels = [many[i].codes for i in bucket]
-            made |= zip(bucket, decode_together(self.model, levels, seed, noise))
+            sounds = decode_together(self.model, levels, seed, noise)
+            made |= {i: sound*many[i].gain for i, sound in zip(bucket, sounds)}
     return [made[i][:codes.length] for i, codes in enumerate(many)]
 
 # %% ../../nbs/snac/17_codec.ipynb #afcf8db5

@@ -9,7 +9,7 @@ __all__ = ['token_order', 'Codes', 'unflatten', 'save_codes', 'load_codes']
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -85,11 +85,14 @@ class Codes:
     vq_strides: tuple = (4, 2, 1)  # latent frames to a code of each level
     hop: int = 512  # samples to a latent frame
     fingerprint: str = ""  # of the model that made them, as `Codec.fingerprint`; empty: unknown
+    gain: float = 1.0  # what decoded sound is multiplied by, to be as loud as what was encoded
 
     def __post_init__(self):
         for name, top in {"sample_rate": 768_000, "codebook_size": 2**24, "hop": 2**20}.items():
             if type(value := getattr(self, name)) is not int or not 1 <= value <= top:
                 raise SnacError(f"{name} {value!r} is not a whole number from 1 to {top}")
+        if not (isinstance(self.gain, (int, float)) and 1e-6 <= self.gain <= 1e6):
+            raise SnacError(f"gain {self.gain!r} is not a number from 1e-6 to 1e6")
         object.__setattr__(self, "vq_strides", tuple(self.vq_strides))
         token_order(self.vq_strides)
         levels = _checked_levels(self.codes, self.vq_strides, self.codebook_size)
@@ -128,7 +131,8 @@ class Codes:
 
     def __eq__(self, other):
         if not isinstance(other, Codes) or self.layout != other.layout: return False
-        return self.length == other.length and all(map(torch.equal, self.codes, other.codes))
+        if (self.length, self.gain) != (other.length, other.gain): return False
+        return all(map(torch.equal, self.codes, other.codes))
 
     __hash__ = None
 
@@ -151,7 +155,7 @@ def cut(self: Codes,
     levels = [level[first*step//stride:last*step//stride]
               for level, stride in zip(self.codes, self.vq_strides)]
     length = max(0, min(self.length, last*span)-first*span)
-    return Codes(levels, length, fingerprint=self.fingerprint, **self.layout)
+    return replace(self, codes=levels, length=length)
 
 # %% ../../nbs/snac/13_codes.ipynb #a16c5609
 @patch
@@ -213,7 +217,8 @@ def unflatten(
     return Codes(levels, length, sample_rate, codebook_size, strides, hop, fingerprint)
 
 # %% ../../nbs/snac/13_codes.ipynb #8851cd22
-_SUFFIX, _MAX_BYTES, _VERSION = ".snac", 2**28, "1"  # 256 MiB: more than two weeks of sound
+_SUFFIX, _MAX_BYTES = ".snac", 2**28  # 256 MiB: more than two weeks of sound
+_PLAIN, _WITH_GAIN = "1", "2"  # versions: a reader that knows no gain must not open those with one
 _FIELDS = "sample_rate", "length", "codebook_size", "hop"
 
 def save_codes(
@@ -226,8 +231,9 @@ def save_codes(
     kind = np.int16 if codes.codebook_size <= 2**15 else np.int32
     tensors = {f"codes.{i}": level.numpy().astype(kind) for i, level in enumerate(codes.codes)}
     notes = {f"snac.{name}": str(getattr(codes, name)) for name in _FIELDS}
-    notes |= {"snac.version": _VERSION, "snac.vq_strides": ",".join(map(str, codes.vq_strides)),
+    notes |= {"snac.version": _PLAIN, "snac.vq_strides": ",".join(map(str, codes.vq_strides)),
               "snac.fingerprint": codes.fingerprint}
+    if codes.gain != 1: notes |= {"snac.version": _WITH_GAIN, "snac.gain": repr(float(codes.gain))}
     try: return write_checkpoint(path, tensors, notes)
     except CheckpointError as cause: raise SnacError(str(cause)) from cause
 
@@ -240,14 +246,16 @@ def _read_note(metadata: dict, name: str, form: str, verb: str = "is") -> str:
 def _read_layout(metadata: dict) -> dict:  # arguments of `Codes`
     values = {name: int(_read_note(metadata, name, "[0-9]{1,12}")) for name in _FIELDS}
     strides = _read_note(metadata, "vq_strides", "[0-9]{1,4}(,[0-9]{1,4}){0,15}", "are")
-    fingerprint = _read_note(metadata, "fingerprint", "[0-9a-f-]{0,80}")
-    return values | {"vq_strides": tuple(map(int, strides.split(","))), "fingerprint": fingerprint}
+    values["fingerprint"] = _read_note(metadata, "fingerprint", "[0-9a-f-]{0,80}")
+    if metadata["snac.version"] == _WITH_GAIN:
+        values["gain"] = float(_read_note(metadata, "gain", r"\d{1,7}(\.\d{1,20})?(e-\d\d)?"))
+    return values | {"vq_strides": tuple(map(int, strides.split(",")))}
 
 # %% ../../nbs/snac/13_codes.ipynb #5be6ea89
 def _check_code_file(info) -> None:  # SnacError for a file that cannot be one of ours
     version = info.metadata.get("snac.version")
     if version is None: raise SnacError("not a file of codes")
-    if version != _VERSION:
+    if version not in (_PLAIN, _WITH_GAIN):
         raise SnacError(f"version {version[:20]!r} is not known here; update audiolab")
     if info.size > _MAX_BYTES: raise SnacError(f"{info.size:,} bytes are too many for codes")
     if not info.has_digests:

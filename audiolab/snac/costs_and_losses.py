@@ -22,6 +22,7 @@ from audiolab.measure import (
 )
 from .any_length import decode_in_pieces, encode_in_pieces
 from .config import SnacError
+from .segment_level import bring_to_level
 
 # %% ../../nbs/snac/23_costs_and_losses.ipynb #7ee66fc0
 def code_statistics(
@@ -85,11 +86,14 @@ def code_recording(
         return model.decode(levels, seed=seed, noise=noise, first_frame=first)
 
     device, unit = model_device(model), model.pad_multiple
-    x = torch.as_tensor(np.ascontiguousarray(audio, np.float32), device=device)[None, None]
+    x, gain = torch.as_tensor(np.array(audio, np.float32)), 1.0
+    if level := getattr(model, "loudness", None):
+        x, gain = bring_to_level(x, model.sampling_rate, level)
+    x = x.to(device)[None, None]
     piece = max(1, round(piece_seconds*model.sampling_rate/unit))*(unit//model.hop_length)
     codes, encoding = timed(lambda: encode_in_pieces(model, x, piece, model.encode), device)
     made, decoding = timed(lambda: decode_in_pieces(model, codes, piece, decode), device)
-    made = made[0, 0, :x.shape[-1]]
+    made = made[0, 0, :x.shape[-1]]*gain
     if made.shape != x.shape[2:] or not bool(torch.isfinite(made).all()):
         raise SnacError(f"the codec made {len(made)} samples of {x.shape[-1]}, or values that are "
                         "not finite: its weights are damaged")

@@ -78,7 +78,7 @@ def _notes(model, noise):
              "n_codebooks")
     notes = {name: getattr(model, name) for name in sizes}
     noises = len(_noise_sizes(model)) if noise else 0
-    return notes | {"noise_inputs": noises, "config": model.config}
+    return notes | {"noise_inputs": noises, "config": model.config, "loudness": model.loudness}
 
 # %% ../../nbs/snac/22_export.ipynb #2749fdcc
 @contextmanager

@@ -386,6 +386,7 @@ class SNAC(nn.Module):
         self.quantizer = ResidualVectorQuantize(latent, *books)
         voice = decoder_dim, decoder_rates, noise, depthwise
         self.decoder = Decoder(latent, *voice, window, normed)
+        self.loudness = None  # LUFS of all that it was trained on; None: many levels, as published
 
     @property
     def config(self) -> dict:
@@ -516,4 +517,5 @@ class SNAC(nn.Module):
                 state[f"{before}weight"] = parts[before.rstrip(".")].weight.clone()
         plain = SNAC(**self.config, normed=False).to(next(self.parameters()))
         plain.load_state_dict(state)
+        plain.loudness = self.loudness
         return plain.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from audiolab.snac.adversarial_step import (
 from .codebooks import codebook_use
 from .config import SnacError, TrainConfig, as_config
 from .generator import SNAC
-from .pretrained import save_pretrained
+from .pretrained import level_note, save_pretrained
 from .training_data import make_loader
 from audiolab.snac.training_parts import (
     critics_warmup, make_codebooks, make_generator, make_optimizer, open_data, step_values,
@@ -128,7 +128,7 @@ def list_critics(
 # %% ../../nbs/snac/20_task.ipynb #1e17b726
 class SnacTask(Task):
     "Learns a codec: sound to few numbers and back."
-    name, averaged, files = "snac", ("generator",), ("config.json", "pytorch_model.bin")
+    name, averaged, files = "snac", ("generator",), ("config.json", "pytorch_model.bin", "level.json")
     of_critics = "loss_d", "gen_adv_loss", "fm_loss"  # what a step tells only if they are asked
     shardable = False  # codebooks are moved in place, beside their optimizer
 
@@ -212,6 +212,7 @@ class SnacTask(Task):
         "The codec, under its published names."
         generator = loop.modules["generator"]
         notes = {"config": json.dumps({"model": generator.config}), "format": "snac"}
+        notes |= level_note(generator.loudness)
         return generator.state_dict(), notes
 
     def load_weights(self, loop, tensors, metadata):

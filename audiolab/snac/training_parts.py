@@ -40,12 +40,16 @@ def make_generator(
     if frozen and not source:
         raise SnacError("freeze_tokens keeps the codes of a trained model, and there is none: "
                         "give weights, too (--weights MODEL)")
-    if not source: return SNAC(**asdict(config.model)), config
+    if not source:
+        model = SNAC(**asdict(config.model))
+        model.loudness = config.data.loudness
+        return model, config
     model = _trained_generator(source, resumed)
     lists = {key: tuple(v) for key, v in model.config.items() if isinstance(v, list)}
     size = ModelConfig(**(model.config | lists))
     if size != config.model and config.model != ModelConfig():
         _log.warning("the size of the model is that of %s, not the one in the settings", source)
+    if not frozen: model.loudness = config.data.loudness  # else codes stay what they were
     if frozen:
         for part in (model.encoder, model.quantizer): part.requires_grad_(False)
     return model.train(), replace(config, model=size)
