@@ -182,3 +182,29 @@ def test_a_run_that_hears_no_offset_says_so(tmp_path, caplog):
                      {"training": {"steps": 1}, "losses": {"stft": 0., "offset": 0.}})
     with caplog.at_level(logging.WARNING): fit(given)
     assert "hears a constant offset" in caplog.text
+
+
+# ---- critics as a share of the run, heard or told
+
+def test_critics_start_at_a_share_of_the_run_or_at_a_step():
+    def begins(start, steps, total=None):
+        given = {"discriminators": {"start": start}, "training": {"steps": steps}}
+        return as_config(given).critics_start(total)
+    assert [begins(*o) for o in ((.5, 1200), (.5, 3001), (1500, 1200), (0, 9), (1, 9), (.999, 10))
+            ] == [600, 1501, 1500, 0, 1, 10]
+    assert begins(.25, 0, 80) == 20 and begins(.25, 0) == 0  # epochs, of a known length or not
+    small = as_config(create_training_config("x", model="small", num_iterations=1200))
+    assert small.critics_start() == 600 and "critics from step 600 on" in small.plan()
+    late = as_config({"discriminators": {"start": 1500}, "training": {"steps": 1200}})
+    assert "no critics" in late.plan() and "critics" not in as_config({}).plan()
+
+
+@pytest.mark.parametrize("start, first", [(.5, 2), (3, 3), (9, None)])
+def test_critics_are_heard_from_there_on(tmp_path, caplog, start, first):
+    given = settings(tmp_path/"run", make_corpus(tmp_path/"data"),
+                     {"discriminators": {"start": start}})
+    with caplog.at_level(logging.WARNING): fit(given)
+    rows = [json.loads(line) for line in (tmp_path/"run/history.jsonl").read_text().splitlines()]
+    heard = [row["step"] for row in rows if "loss_d" in str(row)]
+    assert ("critics are never heard" in caplog.text) == (first is None)
+    assert heard == list(range((first or 4) + 1, 5))

@@ -22,7 +22,9 @@ import numpy as np
 import torch
 
 import audiolab
-from ..audio import AudioError, AudioFigure, find_audio_files, resample, stft
+from audiolab.audio import (
+    EXTENSIONS, AudioError, AudioFigure, find_audio_files, resample, stft,
+)
 from ..files import replacing
 from ..watch import Page
 from .config import SnacError
@@ -292,8 +294,8 @@ class EvalConfig:
     def files(self) -> list[Path]:  # sorted
         "Find the recordings; `SnacError` if there are none, `AudioError` for a missing folder."
         if found := find_audio_files(self.sounds, recursive=True): return found
-        raise SnacError(f"no sound in {', '.join(self.sounds) or 'nothing'}: name wav, flac, mp3, "
-                        "ogg or opus files, or folders of them")
+        raise SnacError(f"no sound in {', '.join(self.sounds) or 'nothing'}: name sounds, or "
+                        f"folders of them; endings looked for are {' '.join(EXTENSIONS)}")
 
     def measures(self) -> tuple[str, ...]:
         "Names of the measures to take."

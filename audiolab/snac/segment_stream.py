@@ -42,6 +42,9 @@ def row_speaker(
     column = group_column(row[2])
     return column and (column, row[2][column])
 
+# %% ../../nbs/snac/10_segment_stream.ipynb #bb264c49
+_log = logging.getLogger(__name__)
+
 # %% ../../nbs/snac/10_segment_stream.ipynb #6639ee4e
 def speakers_to_hold(
     speakers: list,  # who speaks in each of some rows, as `row_speaker` says; None: unknown
@@ -56,9 +59,6 @@ def speakers_to_hold(
         chosen.add(who)
         found += rows[who]
     return chosen
-
-# %% ../../nbs/snac/10_segment_stream.ipynb #bb264c49
-_log = logging.getLogger(__name__)
 
 # %% ../../nbs/snac/10_segment_stream.ipynb #522842bf
 class SegmentStream(Stream):

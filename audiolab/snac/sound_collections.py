@@ -14,9 +14,6 @@ from ..audio import EXTENSIONS, AudioError, find_audio_files, probe_audio
 from ..data import AudioFiles, Clip, DataError, open_hub_table, open_local_table
 
 # %% ../../nbs/snac/09_sound_collections.ipynb #5ef82ee8
-_OTHERS = ".aiff", ".aif", ".caf", ".w64", ".au", ".m4a", ".aac", ".wma", ".mp4", ".webm"
-_LISTED = *EXTENSIONS, *_OTHERS
-
 def some_causes(
     causes: dict,  # name -> cause
 ) -> str:  # three of them in a line
@@ -30,10 +27,10 @@ def list_sound_files(
     group: str | None = None,  # what a split keeps together: "folder"; None: each file is its own
 ) -> tuple[AudioFiles, dict[str, str]]:  # clips by their headers; file -> why it is left out
     "The files of a folder. `DataError` if none of them can be read."
-    files, clips, left_out = find_audio_files(path, _LISTED, recursive=True), [], {}
+    files, clips, left_out = find_audio_files(path, recursive=True), [], {}
     if not files:
         raise DataError(f"{path}: holds no sound; files are looked for that end in "
-                        f"{' '.join(_LISTED)}")
+                        f"{' '.join(EXTENSIONS)}")
     for file in files:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         source = str(Path(name).parent) if group == "folder" else name

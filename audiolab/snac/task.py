@@ -35,6 +35,13 @@ _log = logging.getLogger(__name__)
 _DEAF = ("losses.offset and losses.stft are 0: nothing in this training hears a constant offset, and decoded silence "
          "may stand at full scale; give one a weight, such as --losses.offset 50")
 
+def _warn(config):  # of what the settings leave out
+    start, steps = config.critics_start(), config.training.steps
+    if not hears_offset(config.losses): _log.warning(_DEAF)
+    if 0 < steps <= start:
+        _log.warning("critics are never heard: they would take part from step %d on, and the "
+                     "run has %d (discriminators.start)", start, steps)
+
 def _intelligibility(real, sound, rate) -> float | None:  # None: not there, or too little speech
     try: return float(stoi(real, sound, rate))
     except (ImportError, ValueError) as cause: _log.debug("STOI left out: %s", cause)
@@ -148,7 +155,7 @@ class SnacTask(Task):
         self.net = loop.module("generator", model, parts=(model.encoder, model.decoder))
         precision = c.discriminators.precision
         self.judged = Comparison(self.critics, c.losses, model.sampling_rate, precision)
-        if not loop.rank and not hears_offset(c.losses): _log.warning(_DEAF)
+        if not loop.rank: _warn(c)
         self._add_optimizers(model, loop)
         self._open_data(loop)
 
@@ -169,7 +176,7 @@ class SnacTask(Task):
         "Both parties, by one look at the sound."
         real, phases = batch["audio"][:, None], self.config.discriminators
         if loop.step < phases.alone: return self._teach_critics(real, loop)
-        asked = loop.step >= phases.start
+        asked = loop.step >= self.config.critics_start(loop.total_steps)
         with loop.autocast(): coded = self.net(real, details=True)
         losses = self.judged.compare(real, coded.audio, loop.step, critics=asked)
         if asked: loop.update("discriminators", losses)
