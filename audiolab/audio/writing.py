@@ -94,7 +94,9 @@ def write_audio(
     return path
 
 # %% ../../nbs/audio/09_writing.ipynb #ce618d45
-EXTENSIONS = ('.wav', '.flac', '.mp3', '.ogg', '.opus')
+# of every command: what cannot be read here is named, with the remedy, and never passed over
+EXTENSIONS = ('.wav', '.flac', '.mp3', '.ogg', '.opus', '.aiff', '.aif', '.aifc', '.caf', '.w64',
+              '.rf64', '.au', '.snd', '.m4a', '.aac', '.wma', '.mp4', '.webm')
 
 
 def wanted_endings(extensions) -> set[str]:

@@ -4,9 +4,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "distances": ["MEL_BANDS", "MEL_WINDOWS", "MultiScaleMel", "MultiScaleSTFT",
         "VOCODER_RESOLUTIONS", "WindowedMagnitude", "centred_frames", "cut_frames",
-        "equal_mel_bands", "fft_size", "frames_in_block", "log_spectral_distance",
-        "mel_cepstral_distortion", "mel_distance", "mel_levels",
-        "multi_resolution_stft_distance", "multi_scale_stft_distance", "scale_invariant_sdr"],
+        "equal_mel_bands", "fft_size", "frames_in_block", "level_difference",
+        "log_spectral_distance", "means_of_pieces", "mel_cepstral_distortion", "mel_distance",
+        "mel_levels", "multi_resolution_stft_distance", "multi_scale_stft_distance",
+        "offset_difference", "scale_invariant_sdr"],
     "generated_sound": ["as_float64", "as_mono", "autocorrelation", "feature_scale",
         "for_batches", "harmonicity", "long_term_spectral_distance", "long_term_spectrum",
         "loudness_spread", "measure", "modulation_index", "nearest_runs", "novelty",

@@ -131,7 +131,7 @@ DATASET_CONFIGS = {
 # %% ../../nbs/snac/00_config.ipynb #260ab6b0
 _SMALL_RECIPE = {
     "data": {"segment_length": 0.32},
-    "discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 1500},
+    "discriminators": {"width": 0.125, "learning_rate": 2e-4, "warmup": 200, "start": 0.5},
     "training": {
         "steps": 3000, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine",
         "final_factor": 0.05, "warmup": 50.0, "ema_decay": 0.99, "validate_every": "250 steps",
@@ -211,7 +211,7 @@ class DiscriminatorConfig:
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; of the multi-period discriminator
     fft_sizes: tuple[int, ...] = (2048, 1024, 512)  # samples; windows of the STFT discriminator
     clip_norm: _Weight = 10.0  # longest gradient
-    start: _Count = 0  # steps before they take part
+    start: _Weight = 0  # steps before they take part; below 1: as a share of the run
     alone: _Count = 0  # steps in which only they learn, such as 1000 at the start of fine-tuning
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what hardware does well
     legacy: bool = False  # those of an earlier trainer (magnitude and phase)
@@ -219,9 +219,10 @@ class DiscriminatorConfig:
 # %% ../../nbs/snac/00_config.ipynb #46bb36d0
 @dataclass
 class LossConfig:
-    "Weights of the losses (DAC's)."
+    "Weights of the losses: DAC's, and one that hears a constant offset."
     mel: _Weight = 15.0  # log-mel distance at seven scales
-    stft: _Weight = 0.0  # magnitude distance at three scales
+    stft: _Weight = 1.0  # magnitude distance at three scales, which hears levels
+    offset: _Weight = 50.0  # distance of means over 0.1 s; outside the balance
     adversarial: _Weight = 1.0  # to be taken for real
     feature_matching: _Weight = 2.0  # to look alike inside the discriminators
     commitment: _Weight = 0.25  # latents near their entries
@@ -301,6 +302,13 @@ class TrainConfig:
         wanted = round(self.data.segment_length*self.model.sampling_rate)
         return -(-wanted//self.pad_multiple)*self.pad_multiple
 
+    def critics_start(self,
+        total_steps: int | None = None,  # of the run; None: as the settings say, if they do
+    ) -> int:  # step
+        "When critics begin to take part."
+        start, total = self.discriminators.start, total_steps or self.training.steps
+        return math.ceil(start*total) if start < 1 else math.ceil(start)
+
     def plan(self) -> str:
         "What a run would do."
         weights, data, training = self.fine_tuning.weights, self.data, self.training
@@ -308,7 +316,13 @@ class TrainConfig:
         streamed = " (streamed)" if data.streaming else ""
         ends = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
         return (f"{begin} on {data.dataset_path}{streamed}, {training.batch_size} pieces "
-                f"at a time, {ends}, into {self.paths.checkpoint_dir}")
+                f"at a time, {ends}, {self._describe_critics()}into {self.paths.checkpoint_dir}")
+
+    def _describe_critics(self):
+        start, steps = self.critics_start(), self.training.steps
+        if not steps or not start: return ""
+        if start < steps: return f"critics from step {start} on, "
+        return f"no critics (they would take part from step {start} on), "
 
     def _describe_size(self):
         model, samples = self.model, self.segment_samples

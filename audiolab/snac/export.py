@@ -111,8 +111,29 @@ def _missing(error):
     return SnacError(f"ONNX export needs the packages onnx and onnxscript ({error}): "
                      "pip install 'audiolab[onnx]'")
 
+# %% ../../nbs/snac/22_export.ipynb #03c353e8
+def _pad_inside(proto, multiple):
+    "Let a graph of whole blocks take sound of any length."
+    from onnx import helper
+    graph, whole, kind = proto.graph, "audio_in_blocks", 7  # int64
+    for node in graph.node:
+        node.input[:] = [whole if name == "audio" else name for name in node.input]
+    values = {"pad_axis": [2], "pad_unit": [multiple], "pad_none": [0]*5}
+    graph.initializer.extend(helper.make_tensor(name, kind, [len(given)], given)
+                             for name, given in values.items())
+    steps = [("Shape", ["audio"], "pad_shape"), ("Gather", ["pad_shape", "pad_axis"], "pad_samples"),
+             ("Neg", ["pad_samples"], "pad_below"), ("Mod", ["pad_below", "pad_unit"], "pad_zeros"),
+             ("Concat", ["pad_none", "pad_zeros"], "pad_widths"),
+             ("Pad", ["audio", "pad_widths"], whole)]
+    first = [helper.make_node(kind, given, [made], **({"axis": 0} if kind == "Concat" else {}))
+             for kind, given, made in steps]
+    rest = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend([*first, *rest])
+    graph.input[0].type.tensor_type.shape.dim[2].dim_param = "samples"
+
 # %% ../../nbs/snac/22_export.ipynb #fd1226b9
-def _trace(graph, inputs, opset, notes, **names) -> bytes:
+def _trace(graph, inputs, opset, notes, pad=1, **names) -> bytes:
     "An ONNX file of a module that is run once."
     try:
         import onnx
@@ -127,6 +148,7 @@ def _trace(graph, inputs, opset, notes, **names) -> bytes:
                             f"opset {opset}: {why}") from error
         proto = program.model_proto
     _forget_origin(proto)
+    if pad > 1: _pad_inside(proto, pad)
     texts = {key: str(value) if isinstance(value, int) else json.dumps(value)
              for key, value in notes.items()}
     onnx.helper.set_model_props(proto, texts)
@@ -141,7 +163,8 @@ def _trace_encoder(model, plain, batch, blocks, opset):
     audio = torch.zeros(2, 1, _BLOCKS*model.pad_multiple)
     shape = {0: batch, 2: model.pad_multiple*blocks}
     return _trace(_EncoderGraph(plain), (audio,), opset, _notes(model, False),
-                  dynamic_shapes=(shape,), input_names=["audio"], output_names=names)
+                  model.pad_multiple, dynamic_shapes=(shape,), input_names=["audio"],
+                  output_names=names)
 
 # %% ../../nbs/snac/22_export.ipynb #e30e0a53
 def _trace_decoder(model, plain, batch, blocks, opset, noise):
@@ -228,14 +251,15 @@ def _audio_error(decoder, plain, codes, generator):
 # %% ../../nbs/snac/22_export.ipynb #9ab6e554
 def _compare(encoder, decoder, plain, batch, blocks, generator) -> Parity:
     "Both graphs with sound of one shape."
-    samples = blocks*plain.pad_multiple
+    samples = blocks*plain.pad_multiple - plain.pad_multiple//3  # not whole blocks
     hiss = torch.randn(batch, 1, samples, generator=generator)*.1
     pitch = torch.rand(batch, 1, 1, generator=generator)
     audio = hiss+torch.sin(torch.arange(samples)*pitch)*.3
     names = [f"codes_{i}" for i in range(plain.n_codebooks)]
     codes = [torch.from_numpy(c) for c in encoder.run(names, {"audio": audio.numpy()})]
     equal = _share_equal(codes, plain.encode(audio))
-    shortfall = _code_shortfall(plain, audio, codes)
+    whole = functional.pad(audio, (0, plain.pad_multiple//3))
+    shortfall = _code_shortfall(plain, whole, codes)
     if math.isinf(shortfall): return Parity(math.inf, 0., math.inf, ((batch, samples),))
     error = _audio_error(decoder, plain, codes, generator)
     return Parity(shortfall, equal, error, ((batch, samples),))
@@ -274,7 +298,7 @@ def export_onnx(
     noise: bool = False,  # whether the decoder takes noise_0, noise_1, ... [B, 1, T_i] as inputs
     verify: bool = True,  # compare with the model before writing, if ONNX Runtime is installed
 ) -> dict:  # "encoder" and "decoder": paths
-    "Write graphs of any batch and length, a multiple of `pad_multiple`. Raises `SnacError`."
+    "Write graphs of any batch and length; sound is padded inside. Raises `SnacError`."
     if noise and not model.config["noise"]:
         raise SnacError("this codec has no noise blocks, so its decoder has no noise to take: "
                         "leave noise off")
