@@ -1,6 +1,7 @@
 "The monitor without a browser: what it shows, what its buttons do, what it leaves, and that it never harms the run."
-import base64, gc, logging, threading, time, weakref
+import base64, gc, logging, subprocess, sys, threading, time, weakref
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -345,6 +346,31 @@ def test_a_live_run_is_watched_again(tmp_path):
     assert trainer.join(60).state == "stopped" and third.wait(60)
     steps = third.run_curves.train["loss"].points()[0]
     assert steps[0] == 10 and (np.diff(steps) > 0).all()
+
+
+ELSEWHERE = """
+import sys
+from test_monitor import denoising
+denoising(sys.argv[1]).fit()
+"""
+
+
+def test_a_run_of_another_process_is_watched_and_steered(tmp_path):
+    folder = tmp_path/"run"
+    process = subprocess.Popen([sys.executable, "-c", ELSEWHERE, str(folder)],
+                               cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
+    until(lambda: (folder/"history.jsonl").exists())
+    monitor = watch(folder, interval=.1)
+    until(lambda: monitor.status.step >= 20)
+    monitor.pause.click()
+    until(lambda: monitor.state == "paused" and monitor.pause.description == "Resume")
+    monitor.listen.click()
+    until(lambda: monitor.output.value)
+    assert soundfile.info(BytesIO(monitor.output.value)).frames == 8000
+    monitor.stop.click()
+    assert process.wait(60) == 0 and monitor.wait(60) and monitor.state == "stopped"
+    again = watch(str(folder))  # it is over: shown as it was
+    assert again.state == "stopped" and again.status.step == monitor.status.step
 
 
 def test_two_runs_in_one_folder(tmp_path):

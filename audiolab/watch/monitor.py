@@ -23,7 +23,7 @@ from IPython import get_ipython
 from IPython.display import display
 from PIL import Image
 
-from ..training import Event, Sample, read_history
+from ..training import Event, RunElsewhere, Sample, read_history
 from .curves import RunCurves
 from .history_picture import HistoryPlot
 from audiolab.watch.panel import (
@@ -423,14 +423,16 @@ def _ipython_display_(self: Monitor):  # as the value of a cell, unless this ver
 
 # %% ../../nbs/watch/07_monitor.ipynb #3c7e31b1
 def watch(
-    trainer,  # `Trainer`
+    trainer,  # `Trainer`, or the folder of a run of another process or machine
     resume: str | Path | None = None,  # as for `fit`: None, "auto" or a checkpoint
     **options,  # of `Monitor`: interval, keep, names
 ) -> Monitor:  # for its values and its picture
     "Train in the background and watch; a run that goes on already gets a new panel instead of its old."
+    if isinstance(trainer, (str, Path)): trainer = RunElsewhere(trainer)
     before = [other for other in trainer.listeners if isinstance(other, Monitor)]
     monitor = Monitor(trainer, **options)
-    if trainer.alive: monitor.follower.join_late([other.shelf for other in before])
+    if isinstance(trainer, RunElsewhere): trainer.follow()
+    elif trainer.alive: monitor.follower.join_late([other.shelf for other in before])
     else: trainer.fit(resume=resume, background=True)
     monitor.show()
     return monitor
