@@ -72,7 +72,8 @@ def adapted_states(
     heard = Interpretation(fit, old + new)
     visited = np.bincount(heard.recordings.states, minlength=fit.hmm.n_states) > 0
     keep_unvisited(heard.states, before, visited)
-    if not old and before.colour is not None: heard.states.colour = before.colour
+    if not old and before.colour is not None:
+        heard.states.colour, heard.states.own_colours = before.colour, before.own_colours
     heard.states.occupancy = fit.statistics.counts/fit.statistics.counts.sum()
     return heard.states
 

@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['Seconds', 'Seed', 'Excitation', 'number_cell', 'columns', 'sweep_columns', 'fit_peak', 'compare_saved',
-           'GenerateConfig', 'open_model', 'generate_command', 'EvaluateConfig', 'evaluate_command']
+           'GenerateConfig', 'open_model', 'take_configs', 'write_take', 'generate_command', 'EvaluateConfig',
+           'evaluate_command']
 
 # %% ../../nbs/ssgs/33_commands.ipynb #d1cb99a5
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
-from ..audio import write_audio
-from ..files import CheckpointError, verify_checkpoint
+from ..audio import WRITE_FORMATS, AudioError, write_audio
+from ..files import CheckpointError, save_bytes, verify_checkpoint
 from .evaluation import evaluate
 from .excitation import EXCITATIONS
 from .fidelity import fidelity_sweep
 from .model import SpectralStateGuidedSynthesis
 from .report import write_report
 from .train import Fraction, Hertz
+from ..training import set_aside
 
 # %% ../../nbs/ssgs/33_commands.ipynb #967e3297
 _log = logging.getLogger(__name__)
@@ -102,13 +105,15 @@ class GenerateConfig:
     variation: Annotated[float, Interval(ge=0, le=4)] = 1.0  # how much it wanders within a state
     peak: Fraction|None = None  # scale to this peak; None keeps the level of the model
     sample_rate: Hertz|None = None  # Hz; the model's if not given
-    seed: Seed|None = None  # same seed, same sound
+    seed: Seed|None = None  # same seed, same sound; drawn and told if not given
+    count: Annotated[int, Interval(ge=1, le=1000)] = 1  # takes, with seeds that follow each other
 
     def plan(self) -> str:
         "What a run would do."
         guided = self.guide and not self.seconds
         length = f"as long as {self.guide}" if guided else f"{self.seconds or 5:g} s"
-        return f"{length} at fidelity {self.fidelity} from {self.model} into {self.out}"
+        takes = f"{self.count} takes, each " if self.count > 1 else ""
+        return f"{takes}{length} at fidelity {self.fidelity} from {self.model} into {self.out}"
 
 # %% ../../nbs/ssgs/33_commands.ipynb #40947347
 def open_model(
@@ -119,27 +124,57 @@ def open_model(
     if not Path(path).is_file(): raise CheckpointError(f"there is no such file: {remedy}", path)
     return SpectralStateGuidedSynthesis.load_checkpoint(path)
 
+# %% ../../nbs/ssgs/33_commands.ipynb #0d834850
+def take_configs(
+    config: GenerateConfig,  # as asked for
+) -> list[GenerateConfig]:  # one a take, each with its seed and its file
+    "What to make, take by take. AudioError for an ending that cannot be written."
+    out = Path(config.out)
+    if out.suffix.lower() not in WRITE_FORMATS:  # said before anything is made
+        raise AudioError(out, f"cannot write {out.suffix or 'a file without ending'}; "
+                              f"use one of {' '.join(WRITE_FORMATS)}")
+    first = config.seed
+    if first is None: first = int(np.random.SeedSequence().entropy % 1_000_000)
+    seeds = range(first, first + config.count)
+    def name(seed): return out.with_name(f"{out.stem}-{seed}{out.suffix}")
+    files = [name(seed) if config.count > 1 else out for seed in seeds]
+    return [replace(config, seed=seed, out=str(file), count=1) for seed, file in zip(seeds, files)]
+
+# %% ../../nbs/ssgs/33_commands.ipynb #2dcf4e65
+def write_take(
+    model: SpectralStateGuidedSynthesis,  # trained
+    take: GenerateConfig,  # of `take_configs`
+) -> Path:  # the file
+    "Make one take, and write it with a note of how it was made."
+    rate, guide = take.sample_rate or model.sample_rate, take.guide
+    audio = model.generate(
+        take.seconds or (None if guide else 5.0), rate, take.fidelity, take.excitation_type,
+        seed=take.seed, peak=take.peak, temperature=take.temperature, variation=take.variation,
+        path="viterbi" if guide else take.path, guide=guide)
+    loudest = float(np.abs(audio).max())
+    if loudest > 0.99:
+        _log.info("turned down by %.1f dB so that it does not clip", 20*np.log10(loudest/0.99))
+    path, note = Path(take.out), Path(f"{take.out}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(set_aside(path), fit_peak(audio), rate)
+    told = {name: value for name, value in asdict(take).items() if value is not None}
+    save_bytes(set_aside(note), [json.dumps(told, indent=1, ensure_ascii=False).encode()])
+    print(f"{path}: {len(audio)/rate:.2f} s, {rate} Hz, peak {min(loudest, 0.99):.2f}, "
+          f"seed {take.seed}")
+    return path
+
 # %% ../../nbs/ssgs/33_commands.ipynb #4eba4bb1
 def generate_command(
     config: GenerateConfig,  # what to make
 ) -> int:  # exit code
-    "Generate one file."
+    "Generate one file, or several takes."
+    takes = take_configs(config)
     model = open_model(config.model, "train a model first (audiolab ssgs train), "
                                      "or name one with --model")
-    rate, guide = config.sample_rate or model.sample_rate, config.guide
     if config.fidelity > 0 and not model.has_audio:
         raise CheckpointError("holds no training audio, so its fidelity is 0; "
                               "train with artifacts, or leave --fidelity out", config.model)
-    audio = model.generate(
-        config.seconds or (None if guide else 5.0), rate, config.fidelity, config.excitation_type,
-        seed=config.seed, peak=config.peak, temperature=config.temperature,
-        variation=config.variation, path="viterbi" if guide else config.path, guide=guide)
-    loudest = float(np.abs(audio).max())
-    if loudest > 0.99:
-        _log.info("turned down by %.1f dB so that it does not clip", 20*np.log10(loudest/0.99))
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    path = write_audio(config.out, fit_peak(audio), rate)
-    print(f"{path}: {len(audio)/rate:.2f} s, {rate} Hz, peak {min(loudest, 0.99):.2f}")
+    for take in takes: write_take(model, take)
     return 0
 
 # %% ../../nbs/ssgs/33_commands.ipynb #978e650f

@@ -222,6 +222,7 @@ def _pluck(f0, onset, when, noise, rate, hop, t60, line, state, out):
 @register_excitation("Karplus-Strong")
 class KarplusStrong:
     "A plucked string, whitened and levelled; noise takes its place where there is no pitch."
+    own_colour = True  # neither that of noise nor that of pulses
     def __init__(self, sample_rate, hop_size, rng, t60=0.6):
         self.sample_rate, self.hop_size, self.rng = sample_rate, hop_size, rng
         self.t60, self.line = t60, np.zeros(sample_rate//20)

@@ -143,7 +143,7 @@ def read_fit(
     return Fit(hmm, mean, scale, prior, statistics, state, history, iteration)
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #f5f84664
-TRACKS = "occupancy", "mean", "variance", "delta_variance", "peak", "loudest", "colour"
+TRACKS = "occupancy", "mean", "variance", "delta_variance", "peak", "loudest", "colour", "level"
 
 
 def state_tensors(
@@ -152,6 +152,7 @@ def state_tensors(
     "States as tensors, without what is in the fit."
     known = vars(states) | vars(states.limits)
     values = {f"tracks.{name}": known[name] for name in TRACKS}
+    values |= {f"colour.{name}": gain for name, gain in states.own_colours.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #39bea27a
@@ -163,12 +164,15 @@ def read_states(
     "The states that `state_tensors` took apart. KeyError or ValueError name what is wrong."
     shape = hmm.n_states, hmm.n_features + 2
     shapes = dict(occupancy=shape[:1], mean=shape, variance=shape, delta_variance=shape, peak=())
+    if "tracks.level" in tensors: shapes["level"] = (2,)
     if "tracks.loudest" in tensors: shapes["loudest"] = shape[:1]
     if "tracks.colour" in tensors: shapes["colour"] = 2, tensors["tracks.colour"].size//2
     values = {name: sound_array(tensors, f"tracks.{name}", s) for name, s in shapes.items()}
+    own = {name: sound_array(tensors, f"colour.{name}", (gain.size,))
+           for name, gain in tensor_group(tensors, "colour").items()}
     limits = Limits(float(values.pop("peak")), values.pop("loudest", None))
     return States(sample_rate=settings.sample_rate, hop_size=settings.hop_size, limits=limits,
-                  initial=hmm.initial, transition=hmm.transition, **values)
+                  initial=hmm.initial, transition=hmm.transition, own_colours=own, **values)
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #058e9709
 SAVED_SETTINGS = ("n_states", "lpc_order", "frame_size", "hop_size", "smoothness_weight",

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'CONTEXT', 'Course', 'PlannedTracks', 'soft_limit', 'BlockReader', 'MixedExcitation', 'BlockFilter', 'Stream',
-           'measure_colour']
+           'measure_colour', 'measure_own_colours', 'measure_level', 'sampled_level']
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #fba1654b
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from fastcore.basics import patch
 
-from .excitation import Controls, make_excitation
+from .excitation import EXCITATIONS, Controls, make_excitation
 from .excitation_colour import Colour, smooth_power
 from .lattice import lattice_synthesis, lsf_to_parcor
 from .lpc import space_lsf
-from .real_frames import RealExcitation, Recordings
+from .real_frames import RealExcitation, Recordings, sampled_plan
 from .state_paths import States
 from .state_tracks import Wandering, smooth_tracks
 
@@ -92,12 +93,12 @@ class PlannedTracks:
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #6ec68cf0
 def soft_limit(
     audio: np.ndarray,  # any shape
-    knee: float,  # magnitude up to which nothing changes; above 1 nothing does
-) -> np.ndarray:  # same shape, magnitudes at most 1 (or 0.02 more than the knee)
-    "Bend magnitudes above `knee` smoothly towards 1, sample by sample."
-    if knee > 1: return audio
+    knee: float,  # magnitude up to which nothing changes
+) -> np.ndarray:  # same shape, magnitudes below 0.98, or below 1.02 times a knee above 0.96
+    "Bend magnitudes above `knee` smoothly, sample by sample."
     knee = max(knee, 0.5)
-    room, over = max(1 - knee, 0.02), np.maximum(np.abs(audio) - knee, 0)
+    ceiling = 0.98 if knee <= 0.96 else 1.02*knee
+    room, over = ceiling - knee, np.maximum(np.abs(audio) - knee, 0)
     return np.where(over > 0, np.sign(audio)*(knee + room*np.tanh(over/room)), audio)
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #b0fd966a
@@ -134,18 +135,21 @@ class BlockReader:
 class MixedExcitation:
     "A synthetic source, coloured, and the residual of real frames, mixed by fidelity."
     def __init__(self, states, recordings, fidelity, name, rng):
-        self.fidelity, residual = fidelity, name.lower() == "residual"
+        self.fidelity, self.is_residual = fidelity, name.lower() == "residual"
         self.source = make_excitation(name, states.sample_rate, states.hop_size, rng)
         self.real = self.colour = None
-        if recordings and (fidelity > 0 or residual):
+        if recordings and (fidelity > 0 or self.is_residual):
             self.real = RealExcitation(recordings, states.hop_size)
-        if states.colour is not None and not residual:
-            self.colour = Colour(states.colour[int(getattr(self.source, "pulsed", False))])
+        own = states.own_colours.get(name.lower())
+        if own is None and states.colour is not None:
+            own = states.colour[int(getattr(self.source, "pulsed", False))]
+        if own is not None and not self.is_residual: self.colour = Colour(own)
 
     def __call__(self, course: Course, nodes: np.ndarray, first: int, last: int) -> np.ndarray:
         "Samples of the frames first:last of a plan, whose tracks are known."
         f, residual, mixture = self.fidelity, None, 0.
         if self.real: residual = self.real(course.frames, course.fresh, first, last)
+        if self.real and self.is_residual: return residual  # there is nothing to mix it with
         if f < 1:
             pitch, voicing = np.exp(nodes[:, -1]), np.clip(nodes[:, -2], 0, 1)
             onsets = course.onsets(first, last)
@@ -185,6 +189,7 @@ class Stream:
         rng: np.random.Generator|None = None,  # source of randomness
         sample_rate: int|None = None,  # Hz of the output; None for the model's own
         variation: float = 1.0,  # how far tracks wander within a state; 0 for not at all
+        level: float = 1.0,  # factor of the sound, as of `measure_level`
     ):
         f = 0. if recordings is None else float(fidelity)
         # apart from the plan's: with one seed, every excitation follows the same path
@@ -193,8 +198,9 @@ class Stream:
         self.tracks = PlannedTracks(states, recordings, f, float(variation), track_rng)
         self.excitation = MixedExcitation(states, recordings, f, excitation_type, source_rng)
         self.filter = BlockFilter(states.hop_size, states.mean.shape[1] - 3)
-        peak, rate = states.limits.peak, states.sample_rate
-        self.reader = BlockReader(self._next_block, peak, rate, sample_rate)
+        peak, rate, self.level = states.limits.peak, states.sample_rate, level
+        knee = peak if f >= 1 else min(peak, 0.9)
+        self.reader = BlockReader(self._next_block, knee, rate, sample_rate)
 
     def _next_block(self):
         first, last = self.done, self.done + BLOCK
@@ -203,7 +209,7 @@ class Stream:
         excitation = self.excitation(self.course, nodes, first, last)
         self.done = last
         begins = [t - first for t in range(first, last) if self.course.fresh[t]]
-        return self.filter(nodes, excitation, begins)
+        return self.level*self.filter(nodes, excitation, begins)
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #d2b33ee4
 @patch
@@ -272,3 +278,47 @@ def measure_colour(
     "Spectrum of the training audio relative to its resynthesis from noise, and from pulses."
     return np.stack([_measured_gain(states, recordings, name, seconds, n_fft)
                      for name in ("noise", "pulse")])
+
+# %% ../../nbs/ssgs/12_sound_stream.ipynb #7339c62e
+def measure_own_colours(
+    states: States,  # a model without its colour
+    recordings: Recordings,  # its training audio
+) -> dict[str, np.ndarray]:  # gain [bins] by the name of the excitation, in lower case
+    "As `measure_colour`, for excitations that say they have a colour of their own."
+    plain = replace(states, colour=None, own_colours={})
+    return {name.lower(): _measured_gain(plain, recordings, name, 60., 2048)
+            for name, source in EXCITATIONS.items() if getattr(source, "own_colour", False)}
+
+# %% ../../nbs/ssgs/12_sound_stream.ipynb #97e48f4f
+def measure_level(
+    states: States,  # a model with its colour
+    recordings: Recordings,  # its training audio
+    fidelity: float,  # 0..1
+    excitation_type: str,  # a name in `EXCITATIONS`
+    seconds: float = 20.,  # how much of the training audio to speak
+) -> float:  # factor, 0.25 to 4; 1 at fidelity 1
+    "What brings a sound to the level of the training audio."
+    if fidelity >= 1: return 1.
+    rng, hop = np.random.default_rng(0), states.hop_size
+    budget = max(8, int(seconds*states.sample_rate/hop/len(recordings.frames)))
+    path = np.concatenate([o[:budget] for o in recordings.paths])
+    follow = fidelity or 0.8
+    plan = sampled_plan(states, states.transition, recordings, follow, rng, path)
+    made = Stream(states, plan, recordings, fidelity, excitation_type, rng).read(len(path)*hop)
+    real = sum((o.audio[:budget*hop]**2).sum() for o in recordings.frames)
+    return float(np.clip(np.sqrt(real/max((made**2).sum(), 1e-12)), 0.25, 4.)) if real else 1.
+
+# %% ../../nbs/ssgs/12_sound_stream.ipynb #7ef1171a
+def sampled_level(
+    states: States,  # a model with its colour
+    recordings: Recordings,  # its training audio
+    seconds: float = 60.,  # how much to sample
+) -> np.ndarray:  # factors for noise- and for pulse-like excitations [2], 0.5 to 2
+    "What brings sampled states without real frames to the level of the training audio."
+    real, out = np.mean(np.concatenate([o.audio for o in recordings.frames])**2), np.ones(2)
+    for n, name in enumerate(("noise", "pulse")):
+        rng = np.random.default_rng(0)
+        plan = sampled_plan(states, states.transition, None, 0., rng)
+        made = Stream(states, plan, None, 0., name, rng).read(int(seconds*states.sample_rate))
+        out[n] = np.sqrt(real/max(np.mean(made**2), 1e-12)) if real else 1.
+    return np.clip(out, 0.5, 2.)

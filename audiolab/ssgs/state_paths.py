@@ -31,6 +31,8 @@ class States:
     delta_variance: np.ndarray  # mean squared change from frame to frame [K, p + 3]
     limits: Limits = field(default_factory=Limits)  # of loudness
     colour: np.ndarray|None = None  # gain for noise- and pulse-like excitations [2, bins]
+    own_colours: dict[str, np.ndarray] = field(default_factory=dict)  # of those with their own
+    level: np.ndarray|None = None  # factor of sampled states, of noise- and pulse-like sources [2]
 
     @property
     def center(self) -> np.ndarray:

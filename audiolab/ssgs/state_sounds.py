@@ -10,10 +10,13 @@ from functools import cached_property
 
 import numpy as np
 
+from .excitation import EXCITATIONS
 from .learning import Fit
 from .model_settings import ModelSettings
 from .real_frames import Recordings
-from .sound_stream import measure_colour
+from audiolab.ssgs.sound_stream import (
+    measure_colour, measure_level, measure_own_colours, sampled_level,
+)
 from .state_paths import Limits, States
 from .training_material import Material
 
@@ -91,6 +94,8 @@ def derive_states(
         variance=variance + 1e-10, delta_variance=delta + 1e-10,
         limits=Limits(peak, loudest_frames(recordings, n_states)))
     states.colour = measure_colour(states, recordings)
+    states.own_colours = measure_own_colours(states, recordings)
+    states.level = sampled_level(states, recordings)
     return states
 
 # %% ../../nbs/ssgs/21_state_sounds.ipynb #6490e13e
@@ -103,6 +108,7 @@ class Interpretation:
     ):
         self.fit, self.material, self.given = fit, material, given
         self.hmm = fit.hmm  # a fit goes on; this is where it stood
+        self.levels = {}
 
     def holds(self,
         fit: Fit,  # of a model
@@ -122,3 +128,15 @@ class Interpretation:
         "The states as the generator sees them."
         if self.given is not None: return self.given
         return derive_states(self.fit, self.recordings, self.material.settings)
+
+    def level(self, fidelity: float, excitation_type: str) -> float:
+        "What brings a sound to the level of the training audio; measured once for each kind."
+        key = round(float(fidelity), 3), excitation_type.lower()
+        if key[0] == 0 and key[1] != "residual":
+            if (levels := self.states.level) is None: return 1.
+            sources = {name.lower(): source for name, source in EXCITATIONS.items()}
+            return float(levels[int(getattr(sources.get(key[1]), "pulsed", False))])
+        if not self.material: return 1.
+        if key not in self.levels:
+            self.levels[key] = measure_level(self.states, self.recordings, *key)
+        return self.levels[key]
