@@ -302,7 +302,7 @@ def test_flags(words, expected):
 def test_flags_beat_the_file_that_beats_what_is_named_in_it(tmp_path):
     "Also where a flag is the default"
     old = create_training_config("from-the-file", 4, 1e-3, 50, True)
-    old["paths"]["checkpoint_dir"] = "from-the-file"
+    old["paths"] = {"checkpoint_dir": "from-the-file"}  # log_dir has a default that no flag says
     path = tmp_path/"my_config.json"
     path.write_text(json.dumps(old))
     file = resolved("--config", path)

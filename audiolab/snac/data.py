@@ -104,7 +104,7 @@ def _open_source(place: Collection, column: str, group: str | None) -> tuple[Cli
     return source, left_out
 
 def _about_column(cause: DataError) -> DataError:  # in the words of this module
-    return DataError(str(cause).replace("give column=", "give audio_column="))
+    return DataError(str(cause).replace("give column=", "give audio_column= (--data.audio-column)"))
 
 # %% ../../nbs/snac/11_data.ipynb #d76563c4
 class AudioDataset(Dataset):

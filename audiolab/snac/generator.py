@@ -467,6 +467,9 @@ class SNAC(nn.Module):
 
     def preprocess(self, audio_data: torch.Tensor) -> torch.Tensor:
         "Sound [B, 1, T], with zeros at the end up to whole frames of the coarsest level."
+        if audio_data.ndim != 3 or audio_data.shape[1] != 1:
+            raise SnacError(f"sound of shape {list(audio_data.shape)}: the model takes [B, 1, T], "
+                            "one channel; of one sound [T] make it with x[None, None]")
         return functional.pad(audio_data, (0, -audio_data.shape[-1] % self.pad_multiple))
 
     def forward(self,
