@@ -43,6 +43,7 @@ class Loop:
         self._scores = scores or Scores()
         self.data: Batches | None = None  # set by the task; None where it needs none from the loop
         self.resumed: Path | None = None  # the checkpoint that the run goes on from
+        self.finished = False  # whether that is the last one of a run that has come to its end
 
     # what the run was asked for, and where it goes on
 

@@ -38,6 +38,7 @@ def _read_scores(tree: dict) -> Scores:
     scores = Scores()
     scores.best = None if tree["best"] is None else float(tree["best"])
     scores.stale = checked_count(tree["stale"], "stale")
+    if tree.get("measured", True): scores.step = tree["step"]
     scores.latest = {str(name): float(value) for name, value in tree["validation"].items()}
     return scores
 
@@ -66,6 +67,7 @@ class TrainingState:
             "logged": self.logged, "validation": dict(s.latest), "task": self.task,
             "data": self.data, "optimizers": self.optimizers, "scalers": self.scalers,
             "average": self.average}
+        if s.step != p.step: tree["measured"] = False
         return tree if p.taken is None else tree | {"taken": p.taken}
 
     @classmethod
