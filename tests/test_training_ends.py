@@ -288,7 +288,8 @@ def test_a_stop_saves_first_and_the_next_start_makes_up_for_what_was_due(at, whe
     assert [note for note in task.after if note[1] == at] == left
     Trainer(Denoise(), short(**settings), tmp_path/"run").fit("auto")
     assert final_state(tmp_path/"run") == final_state(tmp_path/"whole")
-    def important(folder): return [row for row in rows(folder) if row[0] != "log" or row[1] % 2 == 0]
+    def important(folder):
+        return [row for row in rows(folder) if row[0] != "log" or row[1] % 2 == 0]
     assert important(tmp_path/"run") == important(tmp_path/"whole")
     samples = [row["step"] for row in read_history(tmp_path/"run") if row["kind"] == "sample"]
     assert samples == [5, 10, 15]

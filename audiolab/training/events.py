@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,12 +189,15 @@ class History:
 
     def cut(self,
         step: int,  # last step to keep
+        again: Collection[str] = (),  # kinds of events of this very step that will come again
     ) -> None:
         "Forget what happened after a step, and that the run paused or ended."
         self.close()
         if not self.path.exists(): return
-        kept = [line for line, row in _read_lines(self.path)
-                if row and row["step"] <= step and row["kind"] not in ("end", "state")]
+        def is_past(row):
+            if row["kind"] in ("end", "state"): return False
+            return row["step"] < step or row["step"] == step and row["kind"] not in again
+        kept = [line for line, row in _read_lines(self.path) if row and is_past(row)]
         save_bytes(self.path, [b"".join(kept)])
 
     def close(self) -> None:

@@ -252,7 +252,7 @@ class DrivenOptimizer:
         if careful and not math.isfinite(norms[""].item()):
             if self.scaler.is_enabled(): self.scaler.update(self.scaler.get_scale() / 2)
             return None
-        self._set_rates(self.factor(step))
+        self.set_rates(step)
         self._step()
         self.scaler.update()
         return norms
@@ -264,7 +264,9 @@ class DrivenOptimizer:
         if len(norms) == 1 and "" in norms: return norms
         return norms | {"": sum(norm.square() for norm in norms.values()).sqrt()}
 
-    def _set_rates(self, factor):
+    def set_rates(self, step: int) -> None:
+        "Learning rates as they are at a step."
+        factor = self.factor(step)
         for group, rate in zip(self.optimizer.param_groups, self.rates): group["lr"] = rate * factor
 
     def _step(self):
@@ -480,6 +482,10 @@ class Learner:
             for state in driven.optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, torch.Tensor))
         if self.average: yield from self.average.state_dict()["average"].values()
+
+    def set_rates(self, step: int) -> None:
+        "Let learning rates be those of a step that was made; those of the next come with it."
+        for driven in self.driven.values(): driven.set_rates(max(step, 0))
 
     def forget(self) -> None:
         "Let go of modules and optimizers, to have their memory back."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['set_up', 'NotFinite', 'make_step', 'own_items', 'without_repeats', 'weigh_batches', 'measured_sets', 'validate',
-           'make_samples', 'end_epoch', 'Ending', 'why_done', 'run_loop', 'OutOfMemory', 'is_out_of_memory', 'rescue']
+           'make_samples', 'end_epoch', 'Ending', 'why_done', 'do_due', 'make_up', 'run_loop', 'OutOfMemory',
+           'is_out_of_memory', 'rescue']
 
 # %% ../../nbs/training/23_loop.ipynb #91fae1db
 import logging
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import config_error, to_plain
+from .events import read_history
 from .batch_cursor import BatchCursor, Filling, on_device
 from .less_memory import Shelf
 from audiolab.training.run_parts import (
@@ -28,12 +30,21 @@ from .schedules import seed_step
 # %% ../../nbs/training/23_loop.ipynb #d5f9b20c
 _log = logging.getLogger(__name__)
 
+# %% ../../nbs/training/23_loop.ipynb #7bcd2a93
+def _told_again(run: Run) -> set[str]:
+    "Kinds of events at the step of the checkpoint that came after it, and will come again."
+    again = {"log" if name == "row" else name for name in run.requests.owed.owed}
+    if not why_done(run): return again
+    step = run.progress.step
+    if run.recorder.row.step < step: again.add("log")
+    return again if run.scores.step == step else again | {"validation"}
+
 # %% ../../nbs/training/23_loop.ipynb #c610d3ba
 def _begin_records(run: Run) -> None:
     "Open the run folder, and tell of the start."
     folder, p, resumed = run.recorder.folder, run.progress, run.loop.resumed
     ours = resumed and resumed.parent == run.saver.checkpoints.folder.absolute()
-    if ours: folder.cut_history(p.step)
+    if ours: folder.cut_history(p.step, _told_again(run))
     else: folder.step_aside(*run.task.files)  # a run begins here
     inside = resumed and resumed.is_relative_to(folder.path)
     origin = str(resumed.relative_to(folder.path) if inside else resumed) if resumed else None
@@ -61,6 +72,22 @@ def _find_checkpoint(
     name = run.place.gather(str(found or ""))[0]
     return Path(name).absolute() if name else None
 
+# %% ../../nbs/training/23_loop.ipynb #53248cc7
+def _ends_here(run: Run) -> bool:
+    "Whether the checkpoint that a run goes on from is its own last one."
+    name, resumed = run.task.checkpoint_name("final", run.loop), run.loop.resumed
+    folder = run.saver.checkpoints.folder.absolute()
+    return bool(resumed and resumed == folder / f"{name}.safetensors")
+
+# %% ../../nbs/training/23_loop.ipynb #7843f433
+def _was_finished(run: Run) -> bool:
+    "Whether an earlier start came to the end of this run, with all that belongs to it."
+    if not (run.place.main and _ends_here(run)): return False
+    try: last = read_history(run.recorder.folder.path)[-1]
+    except (OSError, IndexError): return False
+    ended = last["kind"] == "end" and last["values"].get("state") == "completed"
+    return ended and last["step"] == run.progress.step
+
 # %% ../../nbs/training/23_loop.ipynb #b7614849
 def set_up(
     run: Run,
@@ -78,9 +105,10 @@ def set_up(
     run.learner.check_schedules()
     run.learner.begin_average(run.task.averaged)
     if loop.resumed: take_up(run, loop.resumed)
-    _pass_finished_epoch(run)
+    if not run.requests.owed.epoch: _pass_finished_epoch(run)
     run.task.ready(loop)
     check_saving(run)
+    loop.finished = bool(run.place.most([_was_finished(run)])[0])
     if run.place.main: _begin_records(run)
 
 # %% ../../nbs/training/23_loop.ipynb #7c97da28
@@ -248,13 +276,18 @@ def make_samples(run: Run) -> None:
         samples = run.task.sample(run.loop) if run.place.main else []
     if samples: run.recorder.tell("sample", samples=samples)
 
+# %% ../../nbs/training/23_loop.ipynb #8cab9aca
+def _validates_after_epoch(run: Run) -> bool:
+    "Whether validation is due when this epoch is over."
+    return run.requests.intervals.validate.after_epoch(run.progress.epoch + 1)
+
 # %% ../../nbs/training/23_loop.ipynb #4286df2a
 def end_epoch(run: Run) -> None:
     "A pass over the data is over: tell its means, validate if that is due, and begin another."
     run.write_row()
     run.task.end_epoch(run.loop)
     scores, recorder, p = run.scores, run.recorder, run.progress
-    scores.is_best, due = False, run.requests.intervals.validate.after_epoch(p.epoch + 1)
+    scores.is_best, due = False, _validates_after_epoch(run)
     if due: validate(run)
     recorder.tell(
         "epoch", train=recorder.epoch_means.means(),
@@ -295,8 +328,13 @@ class Ending:
 
 # %% ../../nbs/training/23_loop.ipynb #a54b63b6
 def _stop_run(run: Run, due: Due) -> Ending:
-    "Asked to stop: save."
-    save_run(run, due.save, last=True)
+    "Asked to stop: save first, and owe what takes long."
+    if due.row: run.write_row()
+    due.row = False
+    if due.epoch and not (due.validation or _validates_after_epoch(run)):
+        end_epoch(run)
+        due.epoch = False
+    save_run(run, "step" if due.epoch else due.save or "step", last=True)
     run.write_row()
     return Ending("stopped", run.requests.control.reason)
 
@@ -310,25 +348,58 @@ def why_done(run: Run) -> str:
         return f"{c.best_metric} has not become better for {run.scores.stale} validations"
     return run.task.converged(run.loop)
 
+# %% ../../nbs/training/23_loop.ipynb #d7640500
+_SLOW = {"validation": validate, "epoch": end_epoch, "sample": make_samples}
+
+def do_due(
+    run: Run,
+    due: Due,  # changed in place: what is done is crossed out
+) -> None:
+    "Do what is due before saving, in its order; where the run is asked to stop, leave the rest."
+    if due.row: run.write_row()
+    due.row = False
+    for name, act in _SLOW.items():
+        if not getattr(due, name): continue
+        if run.requests.stop_asked():
+            due.stop = True
+            return
+        best = run.scores.best
+        act(run)
+        setattr(due, name, False)
+        if run.scores.best != best and _keeps_best(run): due.save = due.save or "step"
+
+# %% ../../nbs/training/23_loop.ipynb #5122db2b
+def _keeps_best(run: Run) -> bool:
+    "Whether a checkpoint is worth a file because it is the best so far; where all stay, none is."
+    c = run.config
+    return bool(c.keep_best and c.keep_last and run.requests.intervals.save.every)
+
+# %% ../../nbs/training/23_loop.ipynb #07d19514
+def make_up(run: Run) -> Ending | None:  # None to go on
+    "Do what was owed when the checkpoint was written."
+    due = run.requests.owed
+    do_due(run, due)
+    if due.stop: return _stop_run(run, due)
+    if due.save: save_run(run, due.save)
+    return None
+
 # %% ../../nbs/training/23_loop.ipynb #2f8afa5c
 def run_loop(
     run: Run,  # set up
 ) -> Ending:
     "Make steps until done or asked to stop. Nothing acts inside a step; all acts between two."
     first = _start_clocks(run)
+    if (ending := make_up(run)): return ending
     while not (reason := why_done(run)):
         batches = run.batches.next_update()
         if batches is not None: make_step(run, batches)
         run.saver.notice()
         over = batches is None or run.progress.epoch_over
         due = run.requests.due(stepped=batches is not None, epoch_over=over)  # waits while paused
-        if due.row: run.write_row()
-        if due.validation: validate(run)
-        if due.epoch: end_epoch(run)
-        if due.sample: make_samples(run)
+        if not due.stop: do_due(run, due)
         if due.stop: return _stop_run(run, due)
         if due.save: save_run(run, due.save)  # last: it holds all of the above
-    if run.progress.step > first or run.task.initial_checkpoint: _finish_run(run)
+    if run.progress.step > first or not run.loop.finished: _finish_run(run, first)
     return Ending("completed", reason)
 
 # %% ../../nbs/training/23_loop.ipynb #0c56cf3e
@@ -342,12 +413,16 @@ def _start_clocks(run: Run) -> int:
     return run.progress.step
 
 # %% ../../nbs/training/23_loop.ipynb #c578081b
-def _finish_run(run: Run) -> None:
-    "Measure, save and export what came out at the end."
+def _finish_run(run: Run, first: int) -> None:
+    "Measure, save and export what came out at the end; `first` is the step of this start."
     run.write_row()
     measured = run.scores.step == run.progress.step
-    if not measured and run.requests.intervals.validate.every: validate(run)
-    save_run(run, "final", last=True)
+    saved = run.progress.step == first and _ends_here(run)
+    if not measured and run.requests.intervals.validate.every:
+        validate(run)
+        saved = False
+    if not saved: save_run(run, "final", last=True)
+    elif run.saver.pusher: run.saver.pusher.submit(run.loop.resumed, "final")
     export_weights(run, "final", last=True)
     networks = run.learner.networks
     with networks.saving(), networks.computing():

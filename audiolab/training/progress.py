@@ -188,20 +188,20 @@ class Scores:
         self.best: float | None = None
         self.stale = 0  # validations without a better one
         self.is_best = False  # whether the latest ones are
-        self.fresh: float | None = None  # value that no checkpoint has been given yet
         self.step = -1  # of the latest measures
 
     def judge(self,
         values: dict[str, float],  # measured, the metric among them
     ) -> bool:  # whether they are the best so far
         "Take new measures in."
-        self.latest, self.fresh = values, values[self.metric]
-        self.is_best = is_better(self.fresh, self.best, self.mode)
+        self.latest, value = values, values[self.metric]
+        self.is_best = is_better(value, self.best, self.mode)
         self.stale = 0 if self.is_best else self.stale + 1
-        if self.is_best: self.best = self.fresh
+        if self.is_best: self.best = value
         return self.is_best
 
-    def take_fresh(self) -> float | None:
-        "The value that belongs to the next checkpoint, once."
-        value, self.fresh = self.fresh, None
-        return value
+    def value_at(self,
+        step: int,
+    ) -> float | None:  # of the metric; None where it was not measured
+        "How good the weights of a step are."
+        return self.latest.get(self.metric) if self.step == step else None

@@ -7,7 +7,7 @@ __all__ = ['Due', 'Intervals', 'agree', 'Requests']
 
 # %% ../../nbs/training/20_requests.ipynb #eeb14a44
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import compress
@@ -20,6 +20,8 @@ from .schedules import Interval
 from .settings import TrainingConfig
 
 # %% ../../nbs/training/20_requests.ipynb #ce5f647c
+_OWED = "row", "validation", "epoch", "sample"  # what can be made up for, in its order
+
 @dataclass
 class Due:
     "What is to be done between two steps."
@@ -29,6 +31,16 @@ class Due:
     sample: bool = False
     save: str = ""  # kind of the checkpoint; empty for none
     stop: bool = False
+
+    @property
+    def owed(self) -> list[str]:
+        "Names of what is to be done before saving, in its order."
+        return [name for name in _OWED if getattr(self, name)]
+
+    @classmethod
+    def owing(cls, names: Collection[str]) -> "Due":
+        "What `owed` gave."
+        return cls(**{name: name in names for name in _OWED})
 
     def __str__(self):
         return ", ".join(f.name for f in fields(self) if getattr(self, f.name)) or "nothing"
@@ -115,6 +127,7 @@ class Requests:
         self.tell: Callable = _ignore_event  # of a pause
         self.act: Callable[[set], None] | None = None  # on wishes in a pause; None: later
         self.rest: Callable = nullcontext  # around a pause
+        self.owed = Due()  # at this boundary; what has been done is crossed out
 
     def due(self,
         stepped: bool = True,  # whether a step was made
@@ -123,11 +136,16 @@ class Requests:
         "What is to be done now. Waits while the run is paused."
         asked, stop = self.poll(), False
         if self.place.world > 1 or self.control.state != "running":
+            self.owed = self.intervals.due(self.progress, stepped, epoch_over, asked)
             vote = self._wait(asked)
             asked, stop = vote.asked, vote.stop
-        due = self.intervals.due(self.progress, stepped, epoch_over, asked)
+        self.owed = due = self.intervals.due(self.progress, stepped, epoch_over, asked)
         if stop: due.stop, due.save = True, due.save or "step"
         return due
+
+    def stop_asked(self) -> bool:
+        "Whether some process was asked to stop by now. All processes call it."
+        return agree(self.place, self.control.state == "stopping", pause=False).stop
 
     def poll(self) -> frozenset | set:
         "What this process is asked for, and what its clocks say."

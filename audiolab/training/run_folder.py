@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,10 @@ class RunFolder:
 
     def cut_history(self,
         step: int,  # last step to keep
+        again: Collection[str] = (),  # kinds of events of this very step that will come again
     ) -> None:
         "Forget what the history says about steps after this one."
-        self._history.cut(step)
+        self._history.cut(step, again)
 
     def close(self) -> None:
         "Flush and close the history; `append` opens it again."

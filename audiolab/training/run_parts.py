@@ -21,7 +21,7 @@ from .learner import Learner
 from .processes import Distributed
 from .progress import Progress, Scores, go_on_from
 from .recorder import LastRow, Recorder
-from .requests import Requests
+from .requests import Due, Requests
 from .events import Event
 from .run_folder import RunFolder
 from .saver import Saver
@@ -134,8 +134,8 @@ def restore(
     run.task.load_state_dict(state.task)
     go_on_from(run.progress, state.progress)
     _find_place(run, state.data)
-    scores, saved = run.scores, state.scores
-    scores.latest, scores.best, scores.stale = saved.latest, saved.best, saved.stale
+    for name in ("latest", "best", "stale", "step"):
+        setattr(run.scores, name, getattr(state.scores, name))
     recorder, step = run.recorder, run.progress.step
     recorder.means.sums, recorder.epoch_means.sums = state.means.sums, state.epoch_means.sums
     recorder.row = LastRow(min(state.logged, step), run.learner.times.seconds, timed_from=step)
@@ -151,12 +151,16 @@ def _share_means(run: Run) -> None:
     means.sums = {name: [totals[name], count] for name, (_, count) in means.sums.items()}
 
 # %% ../../nbs/training/22_run_parts.ipynb #97ef3fe3
+_OWED = "audiolab.owed"
+
 def _contents(run, kind, data, learned) -> tuple:
     "Of a checkpoint: its name and kind, what is in it, and the value it is judged by."
     name = run.task.checkpoint_name(kind, run.loop)
     tensors, notes = run.task.weights(run.loop)
     packed, state_notes = capture(run, data, learned).pack(run.task.name, run.settings)
-    return name, kind, tensors | packed, notes | state_notes, run.scores.take_fresh()
+    if owed := run.requests.owed.owed: state_notes[_OWED] = " ".join(owed)
+    value = run.scores.value_at(run.progress.step)
+    return name, kind, tensors | packed, notes | state_notes, value
 
 # %% ../../nbs/training/22_run_parts.ipynb #e1f96446
 def save_run(
@@ -224,4 +228,6 @@ def take_up(
     with resume_errors(path):
         run.task.load_weights(run.loop, saved.weights, saved.notes)
         restore(run, saved.state, path)
+    run.learner.set_rates(run.progress.step - 1)
+    run.requests.owed = Due.owing(saved.notes.get(_OWED, "").split())
     log_changed_settings(path, saved.notes, run.settings)
