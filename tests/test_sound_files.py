@@ -3,6 +3,7 @@ import importlib.util
 import shutil
 import struct
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sound_zoo import (
     without_index,
 )
 
-from audiolab.audio import AudioError, decoding, probe_audio, read_audio
+from audiolab.audio import AudioError, decoding, probe_audio, read_audio, reading
 from audiolab.data import probe_content, read_content
 
 needs_av = pytest.mark.skipif(not importlib.util.find_spec("av"), reason="needs the package av")
@@ -259,3 +260,31 @@ def test_what_ffmpeg_writes(tmp_path):
         subprocess.run([*command, *options, tmp_path/name], check=True)
         x = read(tmp_path, name, (tmp_path/name).read_bytes())
         assert 0 <= x.shape[1] - 2*44_100 < 3*1152, name
+
+
+# ---- memory
+
+@pytest.mark.parametrize("kind,rate,mono", [("WAV", RATE, False), ("FLAC", 5000, True),
+                                            ("OGG", 16_000, False)])
+def test_long_files_are_read_block_by_block_and_equal(tmp_path, monkeypatch, kind, rate, mono):
+    path = tmp_path/f"a.{kind.lower()}"
+    path.write_bytes(coded(kind, seconds=3))
+    for start, duration in ((0, None), (.71, None), (.5, 2)):
+        asked = dict(sample_rate=rate, mono=mono, start=start, duration=duration)
+        monkeypatch.setattr(reading, "_LONG", 2**20)
+        whole = read_audio(path, **asked)[0]
+        monkeypatch.setattr(reading, "_LONG", 100)
+        monkeypatch.setattr(decoding, "_BLOCK", 999)
+        np.testing.assert_array_equal(read_audio(path, **asked)[0], whole)
+        monkeypatch.setattr(decoding, "_BLOCK", 2**17)
+
+
+@pytest.mark.parametrize("rate,mono", [(None, False), (16_000, True), (16_000, False)])
+def test_a_long_file_takes_hardly_more_memory_than_its_result(tmp_path, rate, mono):
+    sf.write(tmp_path/"a.wav", np.zeros((44_100*200, 2), np.int16), 44_100)
+    tracemalloc.start()
+    x = read_audio(tmp_path/"a.wav", sample_rate=rate, mono=mono)[0]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert x.shape[-1] == 200*(rate or 44_100)
+    assert peak < 1.2*x.nbytes + 2**23, "its result, and a few blocks"

@@ -7,7 +7,7 @@ __all__ = ['RATE_LIMITS', 'MAX_CHANNELS', 'MAX_SAMPLES', 'UNKNOWN_FRAMES', 'MP3_
            'SequentialSoundFile', 'opened_links', 'link_place', 'ChainedSound', 'chained', 'may_be_mpeg', 'links_of',
            'sound_begins', 'mark_fits', 'second_links', 'opened_by_ffmpeg', 'opened', 'open_sound', 'read_blocks',
            'is_read_in_order', 'go_to', 'preroll_frames', 'vorbis_preroll', 'last_bytes', 'check_finite_samples',
-           'joined', 'decode_frames', 'probe_audio']
+           'joined', 'checked_blocks', 'decode_frames', 'probe_audio']
 
 # %% ../../nbs/audio/07_decoding.ipynb #3b64f3f4
 import math
@@ -332,6 +332,19 @@ def joined(parts: list) -> np.ndarray:
     "Blocks as one array; one block is not copied."
     if len(parts) == 1: return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+# %% ../../nbs/audio/07_decoding.ipynb #ef6fd265
+def checked_blocks(path: Path, file, count: int, mono: bool):
+    "Yields the next `count` frames of a file of known length in blocks, [n, C] or [n]; AudioError if they are not there."
+    total = 0
+    for block in read_blocks(path, file, count):
+        block = block.mean(axis=1) if mono else block
+        if file.subtype not in _INTEGERS: check_finite_samples(path, block)
+        total += len(block)
+        yield block
+    if total < count:
+        raise AudioError(path, f"truncated or damaged: {count} samples were promised, "
+                               f"{total} could be decoded")
 
 # %% ../../nbs/audio/07_decoding.ipynb #c91f3cbc
 def decode_frames(
