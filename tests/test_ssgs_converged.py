@@ -79,7 +79,7 @@ def test_iterations_are_a_total_for_auto_and_more_for_a_path(music, tmp_path, ca
         assert load(tmp_path/where.stem[-1]/"checkpoint_final.safetensors").iteration == 8
     assert train(None, out, "--help") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "--resume PATH this many more" in said
+    assert "--resume PATH: this many more" in said
 
 
 def test_a_folder_without_checkpoints_is_named(music, tmp_path, capsys):
@@ -102,7 +102,8 @@ def test_the_same_names_with_other_sound_are_told(music, tmp_path, caplog):
     assert "1 files hold other sound" in caplog.text and min(folder.iterdir()).name in caplog.text
     (folder/max(folder.iterdir()).name).unlink()
     caplog.clear()
-    assert train(folder, tmp_path/"out", "--no-artifacts", resume="auto", n_iterations=6, **how) == 0
+    out = tmp_path/"out"
+    assert train(folder, out, "--no-artifacts", resume="auto", n_iterations=6, **how) == 0
     assert "1 files that the model learnt from are left out" in caplog.text
 
 

@@ -122,7 +122,8 @@ def read_fit_state(
 ) -> dict:  # of `Fit.state`
     "Where the iterations of a checkpoint stand."
     state = {k: v.item() if v.ndim == 0 else v for k, v in tensor_group(tensors, "fit").items()}
-    for name, shape in (("lives", (n_states,)), ("changes", (2,)), ("iteration", ()), ("objective", ())):
+    shapes = dict(lives=(n_states,), changes=(2,), iteration=(), objective=())
+    for name, shape in shapes.items():
         if name in state and (have := np.shape(state[name])) != shape:
             raise ValueError(f"fit.{name} is {list(have)}, expected {list(shape)}")
     return state

@@ -91,10 +91,10 @@ class TrainConfig:
     folders: tuple[str, ...] = ("training_001", "training_002")  # folders or files with audio
     sample_rate: Hertz = 16000  # Hz; files are resampled to it
     n_states: StateCount = 34  # spectral states; more are more expressive (8, 16, 34, 42 are usual)
-    n_iterations: Annotated[int, Ge(0)] = 20  # EM iterations in all; with --resume PATH this many more
+    n_iterations: Annotated[int, Ge(0)] = 20  # EM iterations; --resume PATH: this many more
     checkpoint_dir: str = "models"  # where checkpoints and results are written
     checkpoint_interval: Annotated[int, Ge(0)] = 5  # iterations between checkpoints; 0 for none
-    resume: str|None = None  # PATH to go on from, or its folder, for n_iterations more; "auto": here, up to n_iterations
+    resume: str|None = None  # PATH or folder: n_iterations more; "auto": n_iterations in all
     extensions: tuple[str, ...] = (".mp3", ".wav", ".flac", ".ogg")  # endings of audio files
     recursive: bool = False  # look into folders inside the folders
     artifacts: bool = True  # keep the training audio in the checkpoints (for fidelity above 0)
@@ -105,7 +105,7 @@ class TrainConfig:
     smoothness_weight: Annotated[float, Ge(0)] = 0.5  # preference for steps between similar states
     auto_n_states: bool = False  # choose n_states by BIC among 8, 16, 24, 32, 34, 42
     mode: Literal["batch", "incremental", "online"] = "batch"  # how often parameters are updated
-    tolerance: Annotated[float, Ge(0)] = 1e-5  # stop when an iteration moves less (nats a frame); 0: never
+    tolerance: Annotated[float, Ge(0)] = 1e-5  # stop at a smaller move (nats a frame); 0: never
     dtype: Literal["float32", "float64"] = "float32"  # precision of the E-step
     device: str = "cpu"  # torch device of the E-step
     seed: Annotated[int, Ge(0)] = 0  # same seed, same model
@@ -138,7 +138,8 @@ def check_levels(
 ) -> None:
     "Warn of silent files and of far too loud ones. Raises `NoAudio` where all are silent."
     peaks = [float(np.abs(o).max(initial=0)) for o in sounds]
-    silent = [str(file) for file, peak in zip(files, peaks) if peak < 2**-14]  # two steps of 16 bits
+    # two steps of 16 bits
+    silent = [str(file) for file, peak in zip(files, peaks) if peak < 2**-14]
     if len(silent) == len(files):
         raise NoAudio(f"all of the {len(files)} files are silent ({silent[0]}); two channels that "
                       "are opposite cancel out in mono")
