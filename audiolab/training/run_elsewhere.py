@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..audio import AudioError, read_audio
 from .command_file import send
 from .events import Event, Sample, read_row
@@ -52,6 +54,7 @@ def _read_if_there(path: Path, patience: float):
             if time.monotonic() >= until: return None
             time.sleep(0.05)
 
+# %% ../../nbs/training/25_run_elsewhere.ipynb #ce06e221
 def read_samples(
     folder: RunFolder,
     step: int,  # at which they were made
@@ -94,9 +97,10 @@ class ControlElsewhere:
         self.state = str(event.values.get("state", self.state))
         self.reason = str(event.values.get("reason") or "")
 
-# %% ../../nbs/training/25_run_elsewhere.ipynb #7e2eabc1
+# %% ../../nbs/training/25_run_elsewhere.ipynb #0e11a5ed
 _OVER = "stopped", "completed", "failed"
 
+# %% ../../nbs/training/25_run_elsewhere.ipynb #7e2eabc1
 class RunElsewhere:
     "Follows and steers a run by its folder. FileNotFoundError if there is none."
 
@@ -135,14 +139,17 @@ class RunElsewhere:
         self.control.take(event)
         for listener in list(self.listeners): listener(event)
 
-    def follow(self) -> None:
-        "Tell all that happened so far, and, from a thread, what comes, until the run is over."
-        self.look()
-        if self._thread and self._thread.is_alive(): return
-        self._thread = threading.Thread(target=self._follow, name="run elsewhere", daemon=True)
-        self._thread.start()
+# %% ../../nbs/training/25_run_elsewhere.ipynb #75bae2b0
+@patch
+def follow(self: RunElsewhere) -> None:
+    "Tell all that happened so far, and, from a thread, what comes, until the run is over."
+    self.look()
+    if self._thread and self._thread.is_alive(): return
+    self._thread = threading.Thread(target=self._follow, name="run elsewhere", daemon=True)
+    self._thread.start()
 
-    def _follow(self):
-        while self.listeners and (self.control.state not in _OVER or self.alive):
-            time.sleep(self.interval)
-            self.look()
+@patch
+def _follow(self: RunElsewhere):
+    while self.listeners and (self.control.state not in _OVER or self.alive):
+        time.sleep(self.interval)
+        self.look()
