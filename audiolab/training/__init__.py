@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "save_run", "take_up"],
     "saver": ["ExportedWeights", "NotSaved", "RETRY_WAITS", "RunCheckpoints", "Saver"],
     "schedules": ["Interval", "learning_rate_factor", "seed_step"],
-    "settings": ["TrainingConfig"],
+    "settings": ["TrainingConfig", "interval_text", "kept_number"],
     "sharding": ["ShardedModule", "check_elementwise", "check_sharded_settings", "gather_whole",
         "is_slice", "own_part", "refuse_sharding", "slice_like", "slice_state"],
     "task": ["Loop", "Task", "check_task", "named_weights", "weight_differences"],

@@ -16,7 +16,11 @@ def gradient_length(
     exact: bool = True,  # of slices: gather them, for the bits that the whole ones would give
 ) -> torch.Tensor:  # 0-d
     "The length of a gradient of many parts; of slices all processes ask for it."
-    if not gradients or not is_slice(gradients[0]): return torch.nn.utils.get_total_norm(gradients)
+    if not gradients or not is_slice(gradients[0]):
+        try: return torch.nn.utils.get_total_norm(gradients)
+        except NotImplementedError as cause:
+            message = "a gradient has no length, as a sparse one; use Embedding(sparse=False)"
+            raise TypeError(message) from cause
     if not exact: return torch.nn.utils.get_total_norm(gradients).full_tensor()
     return torch.nn.utils.get_total_norm([g.full_tensor() for g in gradients])
 

@@ -60,7 +60,8 @@ class Networks:
     ) -> torch.nn.Module:  # what the forward pass of a step calls
         "Take a module to the device."
         self._check_name(name)
-        self.modules[name] = module.to(self.place.device)
+        inner = getattr(module, "_orig_mod", module)  # of one that `torch.compile` has wrapped
+        self.modules[name] = inner.to(self.place.device)
         parts = tuple(parts)
         for part in parts or (module,): self._prepare(part)
         return self._join(module, wrap, parts)
@@ -297,6 +298,7 @@ class Turn:
     first: bool = True
     last: bool = True
     divisor: float = 1  # of its loss
+    idle: bool = True  # no optimizer has been asked to move yet
     bad: str = ""  # optimizer that was kept from moving, because its gradient was not finite
 
 # %% ../../nbs/training/15_learner.ipynb #3ae77d21
@@ -343,6 +345,8 @@ class Learner:
     ) -> torch.optim.Optimizer:
         "Take an optimizer in."
         if name in self.driven: raise ValueError(f"there is an optimizer {name!r} already")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError("LBFGS computes a loss several times a step; use AdamW or SGD")
         if self.networks.shard: self._check_sharded(name, optimizer)
         limit = self.config.clip_norm if clip_norm is None else clip_norm
         rate = product_of_factors(schedule or self.usual_factor, factor)
@@ -381,6 +385,7 @@ class Learner:
     ) -> None:
         "Backward, and at the last of the accumulated batches: measure, clip and move."
         driven, times, divisor = self.driven[name], self.times, self.turn.divisor
+        self.turn.idle = False
         if self.turn.first: driven.optimizer.zero_grad()
         for part in [loss] if isinstance(loss, torch.Tensor) else loss:
             times.lap("forward")

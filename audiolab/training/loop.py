@@ -132,6 +132,27 @@ class NotFinite(RuntimeError):
     "Losses or gradients are not finite, and do not become so again."
     exit_code = 1
 
+# %% ../../nbs/training/23_loop.ipynb #0c7d8c10
+def _check_numbers(values, name: str) -> None:
+    "TypeError for what a step must not return."
+    if not isinstance(values, dict):
+        raise TypeError(f"the step of {name!r} must return a dict of named numbers, such as "
+                        f"{{'loss': loss}}, and returned {type(values).__name__}")
+    for key, value in values.items():
+        if getattr(value, "ndim", 0) == 0 and hasattr(value, "__float__"): continue
+        shape = f" of the shape {list(value.shape)}" if hasattr(value, "shape") else ""
+        kind = type(value).__name__
+        raise TypeError(f"the step of {name!r} returned as {key!r} a {kind}{shape}: "
+                        "return floats or 0-d tensors")
+
+def _warn_of_rest(run: Run) -> None:
+    "Warn, once, of optimizers that nobody asks to move."
+    turn = run.learner.turn
+    if not (turn.idle and run.learner.driven): return
+    turn.idle = False
+    _log.warning("the step of %r has not called loop.update(name, loss): nothing is trained",
+                 run.task.name)
+
 # %% ../../nbs/training/23_loop.ipynb #103eb93a
 def make_step(
     run: Run,
@@ -147,7 +168,9 @@ def make_step(
         if place.device.type != "cpu": batch = on_device(batch, place.device)
         learner.begin_turn(n == 0, n == last, divisors[n])
         values.append(run.task.step(batch, run.loop))
+        _check_numbers(values[-1], run.task.name)
         learner.times.lap("forward")
+    _warn_of_rest(run)
     if learner.turn.bad: _tell_bad_step(run, batches)
     else: _note_values(run, values, counts)
     progress.count_step()
@@ -342,7 +365,8 @@ def _stop_run(run: Run, due: Due) -> Ending:
 def why_done(run: Run) -> str:
     "Why there is nothing more to do; empty to go on."
     c, p, total = run.learner.config, run.progress, run.progress.total_steps
-    if total is not None and p.step >= total: return f"all {total} {run.task.unit}s are done"
+    if total is not None and p.step >= total:
+        return f"all {max(total, p.step)} {run.task.unit}s are done"
     if c.epochs and p.epoch >= c.epochs: return f"all {c.epochs} epochs are done"
     if c.patience and run.scores.stale >= c.patience:
         return f"{c.best_metric} has not become better for {run.scores.stale} validations"

@@ -230,4 +230,4 @@ def take_up(
         restore(run, saved.state, path)
     run.learner.set_rates(run.progress.step - 1)
     run.requests.owed = Due.owing(saved.notes.get(_OWED, "").split())
-    log_changed_settings(path, saved.notes, run.settings)
+    if run.place.main: log_changed_settings(path, saved.notes, run.settings)
