@@ -23,7 +23,7 @@ from .command_file import CommandFile, ControlError
 _UNDER_WAY = "running", "paused"
 _ENDS = "stopped", "completed", "failed"
 _SIGNALS = {"SIGINT": "interrupted (SIGINT)", "SIGTERM": "asked to end (SIGTERM)",
-            "SIGUSR1": "preempted (SIGUSR1)"}
+            "SIGUSR1": "preempted (SIGUSR1)", "SIGHUP": "lost its terminal (SIGHUP)"}
 
 # %% ../../nbs/training/04_control.ipynb #75b1f88a
 class RunState:
@@ -189,7 +189,9 @@ def note_signal(self: RunState,
     echo: float,  # s; the same one again within this time is still the first
 ) -> None:
     "Stop for a signal; KeyboardInterrupt for a second one. For its handler: takes no lock."
-    if self.signal is None: self.signal, self.signal_time = number, time.monotonic()
+    hangup = getattr(signal, "SIGHUP", None)  # comes several times, and beside SIGTERM, by itself
+    if self.signal in (None, hangup): self.signal, self.signal_time = number, time.monotonic()
+    elif number == hangup: return
     elif number != self.signal or time.monotonic() - self.signal_time > echo:
         raise KeyboardInterrupt
 
@@ -204,7 +206,7 @@ def _our_signals() -> list[int]:
 def stop_on_signals(
     control: Control,  # told to stop
 ) -> Iterator[None]:
-    "Let SIGINT, SIGTERM and SIGUSR1 ask for a stop, a second one interrupt. Main thread only."
+    "Let SIGINT, SIGTERM, SIGUSR1, SIGHUP ask for a stop, a second interrupt. Main thread only."
     echo = 1.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.2
 
     def handle(number, frame): control._run.note_signal(number, echo)
@@ -219,7 +221,7 @@ def stop_on_signals(
 # %% ../../nbs/training/04_control.ipynb #88ca8628
 def exit_code(
     control: Control,  # of a run that is over
-) -> int:  # 0 completed or by hand, 130 SIGINT, 143 SIGTERM, 75 SIGUSR1 (run it again), 1 failed
+) -> int:  # 0 completed or by hand, 128 + signal, 75 SIGUSR1 (run it again), 1 failed
     "The exit code by which a script learns how the run ended."
     if control.state == "completed": return 0
     if control.state == "failed": return 1
