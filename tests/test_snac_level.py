@@ -114,4 +114,5 @@ def test_a_run_gives_its_level_on_but_not_to_tokens_that_are_kept(tmp_path):
 @pytest.mark.parametrize("shape", [(4000,), (1, 4000), (1, 2, 4000), (1, 1, 1, 4000)])
 def test_sound_of_another_shape_is_told_which_one_is_wanted(shape):
     for call in (model(), model().encode):
-        with pytest.raises(SnacError, match=r"\[B, 1, T\].*x\[None, None\]"): call(torch.zeros(shape))
+        with pytest.raises(SnacError, match=r"\[B, 1, T\].*x\[None, None\]"):
+            call(torch.zeros(shape))

@@ -206,7 +206,8 @@ def test_a_step_may_be_taken_by_the_codec_or_by_critics_alone():
     assert judged.gradient is None and len(losses) == 2 and {"loss_d"} <= judged.values.keys()
     assert "mel_loss" not in judged.values
     assert list(judged.compare(real, fake, critics=False)) == []
-    assert judged.gradient.shape == fake.shape and judged.values.keys() == {"mel_loss", "stft_loss", "offset_loss"}
+    assert judged.gradient.shape == fake.shape
+    assert judged.values.keys() == {"mel_loss", "stft_loss", "offset_loss"}
 
 
 def test_an_older_trainer_to_compare_with():

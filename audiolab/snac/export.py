@@ -121,7 +121,8 @@ def _pad_inside(proto, multiple):
     values = {"pad_axis": [2], "pad_unit": [multiple], "pad_none": [0]*5}
     graph.initializer.extend(helper.make_tensor(name, kind, [len(given)], given)
                              for name, given in values.items())
-    steps = [("Shape", ["audio"], "pad_shape"), ("Gather", ["pad_shape", "pad_axis"], "pad_samples"),
+    steps = [("Shape", ["audio"], "pad_shape"),
+             ("Gather", ["pad_shape", "pad_axis"], "pad_samples"),
              ("Neg", ["pad_samples"], "pad_below"), ("Mod", ["pad_below", "pad_unit"], "pad_zeros"),
              ("Concat", ["pad_none", "pad_zeros"], "pad_widths"),
              ("Pad", ["audio", "pad_widths"], whole)]
