@@ -136,7 +136,8 @@ def test_the_front_page_plays_and_leads(site):
     gallery = (site/"gallery.html").read_text(encoding="utf-8")
     assert gallery.count("<audio") > 20 and gallery.count("<img") + gallery.count("<svg") > 60
     names = (site/"names.html").read_text(encoding="utf-8")
-    assert "default_exp" not in gallery + names and "Functions of the step" in names  # titles of chapters
+    # parts are headed by the titles of chapters
+    assert "default_exp" not in gallery + names and "Functions of the step" in names
 
 
 def text(source): return dict(cell_type="markdown", metadata={}, source=source)
