@@ -72,8 +72,9 @@ def adapted_states(
     heard = Interpretation(fit, old + new)
     visited = np.bincount(heard.recordings.states, minlength=fit.hmm.n_states) > 0
     keep_unvisited(heard.states, before, visited)
-    if not old and before.colour is not None:
-        heard.states.colour, heard.states.own_colours = before.colour, before.own_colours
+    now, then = heard.states.balance, before.balance
+    if not old and then.colour is not None:
+        now.colour, now.own_colours = then.colour, then.own_colours
     heard.states.occupancy = fit.statistics.counts/fit.statistics.counts.sum()
     return heard.states
 

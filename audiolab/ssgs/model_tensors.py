@@ -17,7 +17,7 @@ from .hmm import GaussianHMM, Prior, Statistics
 from .learning import Fit
 from .model_settings import ModelSettings
 from .packed_audio import unpack_audio
-from .state_paths import Limits, States
+from .state_paths import Balance, Limits, States
 from .training_material import Material
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #42c36bc9
@@ -151,9 +151,9 @@ def state_tensors(
     states: States,  # of a model
 ) -> dict:  # name -> array or number
     "States as tensors, without what is in the fit."
-    known = vars(states) | vars(states.limits)
+    known = vars(states) | vars(states.limits) | vars(states.balance)
     values = {f"tracks.{name}": known[name] for name in TRACKS}
-    values |= {f"colour.{name}": gain for name, gain in states.own_colours.items()}
+    values |= {f"colour.{name}": gain for name, gain in states.balance.own_colours.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #39bea27a
@@ -172,8 +172,9 @@ def read_states(
     own = {name: sound_array(tensors, f"colour.{name}", (gain.size,))
            for name, gain in tensor_group(tensors, "colour").items()}
     limits = Limits(float(values.pop("peak")), values.pop("loudest", None))
+    balance = Balance(values.pop("colour", None), own, values.pop("level", None))
     return States(sample_rate=settings.sample_rate, hop_size=settings.hop_size, limits=limits,
-                  initial=hmm.initial, transition=hmm.transition, own_colours=own, **values)
+                  initial=hmm.initial, transition=hmm.transition, balance=balance, **values)
 
 # %% ../../nbs/ssgs/23_model_tensors.ipynb #058e9709
 SAVED_SETTINGS = ("n_states", "lpc_order", "frame_size", "hop_size", "smoothness_weight",

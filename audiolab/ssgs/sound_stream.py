@@ -18,7 +18,7 @@ from .excitation_colour import Colour, smooth_power
 from .lattice import lattice_synthesis, lsf_to_parcor
 from .lpc import space_lsf
 from .real_frames import RealExcitation, Recordings, sampled_plan
-from .state_paths import States
+from .state_paths import Balance, States
 from .state_tracks import Wandering, smooth_tracks
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #ead900f5
@@ -140,9 +140,9 @@ class MixedExcitation:
         self.real = self.colour = None
         if recordings and (fidelity > 0 or self.is_residual):
             self.real = RealExcitation(recordings, states.hop_size)
-        own = states.own_colours.get(name.lower())
-        if own is None and states.colour is not None:
-            own = states.colour[int(getattr(self.source, "pulsed", False))]
+        own = states.balance.own_colours.get(name.lower())
+        if own is None and states.balance.colour is not None:
+            own = states.balance.colour[int(getattr(self.source, "pulsed", False))]
         if own is not None and not self.is_residual: self.colour = Colour(own)
 
     def __call__(self, course: Course, nodes: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -285,7 +285,7 @@ def measure_own_colours(
     recordings: Recordings,  # its training audio
 ) -> dict[str, np.ndarray]:  # gain [bins] by the name of the excitation, in lower case
     "As `measure_colour`, for excitations that say they have a colour of their own."
-    plain = replace(states, colour=None, own_colours={})
+    plain = replace(states, balance=Balance())
     return {name.lower(): _measured_gain(plain, recordings, name, 60., 2048)
             for name, source in EXCITATIONS.items() if getattr(source, "own_colour", False)}
 

@@ -93,9 +93,9 @@ def derive_states(
         initial=hmm.initial, transition=hmm.transition, occupancy=count/count.sum(), mean=mean,
         variance=variance + 1e-10, delta_variance=delta + 1e-10,
         limits=Limits(peak, loudest_frames(recordings, n_states)))
-    states.colour = measure_colour(states, recordings)
-    states.own_colours = measure_own_colours(states, recordings)
-    states.level = sampled_level(states, recordings)
+    states.balance.colour = measure_colour(states, recordings)
+    states.balance.own_colours = measure_own_colours(states, recordings)
+    states.balance.level = sampled_level(states, recordings)
     return states
 
 # %% ../../nbs/ssgs/21_state_sounds.ipynb #6490e13e
@@ -133,7 +133,7 @@ class Interpretation:
         "What brings a sound to the level of the training audio; measured once for each kind."
         key = round(float(fidelity), 3), excitation_type.lower()
         if key[0] == 0 and key[1] != "residual":
-            if (levels := self.states.level) is None: return 1.
+            if (levels := self.states.balance.level) is None: return 1.
             sources = {name.lower(): source for name, source in EXCITATIONS.items()}
             return float(levels[int(getattr(sources.get(key[1]), "pulsed", False))])
         if not self.material: return 1.
