@@ -133,8 +133,11 @@ def test_wishes_in_a_pause_are_acted_on_in_it(place, together):
     assert acted == [("paused", {"save"})] and due.save == "" and control.state == "running"
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129),
-                                          pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
+QUEUED_AGAIN = pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number, code", [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), QUEUED_AGAIN])
 def test_signals_save_and_end(number, code, tmp_path):
     process = start("denoise", tmp_path, "slow=0.01", "steps=100000", 'save_every="never"')
     wait_for_line(process, "log")

@@ -131,7 +131,7 @@ def plain_wav(raw, layout: WavLayout) -> Link | None:
     if not (layout.form and layout.sound): return None
     raw.seek(layout.form.at)
     form, total = raw.read(min(layout.form.size, 2**16)), sum(b-a for a, b in layout.sound)
-    size = lambda n: min(n, 2**32-1).to_bytes(4, layout.order)
+    def size(n): return min(n, 2**32-1).to_bytes(4, layout.order)
     magic = b'RIFX' if layout.order == 'big' else b'RIFF'
     head = magic+size(total+28+len(form))+b'WAVEfmt '+size(len(form))+form
     return Link([head+b'data'+size(total), *layout.sound])

@@ -7,7 +7,6 @@ __all__ = ['FlacHeader', 'flac_header', 'crc8', 'coded_number', 'frame_samples',
            'flac_links']
 
 # %% ../../nbs/audio/05_flac_frames.ipynb #3271d141
-from pathlib import Path
 from typing import NamedTuple
 
 from .file_pieces import Link

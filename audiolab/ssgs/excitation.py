@@ -69,11 +69,11 @@ class Residual:
                              "that holds its training audio")
         return controls.residual
 
-# %% ../../nbs/ssgs/07_excitation.ipynb #3f1352a2
+# %% ../../nbs/ssgs/07_excitation.ipynb #7c51d0a2
 _TABLE = 2048  # samples of a period
 _COUNTS = np.unique(np.round(1.3**np.arange(0, 23)).astype(int))  # 1 ... 321 harmonics
 
-
+# %% ../../nbs/ssgs/07_excitation.ipynb #3f1352a2
 def unit_power_tables(
     phases: Callable,  # of the number of harmonics n; returns [n] (rad)
 ) -> np.ndarray:  # a period for each number of harmonics, and its first sample again [counts, 2049]

@@ -99,7 +99,7 @@ def _try_to_hold(fd: int) -> bool | None:
     "Let the operating system hold an open file for us."
     try: import fcntl
     except ImportError: return None
-    for attempt in range(5):
+    for _ in range(5):
         try: return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
         except BlockingIOError: time.sleep(0.004)  # somebody may only be looking
         except OSError: return None
