@@ -490,7 +490,8 @@ class Learner:
 
     def set_rates(self, step: int) -> None:
         "Let learning rates be those of a step that was made; those of the next come with it."
-        for driven in self.driven.values(): driven.set_rates(max(step, 0))
+        moved = (driven for driven in self.driven.values() if driven.optimizer.state)
+        for driven in moved: driven.set_rates(max(step, 0))
 
     def forget(self) -> None:
         "Let go of modules and optimizers, to have their memory back."
