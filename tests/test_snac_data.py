@@ -192,7 +192,7 @@ def test_nothing_to_train_on(tmp_path):
         AudioDataset(tmp_path)
     (tmp_path/"songs").mkdir()
     (tmp_path/"songs/a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(200))
-    with pytest.raises(DataError, match="no decoder here; convert it first: ffmpeg -i"):
+    with pytest.raises(DataError, match="no decoder here; .*convert it first: ffmpeg -i"):
         AudioDataset(tmp_path/"songs")
     with pytest.raises(DataError, match="no rows|cannot be opened as a saved"):
         table(1).select([]).save_to_disk(str(tmp_path/"e"))

@@ -154,7 +154,7 @@ def encode_batch(self: Codec,
 @patch
 def unflatten(self: Codec,
     tokens,  # whole numbers [N], of a language model
-    **options,  # length, offset, interleave, with_offsets, as `unflatten` takes them
+    **options,  # length, offset, interleave, with_offsets, gain, as `unflatten` takes them
 ) -> Codes:
     "Codes of a list of tokens, in the layout of this codec. Raises `SnacError`."
     return read_tokens(tokens, fingerprint=self.fingerprint, **self.layout, **options)

@@ -198,6 +198,7 @@ def unflatten(
     interleave: bool = True,  # as in `flatten`
     with_offsets: bool = True,  # as in `flatten`
     fingerprint: str = "",  # of the model, if known
+    gain: float = 1.0,  # of decoded sound, which tokens do not hold
 ) -> Codes:
     "Codes of a list of tokens. Raises `SnacError` that names the first token which cannot be one."
     strides = tuple(vq_strides)
@@ -214,7 +215,7 @@ def unflatten(
                         f"of level {order[place][0]}")
     def of_level(level): return [place for place, (at, _) in enumerate(order) if at == level]
     levels = [frames[:, of_level(level)].reshape(-1) for level in range(len(strides))]
-    return Codes(levels, length, sample_rate, codebook_size, strides, hop, fingerprint)
+    return Codes(levels, length, sample_rate, codebook_size, strides, hop, fingerprint, gain)
 
 # %% ../../nbs/snac/13_codes.ipynb #8851cd22
 _SUFFIX, _MAX_BYTES = ".snac", 2**28  # 256 MiB: more than two weeks of sound
