@@ -8,6 +8,7 @@ __all__ = ['EXCITATIONS', 'Controls', 'register_excitation', 'make_excitation', 
 
 # %% ../../nbs/ssgs/07_excitation.ipynb #950cfa2a
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -139,7 +140,7 @@ def _oscillate(f0, voicing, noise, tables, counts, rate, hop, state, out):
     state[0], state[1], state[2] = phase, low, band
 
 # %% ../../nbs/ssgs/07_excitation.ipynb #fca7a0e8
-class Oscillator:
+class Oscillator(ABC):
     "A periodic source, of harmonics with the phases of its class, and with noise above them."
     tables, pulsed = None, True
     def __init__(self, sample_rate, hop_size, rng):
@@ -148,9 +149,9 @@ class Oscillator:
         self.state = np.zeros(3)  # phase, and what the high-pass remembers
 
     @staticmethod
+    @abstractmethod
     def phases(n: int) -> np.ndarray:
         "Phases of the first n harmonics (rad); the same for any n, so that tables can be mixed."
-        raise NotImplementedError
 
     def __call__(self, controls):
         out = np.empty(len(controls)*self.hop_size)
