@@ -18,42 +18,23 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_tasks import Denoise, config, state_of
+from engine_tasks import Denoise, config
+from fault_runs import ENV, be_child, child_of, final, one_thread, unbroken  # noqa: F401
 
 from audiolab.files import CheckpointError, verify_checkpoint
 from audiolab.training import read_history
 from audiolab.files import CheckpointFolder
 from audiolab.training import OutOfMemory, Trainer
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+child = child_of(__file__)
 
 
-def child(name, launcher=(), **words):
-    command = [sys.executable, *launcher, __file__, name,
-               *(f"{key}={json.dumps(value)}" for key, value in words.items())]
-    run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:] + run.stdout[-1000:]
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-
-
-def final(folder): return state_of(Path(folder)/"checkpoints"/"checkpoint_final.safetensors")
 def no_temporary_files(folder):
     return not [path for path in Path(folder).rglob(".*tmp*")
                 if not path.relative_to(folder).parts[0].startswith("previous-")]
-
-
-def unbroken(folder, task=Denoise, **changes):
-    Trainer(task(), config(**changes), folder).fit()
-    return final(folder)
 
 
 # --- power cuts, simulated with a disk in a file whose content is copied at the moment of the cut
@@ -340,8 +321,4 @@ def test_no_memory(tmp_path):
     assert saving["sound"] == saving["all"] and "checkpoint_final" in saving["all"] and "checkpoint_step_4" not in saving["all"], saving
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    name, *words = sys.argv[1:]
-    globals()[name](**{key: json.loads(value) for key,
-                       value in (word.split("=", 1) for word in words)})
+if __name__ == "__main__": be_child(globals())

@@ -12,40 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_tasks import Adversarial, Denoise, Hums, alive, config, state_of
+from engine_tasks import Adversarial, Denoise, Hums, alive, config
+from fault_runs import ENV, be_child, child_of, final, one_thread, unbroken  # noqa: F401
 
 from audiolab.data import DataError, Loader
 from audiolab.files import CheckpointFolder
 from audiolab.training import Trainer, read_history
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def child(name, launcher=(), **words):
-    command = [sys.executable, *launcher, __file__, name,
-               *(f"{key}={json.dumps(value)}" for key, value in words.items())]
-    run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:] + run.stdout[-1000:]
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-
-
-def final(folder): return state_of(Path(folder)/"checkpoints"/"checkpoint_final.safetensors")
-
-
-def unbroken(folder, task=Denoise, **changes):
-    Trainer(task(), config(**changes), folder).fit()
-    return final(folder)
+child = child_of(__file__)
 
 
 # --- workers
@@ -225,8 +203,4 @@ def test_two_processes_stopped_by_either_resume_exactly(tmp_path):
     for name in "abc": assert final(tmp_path/name) == whole, name
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    name, *words = sys.argv[1:]
-    globals()[name](**{key: json.loads(value) for key,
-                       value in (word.split("=", 1) for word in words)})
+if __name__ == "__main__": be_child(globals())
