@@ -172,7 +172,7 @@ class Worker:
             command = [sys.executable, __file__, str(place)]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "CI": ""})
+                env=os.environ | {"OMP_NUM_THREADS": "1"})
         self.process.stdin.write(json.dumps([kind, act, seed, count]) + "\n")
         self.process.stdin.flush()
         if not select.select([self.process.stdout], [], [], timeout)[0]: self.process.kill()

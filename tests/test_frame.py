@@ -12,30 +12,30 @@ from audiolab._modidx import d as index
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("body, ci, code", [
-    ("pass", "true", 0),
-    ("pytest.skip('needs espeak-ng')", "", 0),
-    ("pytest.skip('needs espeak-ng')", "true", 1),
-    ("pytest.skip('optional: needs a GPU')", "true", 0),
-    ("assert 0", "", 1),
-], ids=["passes", "skip", "skip-in-ci", "optional-in-ci", "fails"])
-def test_a_skip_fails_in_ci(tmp_path, body, ci, code):
+@pytest.mark.parametrize("body, options, code", [
+    ("pass", ["--no-skips"], 0),
+    ("pytest.skip('needs espeak-ng')", [], 0),
+    ("pytest.skip('needs espeak-ng')", ["--no-skips"], 1),
+    ("pytest.skip('optional: needs a GPU')", ["--no-skips"], 0),
+    ("assert 0", [], 1),
+], ids=["passes", "skip", "skip-forbidden", "optional-forbidden", "fails"])
+def test_a_skip_fails_where_none_is_allowed(tmp_path, body, options, code):
     shutil.copy(ROOT/"tests/conftest.py", tmp_path)
     (tmp_path/"test_it.py").write_text(f"import pytest\n\ndef test_it(): {body}\n")
     r = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull,
-                        "--rootdir", tmp_path, tmp_path],
-                       env=os.environ | {"CI": ci}, text=True, capture_output=True, timeout=120)
+                        "--rootdir", tmp_path, *options, tmp_path],
+                       env=os.environ | {"CI": "true"}, text=True, capture_output=True, timeout=120)
     assert r.returncode == code, r.stdout + r.stderr
-    assert ("fails a run with CI=true" in r.stdout) == (code == 1 and "skip" in body)
+    assert ("fails a run with --no-skips" in r.stdout) == (code == 1 and "skip" in body)
 
 
-def test_a_module_that_skips_as_a_whole_fails_in_ci(tmp_path):
+def test_a_module_that_skips_as_a_whole_fails_too(tmp_path):
     shutil.copy(ROOT/"tests/conftest.py", tmp_path)
     (tmp_path/"test_it.py").write_text("import pytest\n\npytest.importorskip('a_module_that_is_not_there')\n\ndef test_it(): pass\n")
     (tmp_path/"test_other.py").write_text("def test_other(): pass\n")
     r = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull,
-                        "--rootdir", tmp_path, tmp_path],
-                       env=os.environ | {"CI": "true"}, text=True, capture_output=True, timeout=120)
+                        "--rootdir", tmp_path, "--no-skips", tmp_path],
+                       text=True, capture_output=True, timeout=120)
     assert r.returncode == 1 and "1 passed, 1 skipped" in r.stdout
 
 
@@ -48,15 +48,14 @@ def test_what_was_skipped_runs_again_and_nothing_else(tmp_path):
                                          "if not Path('program').exists(): pytest.skip('needs it', allow_module_level=True)\n\n"
                                          "def test_third(): pass\n")
 
-    def run(*args, **env):
+    def run(*args):
         command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", tmp_path,
                    *args, tmp_path]
-        return subprocess.run(command, env=os.environ | env, cwd=tmp_path, text=True,
-                              capture_output=True, timeout=120)
-    assert "1 passed, 2 skipped" in run(CI="").stdout
-    assert run("--again", CI="true").returncode == 1  # still skipped
+        return subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    assert "1 passed, 2 skipped" in run().stdout
+    assert run("--again", "--no-skips").returncode == 1  # still skipped
     (tmp_path/"program").touch()
-    again = run("--again", CI="true")
+    again = run("--again", "--no-skips")
     assert again.returncode == 0 and "2 passed, 1 deselected" in again.stdout, again.stdout
 
 
