@@ -12,6 +12,19 @@ ID3 = b"ID3\x04\0\0\0\0\x01\x02" + b"\0"*130
 APE = b"APETAGEX\xd0\x07\0\0\x10\0\0\0\0\0\0\0\0\0\0\xa0" + bytes(8) + bytes(16)
 
 
+def written(kind, subtype):
+    "Whether libsndfile writes files of a kind"
+    if kind == "RAW" or not sf.check_format(kind, subtype): return False
+    if kind == "SD2": return True  # it writes a second file, which must have a name
+    try: sf.write(io.BytesIO(), np.zeros(9), RATE, format=kind, subtype=subtype)
+    except sf.SoundFileError: return False  # a pair that is named and not written
+    return True
+
+
+KINDS = {kind: subtypes for kind in sf.available_formats()  # container -> its codings
+         if (subtypes := [sub for sub in sf.available_subtypes(kind) if written(kind, sub)])}
+
+
 def notes(seconds=1.0, rate=RATE, channels=2, seed=0):
     "Tones that change, and pauses: bit rates vary, and no two places are alike, [T, C]"
     t = np.arange(int(seconds*rate))/rate

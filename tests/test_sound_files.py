@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from sound_zoo import (
-    APE, ID3, RATE, chunk, coded, form, mp3, notes, ogg_flac, wav, with_count, with_vbri,
+    APE, ID3, KINDS, RATE, chunk, coded, form, mp3, notes, ogg_flac, wav, with_count, with_vbri,
     without_index,
 )
 
@@ -145,7 +145,7 @@ def test_flac_counts_and_joined_flac(tmp_path):
     both = np.concatenate([alone(a), alone(b)], axis=1)
     np.testing.assert_array_equal(read(tmp_path, "c.flac", a + b), both)
     many = a[:21] + bytes([a[21] & 0xf0]) + struct.pack(">I", RATE*2) + a[26:]
-    refused(tmp_path, "d.flac", many, "16000 samples were promised, 8000 could be decoded")
+    refused(tmp_path, "d.flac", many, "promises 16000 samples, at most 8000")
 
 
 # ---- sizes in headers, and legal files
@@ -208,17 +208,11 @@ def test_voc_of_many_blocks(tmp_path):
 
 # ---- ranges, and other decoders
 
-def all_formats():
-    pairs = [(kind, sub) for kind in sf.available_formats() for sub in sf.available_subtypes(kind)]
-    return [(kind, sub) for kind, sub in pairs if kind != "RAW" and sf.check_format(kind, sub)]
-
-
-@pytest.mark.parametrize("kind", sorted({kind for kind, _ in all_formats()}))
+@pytest.mark.parametrize("kind", KINDS)
 def test_ranges_equal_the_whole_in_every_format(tmp_path, kind):
-    for subtype in (sub for k, sub in all_formats() if k == kind):
+    for subtype in KINDS[kind]:
         path = tmp_path/f"{subtype}.{kind.lower()}"
-        try: sf.write(path, notes(1.5, channels=1), RATE, format=kind, subtype=subtype)
-        except sf.SoundFileError: continue  # a pair that is named and not written
+        sf.write(path, notes(1.5, channels=1), RATE, format=kind, subtype=subtype)
         x, rate = read_audio(path)
         for begin in (0, 1, 777, 5001, x.shape[1] - 100, x.shape[1] - 1):
             part = read_audio(path, start=begin/rate, duration=100/rate)[0]

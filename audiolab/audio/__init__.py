@@ -2,10 +2,13 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "chunked_files": ["CHUNK_STYLES", "Chunk", "ChunkStyle", "WavLayout", "au_links",
-        "begins_chunk", "chunk_links", "chunks", "iff_links", "is_mpeg", "is_name", "patched",
-        "plain_wav", "sound_end", "true_size", "voc_blocks", "voc_form", "voc_links",
-        "wav_layout", "wav_links"],
+    "chunked_files": ["CHUNK_STYLES", "Chunk", "ChunkStyle", "FirstSound", "SampleCount",
+        "WavLayout", "au_links", "avr_count", "begins_chunk", "chunk_links", "chunks",
+        "counted_links", "file_links", "first_sound", "htk_count", "iff_links", "ircam_count",
+        "is_mpeg", "is_name", "mark_behind", "mat4_count", "mat5_count", "mpc_count",
+        "nist_count", "other_file", "padding", "paf_count", "patched", "plain_wav", "pvf_count",
+        "sample_count", "sds_count", "sound_end", "voc_blocks", "voc_form", "voc_links",
+        "wav_layout", "wav_links", "wve_count", "xi_count"],
     "corpora": ["CORPUS_LIST", "check_amount_of_sound", "chosen", "demo_corpus",
         "instrument_corpus", "is_our_name", "is_untouched", "listed_corpus", "music_clips",
         "sha256_of", "speech_clips", "speech_corpus", "write_corpus"],
@@ -24,7 +27,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "conversion", "foreign_kind", "open_raw", "why_not_audio"],
     "file_pieces": ["Link", "SplicedFile", "piece_size", "spliced"],
     "flac_frames": ["FlacHeader", "coded_number", "crc8", "flac_header", "flac_links",
-        "flac_places", "frame_end", "frame_samples", "last_sample"],
+        "flac_places", "frame_end", "frame_samples", "frames_from", "grows", "last_samples",
+        "seems_one"],
     "instruments": ["DRUM_SECONDS", "bell", "drum", "flute", "note_envelope", "one_period",
         "pad", "periodic_tone", "plucked_string", "string_loop"],
     "levels": ["between_samples", "bilinear_section", "block_powers", "k_weighting", "loudness",

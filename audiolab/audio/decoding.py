@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from .chunked_files import CHUNK_STYLES, chunk_links, plain_wav, voc_links, wav_layout
+from .chunked_files import CHUNK_STYLES, file_links, plain_wav, wav_layout
 from .ffmpeg_media import FfmpegSound, has_ffmpeg_decoders
 from .file_checks import KNOWN_HEADS, AudioError, AudioInfo, conversion, open_raw, why_not_audio
 from .file_pieces import Link, spliced
@@ -98,22 +98,19 @@ class ChainedSound:
         self.format, self.subtype, self.name = first.format, first.subtype, first.name
         self.ends = list(accumulate(link.frames for link in links))
         self.frames = self.ends[-1]
-        self.used = {0}  # links that are no longer at their beginning
+        self.places = [0]*len(links)  # where each link is
 
     def seek(self, frame: int) -> int:
         "Go to a sample."
-        n, within = link_place(self.ends, frame)
-        if within or n in self.used: self.links[n].seek(within)
-        self.used.add(n)
         self.at = frame
         return frame
 
     def buffer_read_into(self, buffer: np.ndarray, dtype: str) -> int:
         "Fill a buffer [frames, channels] with what comes next, at most to the end of its link; how many there were."
         n, within = link_place(self.ends, self.at)
-        if within == 0: self.seek(self.at)
+        if self.places[n] != within: self.links[n].seek(within)
         count = self.links[n].buffer_read_into(buffer[:self.ends[n]-self.at], dtype)
-        self.at += count
+        self.places[n], self.at = within+count, self.at+count
         return count
 
     def close(self) -> None:
@@ -153,10 +150,10 @@ def may_be_mpeg(path: Path, head: bytes) -> bool:
 def links_of(path: Path, raw, head: bytes, size: int) -> list[Link] | None:
     "What a decoder is to read instead of a file; None if the file itself. AudioError if it was cut."
     if head[:4] == b'OggS': return ogg_links(path, raw, size)
-    if head[:4] == b'fLaC': return flac_links(raw, head, size)
-    if head[:19] == b'Creative Voice File': return voc_links(path, raw, size)
-    if head[:4] in CHUNK_STYLES or head[:4] == b'.snd': return chunk_links(path, raw, head, size)
-    return mp3_links(path, raw, 0, size) if may_be_mpeg(path, head) else None
+    if head[:4] == b'fLaC': return flac_links(path, raw, head, size)
+    links = file_links(path, raw, head, size)
+    if links or head[:4] in KNOWN_HEADS or not may_be_mpeg(path, head): return links
+    return mp3_links(path, raw, 0, size)
 
 # %% ../../nbs/audio/07_decoding.ipynb #8905ee89
 _MARKS = (b'OggS\0\2', b'fLaC\0\0\0\x22', b'RIFF', b'RIFX', b'RF64', b'BW64', b'FORM', b'caff\0\1',

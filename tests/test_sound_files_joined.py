@@ -1,0 +1,91 @@
+"Files of every kind that libsndfile writes, cut, and one behind another: all of them is read, or an error says what is missing."
+import numpy as np
+import pytest
+import soundfile as sf
+from sound_zoo import KINDS, RATE, coded
+
+from audiolab.audio import AudioError, probe_audio, read_audio
+
+# what does not say how many samples it has (XI: as libsndfile writes it)
+SILENT = "SD2", "IRCAM", "PAF", "PVF", "XI"
+
+
+def kept(path, kind, subtype, count=RATE, seed=0, channels=1):
+    "A file of a kind: what is read of it, and its bytes"
+    data = coded(kind, subtype, count/RATE, channels=channels, seed=seed)
+    path.write_bytes(data)
+    return read_audio(path)[0], data
+
+
+def refusal(path, data):
+    path.write_bytes(data)
+    with pytest.raises(AudioError) as error: read_audio(path)
+    with pytest.raises(AudioError): read_audio(path, start=.9)
+    return error.value.cause
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SILENT])
+def test_a_cut_file_says_what_is_missing(tmp_path, kind):
+    for subtype in KINDS[kind]:
+        path = tmp_path/f"{subtype}.{kind.lower()}"
+        _, data = kept(path, kind, subtype)
+        for share in (.5, .9): assert "truncated" in refusal(path, data[:int(len(data)*share)])
+
+
+def test_headers_of_one_size_name_both_numbers(tmp_path):
+    for kind, header, frame in (("NIST", 1024, 2), ("AVR", 128, 2), ("MAT4", 68, 2),
+                                ("MAT5", 264, 2), ("MPC2K", 42, 2), ("WVE", 32, 1), ("HTK", 12, 2)):
+        path = tmp_path/f"a.{kind.lower()}"
+        _, data = kept(path, kind, "ALAW" if kind == "WVE" else "PCM_16")
+        assert f"promises {RATE*frame} bytes of samples, {5000-header} are there" in refusal(
+            path, data[:5000]), kind
+    _, data = kept(tmp_path/"a.sds", "SDS", "PCM_16")
+    assert "promises 25400 bytes of samples, 4979 are there" in refusal(path, data[:5000])
+
+
+def test_what_does_not_count_its_samples_cannot_end_within_a_frame(tmp_path):
+    for kind, subtype, frame in (("IRCAM", "FLOAT", 8), ("PAF", "PCM_16", 4), ("PAF", "PCM_24", 64),
+                                 ("PVF", "PCM_32", 8)):
+        path = tmp_path/f"a.{kind.lower()}"
+        _, data = kept(path, kind, subtype, channels=2)
+        left = frame - 1
+        assert f"{left} of {frame} bytes" in refusal(path, data[:-frame*100 - 1]), subtype
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "SD2"])  # it has no header
+def test_joined_files_of_every_kind(tmp_path, kind):
+    for subtype in KINDS[kind]:
+        path = tmp_path/f"{subtype}.{kind.lower()}"
+        made = [kept(path, kind, subtype, count, seed) for count, seed in (
+            (3000, 0), (3000, 1), (3501, 2))]
+        for order in ((0, 1), (0, 0), (2, 0, 1), (1, 2)):
+            path.write_bytes(b"".join(made[n][1] for n in order))
+            x = read_audio(path)[0]
+            whole = np.concatenate([made[n][0] for n in order], axis=1)
+            np.testing.assert_allclose(x, whole, atol=3e-6, err_msg=f"{path} {order}")
+            assert probe_audio(path).frames == x.shape[1]
+            begin = made[order[0]][0].shape[1] - 50
+            part = read_audio(path, start=begin/probe_audio(path).sample_rate, duration=.01)[0]
+            crop = whole[:, begin:begin+part.shape[1]]
+            np.testing.assert_allclose(part, crop, atol=3e-6, err_msg=f"{path} {order}")
+
+
+def test_long_flac_of_equal_lengths(tmp_path):
+    rng, time = np.random.default_rng(0), np.arange(300_000)
+    loud, quiet = rng.normal(0, .1, 300_000), np.sin(time/9)*np.linspace(0, 1, 300_000)
+    for n, (a, b) in enumerate(((loud, loud), (loud, quiet), (quiet, loud), (loud, time*0.))):
+        path = tmp_path/f"{n}.flac"
+        halves = []
+        for part in (a, b):
+            sf.write(path, part, RATE)
+            halves.append(path.read_bytes())
+        path.write_bytes(b"".join(halves))
+        assert probe_audio(path).frames == 600_000
+    assert "promises 300000 samples, at most" in refusal(path, halves[0][:len(halves[0])//2])
+
+
+def test_files_that_cannot_follow_each_other(tmp_path):
+    for kind in ("AU", "NIST", "CAF", "W64", "VOC", "FLAC", "WAV", "AIFF"):
+        path = tmp_path/f"a.{kind.lower()}"
+        cause = refusal(path, coded(kind) + coded(kind, rate=16_000))
+        assert "at 1.00 s (16000 Hz, 2 channels) cannot follow" in cause, kind
