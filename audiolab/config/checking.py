@@ -6,6 +6,7 @@
 __all__ = ['IS_REQUIRED', 'check_tree']
 
 # %% ../../nbs/config/03_checking.ipynb #f7cde111
+import difflib
 import json
 import re
 from functools import cache
@@ -97,13 +98,29 @@ def _class_at(cls, path):
     return dataclass_in(hint)
 
 # %% ../../nbs/config/03_checking.ipynb #f2464019
+def _names_at(cls, path):
+    "Keys that can stand below a path, also by their other names."
+    own, above = list(field_types(_class_at(cls, path) or cls)), dotted_path(path)
+    others = (name.rpartition(".") for name in getattr(cls, "aliases", {}))
+    return own + [last for before, _, last in others if before == above]
+
+# %% ../../nbs/config/03_checking.ipynb #5b6d85a8
+def _nearest_in(key, names, cutoff=.6):
+    "The name that a key is a slip or the initials of; None where there is none."
+    def initials(name): return "".join(word[:1] for word in name.split("_"))
+    near = difflib.get_close_matches(key, names, 1, cutoff)
+    return next(iter(near + [n for n in names if len(key) > 1 and initials(n) == key]), None)
+
+# %% ../../nbs/config/03_checking.ipynb #a29c9628
 def _unknown_key(cls, path):
     "'unknown key', with the key that was probably meant."
-    siblings = list(field_types(_class_at(cls, path[:-1]) or cls))
-    elsewhere = [dotted_path(p) for p in _leaf_paths(cls) if p[-1] == path[-1]]
-    if elsewhere: return f"unknown key. Did you mean {elsewhere[0]!r}?"
-    known = ", ".join(siblings[:12]) + (", ..." if len(siblings) > 12 else "")
-    return f"unknown key{did_you_mean(path[-1], siblings) or f'. Known here: {known}'}"
+    key, here = str(path[-1]), _names_at(cls, path[:-1])
+    places = [*map(dotted_path, _leaf_paths(cls)), *getattr(cls, "aliases", {})]
+    elsewhere = {place.rpartition(".")[2]: place for place in reversed(places)}
+    near = elsewhere.get(key) or _nearest_in(key, here)
+    near = near or elsewhere.get(_nearest_in(key, elsewhere, .8))
+    hint = f". Did you mean {near!r}?" if near else f". Known here: {', '.join(here)}"
+    return f"unknown key{hint}"
 
 # %% ../../nbs/config/03_checking.ipynb #272d0dca
 def _follow(tree, location):

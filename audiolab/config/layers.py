@@ -169,7 +169,8 @@ def stack_layers(
         layers.append(Layer("preset", changed_part(cls, plain, base)))
     if path is not None:
         tree = read_config_file(path)
-        layers.append(Layer(str(path), own_names(cls, tree.content, tree), tree))
+        content = own_names(cls, tree.content, tree, str(path))
+        layers.append(Layer(str(path), content, tree))
     if overrides: layers.append(Layer("override", own_names(cls, to_plain(overrides))))
     return layers
 

@@ -48,7 +48,7 @@ def _put(tree, path, value, over=True):
     else: inner.setdefault(path[-1], value)
 
 # %% ../../nbs/config/01_setting_names.ipynb #9313cbfa
-def _move_alias(cls, name, content, tree):
+def _move_alias(cls, name, content, tree, file):
     "Replace a value under another name by what it stands for, and move its position along."
     path = _dotted(name)
     inner = _below(content, path[:-1])
@@ -58,7 +58,7 @@ def _move_alias(cls, name, content, tree):
     del inner[path[-1]]
     try: found, recipe = _meaning(cls, name, value)
     except ValueError as e:
-        where = f"{position[0][0]}:{position[0][1]}" if position and position[0] else ""
+        where = f"{file}:{position[0][0]}:{position[0][1]}" if position and position[0] else ""
         raise config_error(where, str(e), name) from e
     for to, item in found + recipe:
         _put(content, to, item, over=False)
@@ -70,14 +70,15 @@ def _move_alias(cls, name, content, tree):
 def own_names(
     cls: type,  # configuration class, with or without `aliases`
     content: dict,  # values of a layer
-    tree=None,  # the file they come from, `PlainTree`
+    tree=None,  # what the file holds that they come from, `PlainTree`
+    file: str = "",  # its name, for errors
 ) -> dict:  # values under the names of the class
     "The content of a layer with the names of the class; a file's positions move along."
     aliases = getattr(cls, "aliases", {})
     content = json.loads(json.dumps(content)) if aliases else content
     # words for many keys come last, and fill what is left
     for name in sorted(aliases, key=lambda name: callable(aliases[name])):
-        _move_alias(cls, name, content, tree)
+        _move_alias(cls, name, content, tree, file)
     return content
 
 # %% ../../nbs/config/01_setting_names.ipynb #6b022d59

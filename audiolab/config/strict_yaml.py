@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
     def __str__(self):
         def short(part):  # but for the place, which must stay whole
-            return part if len(part) <= 400 or part is self.where else part[:399] + "…"
+            return part if len(part) <= 1000 or part is self.where else part[:999] + "…"
         return ": ".join(short(part) for part in self if part)
 
 # %% ../../nbs/config/00_strict_yaml.ipynb #715dcac1
