@@ -236,7 +236,7 @@ def test_inspect_refuses(capsys, tmp_path):
     (tmp_path/"text.safetensors").write_text("hello, I am not a checkpoint at all")
     (tmp_path/"empty.wav").touch()
     broken = "evil.npz", "text.safetensors", "empty.wav"
-    for name in (*broken, "none.safetensors", "none.npz", "none.flac", "."):
+    for name in (*broken, "none.safetensors", "none.npz", "none.flac", "none"):
         code, out, err = run(capsys, "inspect", str(tmp_path/name))
         assert code == 2 and not out and err.startswith("audiolab: error: ")
         assert err.count("\n") == 1 and str(tmp_path) in err
@@ -267,6 +267,46 @@ def test_verify(capsys, tmp_path, model):
     assert run(capsys, "verify", str(tmp_path/"old.npz"))[0] == 0
     flip_bit((tmp_path/"old.npz").read_bytes(), 4000, 4, tmp_path/"old.npz")
     assert run(capsys, "verify", str(tmp_path/"old.npz"))[0] == 1
+
+
+def test_run_folders(capsys, tmp_path, model):
+    (tmp_path/"empty").mkdir()
+    code, out, err = run(capsys, "inspect", str(tmp_path/"empty"))
+    assert code == 2 and not out and "neither a history nor checkpoints" in err
+    said = f"FAILED  {tmp_path/'empty'}: a folder without checkpoints\n"
+    assert run(capsys, "verify", str(tmp_path/"empty"))[:2] == (1, said)
+    row = '{"kind": "log", "step": 7, "epoch": 1, "seconds": 2.5, "values": {}}\n'
+    (tmp_path/"history.jsonl").write_text(row)
+    (tmp_path/"checkpoints").mkdir()
+    flip_bit(model.read_bytes(), -100, 1, tmp_path/"checkpoints"/"last.safetensors")
+    (tmp_path/"checkpoints"/".last.safetensors.tmp").touch()
+    code, out, _ = run(capsys, "inspect", str(tmp_path))
+    assert code == 0 and "step 7, epoch 1, 2 s trained; going on, or cut off" in out
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["checkpoints/last.safetensors",
+                                                                  "model.safetensors"]
+    assert json.loads(run(capsys, "inspect", str(tmp_path), "--json")[1])["history"]["step"] == 7
+    code, out, _ = run(capsys, "verify", str(tmp_path))
+    assert code == 1 and [line.split()[0] for line in out.splitlines()] == ["FAILED", "OK"]
+
+
+def test_files_of_torch(capsys, tmp_path):
+    import torch
+    path, numbers = tmp_path/"pytorch_model.bin", torch.arange(1000.)
+    within = []
+    within.append(within)  # a list in itself does not keep the reader for ever
+    torch.save({"model": {"weight": numbers, "same": numbers}, "steps": [1, within]}, path)
+    code, out, _ = run(capsys, "inspect", str(path))
+    assert code == 0 and "2 tensors" in out and "model.weight  float32" in out
+    data = json.loads(run(capsys, "inspect", str(path), "--json")[1])
+    assert data["tensors"]["model.same"] == {"dtype": "float32", "shape": [1000], "bytes": 4000}
+    code, out, _ = run(capsys, "verify", str(path))
+    assert code == 0 and out.startswith(f"OK      {path}: 2 tensors match the checksums")
+    content = path.read_bytes()
+    flip_bit(content, content.index(numbers.numpy().tobytes()) + 2000, 1, path)
+    code, out, _ = run(capsys, "verify", str(path))
+    assert code == 1 and "data/0: not what checksums say" in out
+    path.write_bytes(content[:-10])
+    assert run(capsys, "verify", str(path))[0] == 1 and run(capsys, "inspect", str(path))[0] == 2
 
 
 def python(program, *args, **more):

@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "nested_state": ["STATE_KEY", "load_state", "pack_state", "save_state", "unpack_state"],
     "npz": ["read_npz"],
     "strict_json": ["CONTROL_CHARACTERS", "MAX_JSON", "canonical_json", "parse_json"],
-    "untrusted_pickle": ["archived_pickle", "read_torch_file", "scan_pickle"],
+    "untrusted_pickle": ["archived_pickle", "damaged_entries", "read_torch_file", "scan_pickle"],
     "weights_file": ["LazyTensors", "LoadReport", "load_into", "read_into", "save_weights"],
 })
