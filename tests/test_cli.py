@@ -366,6 +366,16 @@ def test_the_program_is_installed():
     assert [entry.value for entry in found] == ["audiolab.apps.program:main"]
 
 
+def test_what_the_hub_says_is_not_said_twice(capsys):
+    "Its library prints by itself; the program's own log does not print it again"
+    import logging
+    import huggingface_hub.utils.logging as hub
+    run(capsys, "act")
+    theirs = hub.get_logger("huggingface_hub.http")
+    assert any(theirs.parent.handlers) and not theirs.parent.propagate
+    assert not logging.getLogger("datasets").propagate
+
+
 def test_stdout_may_be_anything(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert cli.main(["--version"]) == 0 and sys.stdout.getvalue().startswith("audiolab ")

@@ -62,6 +62,15 @@ def test_a_log_file_gets_lines_and_no_bar(caplog):
             "epoch 1/10, step 2/1000, loss 0.5000, 10 steps/s, 1m 30s left, 300 MB, gradient norm 0.1000, learning rate 0.0001"
 
 
+def test_why_a_run_failed_is_left_to_the_error_that_ends_it(caplog):
+    with caplog.at_level(logging.INFO, "audiolab.watch.terminal"):
+        tell(TerminalProgress(), start(), end(3, "failed", "no sound"))
+        tell(TerminalProgress(), start(), end(3, "stopped", "by hand"))
+    said = [record.getMessage() for record in caplog.records[1::2]]
+    assert said == ["Failed at epoch 1/10, step 3/1000 (0s)",
+                    "Stopped at epoch 1/10, step 3/1000: by hand (0s)"]
+
+
 def test_where_nobody_set_up_logging_lines_go_to_stderr(capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger("audiolab.watch.terminal"), "isEnabledFor",
                         lambda level: False)

@@ -47,6 +47,8 @@ def _show_log():
     import logging
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("audiolab").setLevel(logging.INFO)
+    for name in ("huggingface_hub", "datasets"):  # they print by themselves, too: once is enough
+        logging.getLogger(name).propagate = False
 
 
 def _resolve_config(command, config_class, verb, args):

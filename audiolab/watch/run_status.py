@@ -110,11 +110,16 @@ class RunStatus(GetAttr):
         self.problems.append(message if message.startswith("step") else f"step {self.step}: {message}")
 
     @property
+    def standing(self) -> str:
+        "State and place."
+        at = f" at {self.place}" if self.state != "not started" else ""
+        return f"{self.state.capitalize()}{at}"
+
+    @property
     def headline(self) -> str:
         "State, place and, if there is one, the reason."
-        at = f" at {self.place}" if self.state != "not started" else ""
         reason = f": {self.reason}" if self.reason and self.state != "running" else ""
-        return f"{self.state.capitalize()}{at}{reason}"
+        return f"{self.standing}{reason}"
 
     @property
     def place(self) -> str:

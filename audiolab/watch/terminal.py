@@ -143,5 +143,7 @@ class TerminalProgress:
     def _on_end(self, event):
         if self.screen.bar is not None: self.screen.move_bar(self.status)
         self.screen.close()
-        level = logging.WARNING if self.status.state == "failed" else logging.INFO
-        self.screen.say(f"{self.status.headline} ({short_duration(event.seconds)})", level)
+        failed = self.status.state == "failed"  # why, is said by the error that ends the run
+        said = self.status.standing if failed else self.status.headline
+        level = logging.WARNING if failed else logging.INFO
+        self.screen.say(f"{said} ({short_duration(event.seconds)})", level)
