@@ -9,7 +9,7 @@ from audiolab.snac import CodebookTrainer, LevelDetails, ResidualVectorQuantize,
 from audiolab.training import WeightAverage
 
 
-def details(rvq, z): return rvq(z)[1]
+def details(rvq, z): return rvq(z, details=True)[1]
 def distances(a, b): return (a.detach()[:, None]-b[None]).norm(dim=2)
 def quantizer(size=16, strides=(2, 1), seed=0):
     torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 "Segments by number: lengths, workers, tables, places, and every kind of bad input."
 import json
+import logging
 import math
 import shutil
 import sys
@@ -18,7 +19,9 @@ from snac_sounds import (
 
 from audiolab.audio import loudness, write_audio
 from audiolab.data import DataError
-from audiolab.snac import AudioDataset, make_loader, snap_segment
+from audiolab.snac import (
+    AudioDataset, AudioStream, make_loader, open_training_data, snap_segment,
+)
 
 
 @pytest.fixture
@@ -165,7 +168,21 @@ def test_folders_of_splits(folder):
     shutil.move(folder/"voice1", folder/"train")
     assert len(AudioDataset(folder)) == len(AudioDataset(folder, split="test")) == 4
     with pytest.raises(DataError, match="no folder 'dev'"): AudioDataset(folder, split="dev")
-    with pytest.raises(DataError, match="nothing to stream"): AudioDataset(folder, streaming=True)
+    with pytest.raises(DataError, match="nothing to stream"): AudioStream(folder)
+
+
+def test_a_folder_that_is_asked_for_as_a_stream(folder, caplog):
+    "All of it, once each, in a mixed order; a loop and a run take it like a stream"
+    with caplog.at_level(logging.INFO): mixed = AudioDataset(folder, streaming=True)
+    plain = AudioDataset(folder)
+    assert type(mixed) is AudioDataset and "nothing to stream" in caplog.text
+    names = [[Path(o.name(i)).name for i in range(len(o))] for o in (mixed, plain)]
+    assert names[0] != names[1] and sorted(names[0]) == sorted(names[1])
+    batches = torch.utils.data.DataLoader(mixed, batch_size=3)
+    assert sum(len(batch) for batch in batches) == len(plain)
+    train, held = open_training_data(folder, **SHORT, streaming=True)
+    usual, of_usual = open_training_data(folder, **SHORT)
+    assert len(train) == len(usual) and len(held) == len(of_usual) > 0
 
 
 def test_every_format(tmp_path):

@@ -174,7 +174,7 @@ NAMES = {
                      "feature_matching_loss discriminator_loss generator_loss stft_loss "
                      "mel_spectrogram_loss create_snac_24khz_config create_training_config "
                      "train_main",
-    "audiolab.snac.data": "AudioDataset",
+    "audiolab.snac.dataset": "AudioDataset",
     "audiolab.snac.discriminators": "MultiPeriodDiscriminator MultiScaleSTFTDiscriminator "
                                     "PeriodDiscriminator STFTDiscriminator",
     "audiolab.snac.losses": "feature_matching_loss discriminator_loss generator_loss "

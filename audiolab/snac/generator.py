@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Keep', 'ResidualUnit', 'SinusoidalEmbeddings', 'LocalMHA', 'EncoderBlock', 'Encoder', 'PlacedNoise', 'NoiseBlock',
-           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_layout', 'check_codes', 'Coded',
-           'decoder_noise', 'SNAC']
+           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_codes', 'Coded', 'decoder_noise',
+           'rebuild_codec', 'SNAC']
 
 # %% ../../nbs/snac/03_generator.ipynb #153797c2
 import math
@@ -21,7 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from ..config import to_plain
 from ..data import keyed_rng
-from .config import ModelConfig, SnacError
+from .config import ModelConfig, SnacError, check_heads, check_layout
 from .quantizer import ResidualVectorQuantize
 from .snake_activation import Snake1d
 
@@ -96,9 +96,7 @@ class LocalMHA(nn.Module):
         dim_head: int = 64,  # channels of a head; divides `dim`
     ):
         super().__init__()
-        if dim % dim_head:
-            raise SnacError(f"attention over {dim} channels does not divide into heads of "
-                            f"{dim_head}: use multiples of it, or attn_window_size null")
+        check_heads(dim, dim_head)
         self.norm, self.heads, self.window_size = nn.LayerNorm(dim), dim//dim_head, window_size
         self.to_qkv = nn.Linear(dim, dim*3, bias=False)
         self.rel_pos = SinusoidalEmbeddings(dim_head)
@@ -289,24 +287,6 @@ def encoder_reach(
     for rate in reversed(rates): reach = reach*rate+rate+39
     return reach+3
 
-# %% ../../nbs/snac/03_generator.ipynb #6add073b
-def check_layout(
-    layout: ModelConfig,  # of a codec
-) -> int:  # channels of its latent
-    "See whether the numbers of a layout fit together. Raises `SnacError`."
-    made, latent = math.prod(layout.decoder_rates), layout.encoder_dim*2**len(layout.encoder_rates)
-    strides = list(layout.vq_strides)
-    if made != layout.hop_length:
-        raise SnacError(f"the decoder makes {made} samples of a frame, "
-                        f"the encoder takes {layout.hop_length}: mirror the rates")
-    if layout.latent_dim not in (None, latent):
-        raise SnacError(f"latent_dim is {latent} with this encoder, not {layout.latent_dim}; "
-                        "leave it out")
-    if any(max(strides) % stride for stride in strides) or strides[0] != max(strides):
-        raise SnacError(f"vq_strides {strides} must go from coarse to fine, "
-                        "each dividing the first")
-    return latent
-
 # %% ../../nbs/snac/03_generator.ipynb #06bcdf40
 def _check_shapes(codes, layout):
     strides, shapes = list(layout.vq_strides), [list(c.shape) for c in codes]
@@ -368,6 +348,20 @@ def decoder_noise(
     source = _fresh_noise if seed is None else PlacedNoise(seed, first_frame, frames)
     return lambda block, x: strength*source(block, x)
 
+# %% ../../nbs/snac/03_generator.ipynb #40565d45
+def rebuild_codec(
+    config: dict,  # arguments of `SNAC`
+    state: dict,  # tensors, on any device
+    about: dict,  # normed, training and loudness of the codec
+    frozen: list[str],  # names of parameters that do not learn
+) -> "SNAC":
+    "The codec that was pickled or copied."
+    with torch.device("meta"): codec = SNAC(**config, normed=about["normed"])
+    codec.load_state_dict(state, assign=True)
+    for name in frozen: codec.get_parameter(name).requires_grad_(False)
+    codec.loudness = about["loudness"]
+    return codec.train(about["training"])
+
 # %% ../../nbs/snac/03_generator.ipynb #3b745a09
 class SNAC(nn.Module):
     "Multi-scale neural audio codec (Siuzdak et al. 2024), with the names of the published models."
@@ -404,9 +398,29 @@ class SNAC(nn.Module):
         return self.layout.hop_length
 
     @property
+    def encoder_dim(self) -> int:
+        "Channels at the first layer of the encoder."
+        return self.layout.encoder_dim
+
+    @property
+    def encoder_rates(self) -> list[int]:
+        "Strides of the encoder's blocks."
+        return list(self.layout.encoder_rates)
+
+    @property
+    def decoder_dim(self) -> int:
+        "Channels at the first layer of the decoder."
+        return self.layout.decoder_dim
+
+    @property
+    def decoder_rates(self) -> list[int]:
+        "Strides of the decoder's blocks."
+        return list(self.layout.decoder_rates)
+
+    @property
     def latent_dim(self) -> int:
         "Channels of the latent."
-        return self.layout.encoder_dim*2**len(self.layout.encoder_rates)
+        return self.encoder_dim*2**len(self.encoder_rates)
 
     @property
     def attn_window_size(self) -> int | None:
@@ -479,7 +493,7 @@ class SNAC(nn.Module):
         "To codes and back. Encoder and quantiser run in float32 at least: less would change codes."
         length = audio_data.shape[-1]
         with torch.autocast(audio_data.device.type, enabled=False):
-            z, levels = self.quantizer(self.encoder(self.preprocess(audio_data)))
+            z, levels = self.quantizer(self.encoder(self.preprocess(audio_data)), details=True)
         audio = self.decoder(z)[..., :length].to(audio_data.dtype)
         codes = [level.codes for level in levels]
         return Coded(audio, codes, levels) if details else (audio, codes)
@@ -492,7 +506,7 @@ class SNAC(nn.Module):
         audio, keep = self.preprocess(audio_data), None
         if lengths is not None:
             keep = Keep(-(-lengths//self.pad_multiple)*self.pad_multiple, audio.shape[-1])
-        return [level.codes for level in self.quantizer(self.encoder(audio, keep))[1]]
+        return self.quantizer(self.encoder(audio, keep))[1]
 
     def decode(self,
         codes: list[torch.Tensor],  # int64 [B, F/stride] of each level
@@ -522,3 +536,8 @@ class SNAC(nn.Module):
         plain.load_state_dict(state)
         plain.loudness = self.loudness
         return plain.eval().requires_grad_(False)
+
+    def __reduce__(self):  # pickle and copy know nothing of parametrisations
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        about = {"normed": self.normed, "training": self.training, "loudness": self.loudness}
+        return rebuild_codec, (self.config, self.state_dict(), about, frozen)

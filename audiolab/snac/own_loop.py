@@ -17,6 +17,7 @@ from ..files import CheckpointFolder
 from .adversarial_step import Comparison, codec_loss, make_discriminators
 from .codebooks import CodebookTrainer
 from .config import LossConfig, TrainConfig, as_config
+from .dataset import AudioStream
 from .generator import SNAC
 from .pretrained import save_pretrained
 from audiolab.snac.training_parts import (
@@ -73,7 +74,8 @@ def setup_dataset(
     "The data of a run as a plain DataLoader, for a loop of your own."
     config = as_config(config)
     dataset, _ = open_data(config)
-    return EpochLoader(dataset, config.training.batch_size, shuffle=not config.data.streaming,
+    in_order = isinstance(dataset, AudioStream)
+    return EpochLoader(dataset, config.training.batch_size, shuffle=not in_order,
                        num_workers=config.training.num_workers, drop_last=True,
                        pin_memory=torch.cuda.is_available())
 

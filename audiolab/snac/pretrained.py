@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -140,10 +141,15 @@ def _take_layer(state, layer):
     gain = torch.linalg.vector_norm(weight.float(), dim=(1, 2), keepdim=True)
     return [gain, state.pop(f"{layer}weight")]
 
+# %% ../../nbs/snac/04_pretrained.ipynb #804f3b02
+def _bare_name(name):
+    "The name of a tensor without the words that wrappers put in front of it."
+    return re.sub(r"^((module|_orig_mod|generator|model)\.)+", "", str(name))
+
 # %% ../../nbs/snac/04_pretrained.ipynb #c405d1fe
 def _published(state, names):
     "A state with old or folded names replaced by those that are wanted."
-    state = {str(name): value for name, value in state.items()}
+    state = {_bare_name(name): value for name, value in state.items()}
     for name in [n for n in names if n.endswith(_GAIN) and n not in state]:
         layer = name.removesuffix(_GAIN)
         if found := _take_layer(state, layer): state[name], state[layer+_DIRECTION] = found
@@ -160,11 +166,12 @@ def _why_unfit(tensor, shape):
 
 # %% ../../nbs/snac/04_pretrained.ipynb #b6ed9578
 def _differences(state, wanted):
-    "Lines on what is missing, too much or of another shape."
-    wrong = [f"{name} is missing" for name in wanted if name not in state]
-    wrong += [f"{name[:80]} is not of this model" for name in state if name not in wanted]
+    "Lines on what is missing, too much or of another shape, some of each at the beginning."
+    missing = [f"{name} is missing" for name in wanted if name not in state]
+    extra = [f"{name[:80]} is not of this model" for name in state if name not in wanted]
     reasons = {name: _why_unfit(state[name], wanted[name]) for name in wanted if name in state}
-    return wrong + [f"{name} {why}" for name, why in reasons.items() if why]
+    unfit = [f"{name} {why}" for name, why in reasons.items() if why]
+    return [line for some in zip_longest(missing, extra, unfit) for line in some if line]
 
 # %% ../../nbs/snac/04_pretrained.ipynb #b703b15a
 def match_state(
@@ -205,7 +212,7 @@ def _load_config(text, where):
 def _read_weights(file, info):
     "The tensors of a codec in a safetensors file, each verified."
     for tensor in info.tensors:
-        if not tensor.name.startswith(_PARTS): continue
+        if not _bare_name(tensor.name).startswith(_PARTS): continue
         file.seek(info.start+tensor.offset)
         value = read_tensor(file, info, tensor)
         value = checked_tensor(info, tensor, value, info.has_digests)
@@ -225,14 +232,17 @@ def _read_safetensors(path):
     return config, state, info.size
 
 # %% ../../nbs/snac/04_pretrained.ipynb #b8a3ee86
+_STATES = "generator", "state_dict", "model_state_dict", "model"  # where trainers keep weights
+
+
 def _read_torch(path):
     "Config or None, state, and size of the file."
     found = _read_pickled(path)
     if not isinstance(found, dict):
         raise SnacError(f"{path}: holds a {type(found).__name__} where a state dict was expected")
-    size = path.stat().st_size
-    if not isinstance(found.get("generator"), dict): return None, dict(found), size
-    return _only_model(found.get("config")), dict(found["generator"]), size
+    inner = next((found[key] for key in _STATES if isinstance(found.get(key), dict)), None)
+    if inner is None: return None, dict(found), path.stat().st_size
+    return _only_model(found.get("config")), dict(inner), path.stat().st_size
 
 # %% ../../nbs/snac/04_pretrained.ipynb #cd4ea2ba
 def _newest_checkpoint(folder):

@@ -76,14 +76,15 @@ class VectorQuantize(nn.Module):
 
     def forward(self,
         z: torch.Tensor,  # [B, D, F]; F a multiple of the stride
-    ) -> tuple[torch.Tensor, LevelDetails]:  # what the decoder is given [B, D, F], and details
+        details: bool = False,  # whether to tell what training needs
+    ) -> tuple:  # what the decoder is given [B, D, F]; codes [B, F/stride], or `LevelDetails`
         "Quantise, with the gradient passed straight through."
         if self.stride > 1: z = functional.avg_pool1d(z, self.stride, self.stride)
         latents = self.in_proj(z)
         codes = nearest_entries(latents, self.codebook.weight)
         entries = self.decode_code(codes)
-        details = measure_level(latents, codes, entries)
-        return self.expand(pass_straight_through(latents, entries)), details
+        told = measure_level(latents, codes, entries) if details else codes
+        return self.expand(pass_straight_through(latents, entries)), told
 
     def decode_code(self, codes: torch.Tensor) -> torch.Tensor:
         "Entries [B, codebook_dim, F/stride] of codes [B, F/stride]."
@@ -113,14 +114,15 @@ class ResidualVectorQuantize(nn.Module):
 
     def forward(self,
         z: torch.Tensor,  # [B, D, F]; F a multiple of all strides
-    ) -> tuple[torch.Tensor, list]:  # the quantised latent [B, D, F]; `LevelDetails` of levels
+        details: bool = False,  # whether to tell what training needs
+    ) -> tuple[torch.Tensor, list]:  # quantised latent [B, D, F]; codes or `LevelDetails` of levels
         "Quantise level by level."
-        total, residual, details = 0, z, []
+        total, residual, told = 0, z, []
         for quantizer in self.quantizers:
-            found, detail = quantizer(residual)
+            found, of_level = quantizer(residual, details)
             total, residual = total+found, residual-found
-            details.append(detail)
-        return total, details
+            told.append(of_level)
+        return total, told
 
     def from_codes(self,
         codes: list,  # of each level int64 [B, F/stride]

@@ -14,7 +14,7 @@ from audiolab.data import (
     UNREADABLE, AudioFiles, Clip, ClipSource, DataError, HubClips, Loader,
     StreamLoader, exception_text, keyed_rng, split_clips,
 )
-from .data import AudioDataset, AudioStream
+from .dataset import AudioDataset, AudioStream
 from .sound_collections import some_causes
 
 # %% ../../nbs/snac/12_training_data.ipynb #0462d3bb
@@ -155,6 +155,7 @@ def open_training_data(
     "Open sound to train on, and keep some apart. `DataError` if there is nothing for one of them."
     size, whole = (sample_rate, segment_length), {"per_clip": per_clip or 1}
     train = other = AudioDataset(dataset_path, *size, split, streaming, **whole, **settings)
+    streaming = isinstance(train, AudioStream)  # of a folder there is nothing to stream
     apart = validation_share or validation_path or validation_split
     wanted, held = validation_items if apart else 0, []
     if wanted and validation_path:

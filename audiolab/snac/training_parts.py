@@ -17,8 +17,8 @@ import torch
 from ..files import inspect_checkpoint
 from .adversarial_step import Comparison
 from .codebooks import CodebookTrainer
-from .config import LossConfig, ModelConfig, SnacError, TrainConfig
-from .data import AudioDataset
+from .config import LossConfig, ModelConfig, TrainConfig
+from .dataset import AudioDataset
 from .generator import SNAC
 from .pretrained import from_pretrained
 from .training_data import open_training_data
@@ -37,9 +37,7 @@ def make_generator(
 ) -> tuple[SNAC, TrainConfig]:  # the codec; the settings with its size
     "The codec of a run."
     source, frozen = config.fine_tuning.weights, config.fine_tuning.freeze_tokens
-    if frozen and not source:
-        raise SnacError("freeze_tokens keeps the codes of a trained model, and there is none: "
-                        "give weights, too (--weights MODEL)")
+    config.check()
     if not source:
         model = SNAC(**asdict(config.model))
         model.loudness = config.data.loudness

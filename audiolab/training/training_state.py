@@ -114,6 +114,9 @@ def resume_errors(
         raise CheckpointError(f"cannot be resumed: {str(cause)[:1000]}", path) from cause
 
 # %% ../../nbs/training/21_training_state.ipynb #e848a775
+_NO_RUN = ('it holds weights only, as best_model and model_final do, and no run that could go on; '
+           'resume "auto" takes the newest checkpoint of the folder')
+
 def read_run(
     path: Path,  # checkpoint
     task: str,  # name of the task that will take it up
@@ -122,8 +125,8 @@ def read_run(
     with resume_errors(path):
         tensors, notes = read_checkpoint(path)
         if (found := notes.get("audiolab.task")) != task:
-            holds = f"a run of {found!r}" if found else "no run"
-            raise CheckpointError(f"it holds {holds}, not one of {task!r}; choose another", path)
+            holds = f"it holds a run of {found!r}, not one of {task!r}" if found else _NO_RUN
+            raise CheckpointError(f"{holds}; choose another", path)
         state = TrainingState.from_tree(unpack_state(tensors, notes)["training"])
         weights = {name: value for name, value in tensors.items()
                    if not name.startswith("training.")}
