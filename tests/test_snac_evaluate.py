@@ -215,6 +215,9 @@ def test_noise_and_seed_decide_and_are_told(codec):
     assert (o.settings["noise"], o.settings["seed"], o.settings["sample_rate"]) == (.5, 7, 24000)
     head, _, row = evaluation_table([o]).splitlines()
     assert "| 24000 | 0.5 | 1 |" in row and "mel distance ↓" in head and "SI-SDR (dB) ↑" in head
+    parts = [evaluation_table([o], only).splitlines()[0] for only in ("qualities", "costs")]
+    assert ["bit/s" in part for part in parts] == ["SI-SDR" not in part for part in parts] == [
+        False, True]  # a page shows them below each other
     assert all(v > 0 for k, v in o.speed.items() if k != "on") and "torch" in o.speed["on"]
 
 

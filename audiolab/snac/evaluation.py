@@ -211,21 +211,33 @@ def evaluate_codec(
 _ARROWS = {"lower": "↓", "higher": "↑", "nearer 0": "→0"}
 
 
+def _qualities(found):
+    return {f"{name} {_ARROWS[MEASURES[name].better]}": with_interval(measure)
+            for name, measure in found.summary.items()}
+
+
+def _sizes(found):
+    bits = found.bit_rate
+    return {"Hz": found.settings["sample_rate"], "noise": found.settings["noise"],
+            "files": len(found.rows), "bit/s": round(bits["measured"]),
+            "entropy-coded bit/s": round(bits["entropy-coded"])}
+
+
+def _times(found):
+    speed = found.speed
+    return {"encode s/s": speed["encode (wall)"], "decode s/s": speed["decode (wall)"]}
+
+
 def evaluation_table(
     evaluations: Iterable[CodecEvaluation],  # of codecs
+    only: str = "",  # "qualities" or "costs"; all of both does not fit into every width
 ) -> Table:  # one row a codec
     "Codecs beside each other: means with their intervals over files, bits and speed."
-    rows = {}
-    for found in evaluations:
-        bits, speed = found.bit_rate, found.speed
-        row = {"Hz": found.settings["sample_rate"], "noise": found.settings["noise"],
-               "files": len(found.rows), "bit/s": round(bits["measured"]),
-               "entropy-coded bit/s": round(bits["entropy-coded"])}
-        for name, measure in found.summary.items():
-            row[f"{name} {_ARROWS[MEASURES[name].better]}"] = with_interval(measure)
-        times = {"encode s/s": speed["encode (wall)"], "decode s/s": speed["decode (wall)"]}
-        rows[found.model] = row | times
-    return compare_table(rows)
+    parts = {"qualities": [_qualities], "costs": [_sizes, _times]}
+    parts = parts.get(only, [_sizes, _qualities, _times])
+    return compare_table({found.model: {name: value for part in parts
+                                        for name, value in part(found).items()}
+                          for found in evaluations})
 
 # %% ../../nbs/snac/24_evaluation.ipynb #839de648
 def level_table(

@@ -199,7 +199,10 @@ def _meanings(evaluations):
 def _make_page(folder, title, evaluations, seconds):
     lead = ("Means over recordings, with 95 % intervals in brackets. "
             "No measure decides alone: listen.")
-    page = Page(folder, title, lead, name="evaluation").table(evaluation_table(evaluations))
+    page = Page(folder, title, lead, name="evaluation")
+    page.table(evaluation_table(evaluations, "qualities"))
+    page.text("Bits are measured with the padding of every recording; times are seconds of "
+              "work for a second of sound.").table(evaluation_table(evaluations, "costs"))
     if changes := difference_table(evaluations):
         page.heading("What changed").text(
             "Mean differences over the same recordings. An interval without 0 is a difference "

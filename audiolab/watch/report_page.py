@@ -35,11 +35,11 @@ p { max-width: 46rem; margin: .4rem 0; overflow-wrap: anywhere }
 .soft, figcaption, dd { color: var(--soft) } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
-th:first-child, td:first-child { text-align: left; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem }
 thead th { vertical-align: bottom } tbody th { font-weight: normal }
 figure { margin: 1rem 0 }
 img { width: 100%; height: auto; background: #fff; border-radius: 6px; border: 1px solid var(--line) }
-.sounds { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: .8rem }
+.sounds { margin: .8rem 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: .8rem }
 .sound { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem }
 .sound b { display: block; margin-bottom: .3rem; font-weight: 600; overflow-wrap: anywhere }
 audio { width: 100%; height: 2.2rem }
