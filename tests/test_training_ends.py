@@ -89,6 +89,32 @@ def test_a_disk_without_room_for_one_checkpoint_is_known_at_the_start(tmp_path, 
     assert files(tmp_path) == before  # nothing was moved aside for a run that cannot be
 
 
+def test_what_an_optimizer_will_remember_is_counted_before_it_is_there(tmp_path, monkeypatch):
+    "A checkpoint of Adam is three times its weights, and none of its moments exist at the start"
+    class Large(Denoise):
+        def setup(self, loop):
+            super().setup(loop)
+            self.more = loop.module("more", torch.nn.Linear(100, 100))
+            loop.optimizer("more", torch.optim.Adam(self.more.parameters()))
+
+        def step(self, batch, loop):
+            found = super().step(batch, loop)
+            loop.update("more", self.more(torch.ones(1, 100)).square().mean())
+            return found
+
+    import shutil
+    real = shutil.disk_usage
+    weights = 4 * 100 * 101
+    for free, fits in ((2.9, False), (3.5, True)):
+        monkeypatch.setattr("audiolab.files.atomic.shutil.disk_usage",
+                            lambda path, free=free: real(path)._replace(free=int(free*weights)))
+        trainer = Trainer(Large(), short(steps=2, ema_decay=0), tmp_path/str(free))
+        if fits: assert trainer.fit().state == "completed"
+        else:
+            with pytest.raises(CheckpointError, match="needs .* make room"): trainer.fit()
+            assert trainer.loop.step == 0
+
+
 # the last files
 
 class Gone(Denoise):

@@ -111,10 +111,11 @@ class Saver:
     def check(self,
         tensors: dict,  # of a checkpoint
         metadata: dict[str, str],
-    ) -> int:  # bytes that it has at least
+        later: int = 0,  # bytes that only steps add
+    ) -> int:  # bytes that it will have at least
         "CheckpointError if it cannot be stored: never, or not on this disk as it is."
         path = self.checkpoints.folder / "checkpoint"
-        size = check_storable(tensors, metadata, path)
+        size = check_storable(tensors, metadata, path) + later
         try: check_space(path, size)
         except WriteError as cause: raise CheckpointError(cause.strerror, path) from cause
         return size
