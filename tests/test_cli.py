@@ -1,6 +1,7 @@
 "The `audiolab` program: verbs, exit codes, one-line errors, and that it starts at once."
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -380,3 +381,27 @@ def test_stdout_may_be_anything(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert cli.main(["--version"]) == 0 and sys.stdout.getvalue().startswith("audiolab ")
     assert cli.main(["act", "--what", "pipe"]) == 141
+
+
+def test_of_several_processes_one_speaks(monkeypatch):
+    "What they would all say, such as what to type next, is said once; errors by each"
+    log = logging.getLogger("audiolab")
+    for rank, said in ((None, True), ("0", True), ("1", False), ("12", False)):
+        if rank is None: monkeypatch.delenv("RANK", raising=False)
+        else: monkeypatch.setenv("RANK", rank)
+        cli._show_log()
+        assert log.isEnabledFor(logging.INFO) == said and log.isEnabledFor(logging.ERROR)
+    monkeypatch.delenv("RANK")
+    cli._show_log()
+
+
+def test_a_warning_is_told_without_the_source_that_gave_it(tmp_path):
+    "A damaged checkpoint, as a resumed run finds it"
+    (tmp_path/"checkpoints").mkdir()
+    (tmp_path/"checkpoints"/"checkpoint_step_1.safetensors").write_bytes(b"damaged")
+    code = ("import sys\nfrom audiolab.apps import program\nfrom audiolab.training import "
+            "RunCheckpoints\nprogram._show_log()\n"
+            f"RunCheckpoints({str(tmp_path/'checkpoints')!r}).resolve('auto')")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    assert said.startswith("skipped ") and "checkpoint_step_1" in said, said
+    assert "UserWarning" not in said and "super()" not in said and len(said.splitlines()) == 1

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from child_processes import PATIENCE, until
+from child_processes import PATIENCE, script, until
 from loader_items import Items, check_nothing_is_left, indices
 
 from audiolab.data import DataError, Loader
@@ -268,3 +268,14 @@ def test_memory_and_descriptors_stay(): soak(20)
 
 @pytest.mark.slow
 def test_memory_and_descriptors_stay_for_long(): soak(1000)
+
+
+def test_iterations_left_half_way_end_with_python_in_silence(monkeypatch):
+    "At its end names are gone and processes cannot be stopped any more"
+    child = script("from audiolab.data import Loader, map_in_processes\n"
+                   "left = map_in_processes(abs, range(100), 2)\nprint(next(left))")
+    assert child.communicate(timeout=PATIENCE) == ("0\n", "") and child.returncode == 0
+    batches = iter(Loader(Items(20), 4).batches(0))
+    next(batches)
+    monkeypatch.setattr("audiolab.data.loader.DataError", None)
+    batches.close()

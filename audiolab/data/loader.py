@@ -194,7 +194,7 @@ def run(self: BatchFeed,
 ) -> Iterator[tuple]:  # (batch, and what else fetch gives)
     "Batches in the order of their jobs. `DataError` if another iteration began meanwhile."
     self.turn += 1
-    turn = self.turn
+    turn, ends_it = self.turn, (DataError, KeyboardInterrupt)  # looked up while Python lives
     try:
         for batch, seen, unreadable, *rest in self.results(jobs):
             self.account.add(seen, unreadable)
@@ -205,7 +205,7 @@ def run(self: BatchFeed,
             if turn != self.turn:
                 raise DataError("batches() was called again, or the loader closed, during an "
                                 "iteration; use a loader of its own for each")
-    except (DataError, KeyboardInterrupt):
+    except ends_it:
         if turn == self.turn: self.close()
         raise
 

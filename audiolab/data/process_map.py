@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 
 from .clips import DataError
 
@@ -144,6 +145,7 @@ def map_in_processes(
         yield from map(function, tasks)
         return
     crew, waiting, given = _Crew(function, min(workers, len(tasks)), timeout), enumerate(tasks), 0
+    stop = Finalize(None, crew.stop, exitpriority=100)  # also when Python ends, while it still can
     try:
         while True:
             while given in crew.done:
@@ -152,4 +154,4 @@ def map_in_processes(
             crew.give(waiting, limit=32*workers)
             if not crew.busy: return
             crew.collect()
-    finally: crew.stop()
+    finally: stop()

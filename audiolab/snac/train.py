@@ -7,7 +7,6 @@ __all__ = ['main', 'snac_trainer', 'train_main', 'train_command']
 
 # %% ../../nbs/snac/21_train.ipynb #682371df
 import logging
-import os
 
 from .config import TrainConfig, as_config
 from audiolab.snac.own_loop import (  # noqa: F401 - an earlier trainer had all of them here
@@ -55,8 +54,6 @@ def train_command(
     config: TrainConfig,  # what to train, and how
 ) -> int:  # exit code: 0; 128 + signal when stopped by one
     "Train from a configuration, with progress."
-    if int(os.environ.get("RANK") or 0):  # one voice is enough
-        logging.getLogger("audiolab").setLevel(logging.ERROR)
     result = train_main(config)
     if result.state == "completed":
         _log.info("next: audiolab snac eval %s SOUNDS, or audiolab snac encode IN OUT --model %s",

@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -485,8 +484,6 @@ def train_command(
 ) -> int:  # exit code: 0; when stopped by a signal 128 + its number, 75 for SIGUSR1
     "Train from a configuration."
     started = time.monotonic()
-    if int(os.environ.get("RANK") or 0):  # one voice is enough
-        logging.getLogger("audiolab").setLevel(logging.ERROR)
     trainer = state_trainer(config, listeners=[TerminalProgress(interval=0)])
     result = trainer.fit(named_checkpoint(config.resume))
     if result.state == "stopped":
