@@ -1,4 +1,4 @@
-"The loop in several processes, and killed at random instants"
+"The loop in several processes"
 import json
 import os
 import signal
@@ -15,7 +15,7 @@ from audiolab.training import Trainer, read_history, send
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import (
-    Denoise, alive, config, copy_run, ended, rows, start, state_of, torchrun, wait_for,
+    Denoise, alive, config, copy_run, ended, start, state_of, torchrun, wait_for,
     wait_for_line,
 )
 
@@ -137,46 +137,3 @@ def test_the_launcher_or_a_rank_is_killed(tmp_path):
         process.communicate()
         assert Trainer(Denoise(), config(steps=20, save_every="never"),
                        tmp_path/victim).fit(resume="auto").step >= 20
-
-
-# kill -9
-
-def kill_until_done(folder, kills, rng, words):
-    killed = 0
-    while True:
-        process = start("adversarial", folder, *words)
-        if killed >= kills: return ended(process)[0], killed
-        first = process.stdout.readline()
-        if not first: raise AssertionError(process.stderr.read())
-        try: process.wait(rng.uniform(0, .5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            killed += 1
-        process.communicate()
-        assert not process.returncode or process.returncode == -signal.SIGKILL
-        if process.returncode == 0: return 0, killed
-
-
-def check_kills(tmp_path, kills, steps):
-    words = [f"steps={steps}", 'save_every="3 steps"', "keep_last=3", "slow=0.004", 'validate_every="50 steps"']
-    assert ended(start("adversarial", tmp_path/"whole", *words))[0] == 0
-    code, killed = kill_until_done(tmp_path/"killed", kills, np.random.default_rng(0), words)
-    assert code == 0
-    final = [state_of(tmp_path/name/"checkpoints"/"checkpoint_final.safetensors") for name in ("whole", "killed")]
-    assert final[0] == final[1]
-    assert rows(tmp_path/"killed") == rows(tmp_path/"whole")
-    assert not [path for path in (tmp_path/"killed").rglob(".*tmp*")], "temporary files are left"
-    return killed
-
-
-def test_kill_9_at_random_instants(tmp_path):
-    assert check_kills(tmp_path, 3, 200) == 3
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_kill_9_two_hundred_times(tmp_path):
-    "Whenever it is killed it resumes, and the end equals that of an unbroken run bit for bit"
-    killed = 0
-    for round in range(8): killed += check_kills(tmp_path/str(round), 25, 1200)
-    assert killed >= 200
