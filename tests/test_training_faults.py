@@ -128,9 +128,12 @@ def test_checkpoints_are_pushed_as_they_are_made(tmp_path):
 
 
 def test_a_store_that_cannot_be_reached_stops_nothing(tmp_path):
-    (tmp_path/"shelf").write_text("a file where a folder should be")
+    def lose(event):
+        if event.kind != "start": return
+        (tmp_path/"shelf").rmdir()
+        (tmp_path/"shelf").write_text("a file where a folder should be")
     result = Trainer(Denoise(), config(steps=10, push=(tmp_path/"shelf").as_uri()),
-                     tmp_path/"run").fit()
+                     tmp_path/"run", [lose]).fit()
     assert result.state == "completed"
     assert any("push" in row["values"]["message"] for row in read_history(tmp_path/"run") if row["kind"] == "problem")
 

@@ -9,6 +9,7 @@ __all__ = ['printable', 'main']
 import importlib
 import os
 import sys
+import warnings
 
 import audiolab
 from .commands import COMMANDS, UsageError, find_command, help_text
@@ -41,16 +42,25 @@ def _start_many(config, args):
     from audiolab.training import launch
     return launch(processes, args)
 
-# %% ../../nbs/apps/01_program.ipynb #3e37a739
+# %% ../../nbs/apps/01_program.ipynb #e998fc02
+def _warning_line(message, category, filename, lineno, line=None, usual=warnings.formatwarning):
+    "A warning of the library in its own words, one of others as Python writes it."
+    ours = os.path.dirname(audiolab.__file__) + os.sep
+    if os.path.abspath(filename).startswith(ours): return f"{message}\n"
+    return usual(message, category, filename, lineno, line)
+
+
 def _show_log():
     "What the library tells while it works goes to the terminal; of other libraries only what they warn of."
     import logging
+    first = os.environ.get("RANK") in (None, "", "0")  # of several processes
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("audiolab").setLevel(logging.INFO)
+    logging.getLogger("audiolab").setLevel(logging.INFO if first else logging.ERROR)
     for name in ("huggingface_hub", "datasets"):  # they print by themselves, too: once is enough
         logging.getLogger(name).propagate = False
+    warnings.formatwarning = _warning_line
 
-
+# %% ../../nbs/apps/01_program.ipynb #3e37a739
 def _resolve_config(command, config_class, verb, args):
     "The configuration of a command from the words after its verb."
     from audiolab.config import config_cli

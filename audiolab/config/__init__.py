@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "config_files": ["Resolved", "config_leaves", "describe_config", "load_config",
         "resolve_layers", "save_config"],
     "layers": ["Layer", "changed_part", "dataclass_in", "default_tree", "field_types",
-        "holds_key", "merge_layers", "overlay", "stack_layers", "to_plain"],
+        "fill_sections", "holds_key", "merge_layers", "overlay", "stack_layers", "to_plain"],
     "setting_names": ["describe_aliases", "flags_of_own_names", "own_names"],
     "strict_yaml": ["ConfigError", "MAX_DEPTH", "PlainTree", "Problem", "config_error",
         "did_you_mean", "dotted_path", "read_config_file", "read_scalar", "write_value"],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_plain', 'field_types', 'dataclass_in', 'default_tree', 'overlay', 'changed_part', 'holds_key', 'Layer',
-           'stack_layers', 'merge_layers']
+           'fill_sections', 'stack_layers', 'merge_layers']
 
 # %% ../../nbs/config/02_layers.ipynb #3d23a401
 import dataclasses
@@ -154,6 +154,19 @@ class Layer(NamedTuple):
         if self.label != "flag": return "" if self.label == "default" else self.label
         return "--" + ".".join(str(p) for p in path if isinstance(p, str)).replace("_", "-")
 
+# %% ../../nbs/config/02_layers.ipynb #a935ee02
+def fill_sections(
+    cls: type,  # configuration class
+    content: dict,  # of a file
+) -> dict:  # the same, with {} for null where keys of a dataclass belong
+    "What a file says, also where it says nothing of a section."
+    filled = dict(content)
+    for key, hint in field_types(cls).items():
+        if key not in content or (nested := dataclass_in(hint)) is None: continue
+        if content[key] is None and hint is nested: filled[key] = {}
+        elif isinstance(content[key], dict): filled[key] = fill_sections(nested, content[key])
+    return filled
+
 # %% ../../nbs/config/02_layers.ipynb #abea8d81
 def stack_layers(
     cls: type,  # configuration class
@@ -169,8 +182,8 @@ def stack_layers(
         layers.append(Layer("preset", changed_part(cls, plain, base)))
     if path is not None:
         tree = read_config_file(path)
-        content = own_names(cls, tree.content, tree, str(path))
-        layers.append(Layer(str(path), content, tree))
+        said = own_names(cls, fill_sections(cls, tree.content), tree, str(path))
+        layers.append(Layer(str(path), said, tree))
     if overrides: layers.append(Layer("override", own_names(cls, to_plain(overrides))))
     return layers
 

@@ -10,7 +10,9 @@ __all__ = ['MAX_DEPTH', 'Problem', 'ConfigError', 'config_error', 'dotted_path',
 import difflib
 import json
 import math
+import os
 import re
+import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -254,7 +256,12 @@ _MAX_BYTES = 256 * 1024
 def _read_text(path):
     "The text of a file that is small enough to be a configuration."
     try:
-        with open(path, "rb") as f: data = f.read(_MAX_BYTES + 1)
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would block
+        with open(fd, "rb") as f:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise config_error(str(path), "cannot be read: it is not a regular file; write it to one")
+            data = f.read(_MAX_BYTES + 1)
+    except ConfigError: raise
     except (OSError, ValueError) as e:
         raise config_error(str(path), f"cannot be read: {getattr(e, 'strerror', None) or e}") from e
     if len(data) > _MAX_BYTES:

@@ -109,6 +109,11 @@ class HubRepository:
         except Exception as cause:
             raise explain_hub_error(cause, f"{self.url}/{name}".rstrip("/")) from cause
 
+    def check_token(self) -> None:
+        "StorageError of the kind `credentials` where nobody is logged in: nothing can be written."
+        from huggingface_hub import get_token
+        if not get_token(): raise StorageError(f"no usable token; {_LOGIN}", self.url, "credentials")
+
     def where(self, name: str) -> str:
         "Address of an object for HTTP."
         from huggingface_hub import hf_hub_url

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import annotated_types
 
 from ..config import did_you_mean, load_config, own_names, to_plain
-from ..training import TrainingConfig
+from ..training import HowOften, RunLength, TrainingConfig
 
 # %% ../../nbs/snac/00_config.ipynb #7757608a
 class SnacError(ValueError):
@@ -206,6 +206,10 @@ _Count = Annotated[int, annotated_types.Ge(0)]
 _AtLeastOne = Annotated[int, annotated_types.Ge(1)]
 _Share = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 _Factor = Annotated[float, annotated_types.Interval(gt=0, le=1)]
+_Period = Annotated[int, annotated_types.Interval(ge=1, le=1000)]
+_Periods = Annotated[tuple[_Period, ...], annotated_types.Len(1, 12)]
+_Transform = Annotated[int, annotated_types.Interval(ge=16, le=65536)]
+_Transforms = Annotated[tuple[_Transform, ...], annotated_types.Len(1, 12)]
 
 
 @dataclass
@@ -241,8 +245,8 @@ class DiscriminatorConfig:
     learning_rate: _Positive = 1e-4  # of AdamW
     warmup: _Count = 1000  # steps of linear warm-up
     width: _Positive = 1.0  # share of the channels of the full networks
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)  # samples; of the multi-period discriminator
-    fft_sizes: tuple[int, ...] = (2048, 1024, 512)  # samples; windows of the STFT discriminator
+    periods: _Periods = (2, 3, 5, 7, 11)  # samples; of the multi-period discriminator
+    fft_sizes: _Transforms = (2048, 1024, 512)  # samples; windows of the STFT discriminator
     clip_norm: _Weight = 10.0  # longest gradient
     start: _Weight = 0  # steps before they take part; below 1: as a share of the run
     alone: _Count = 0  # steps in which only they learn, such as 1000 at the start of fine-tuning
@@ -281,17 +285,17 @@ class PathsConfig:
 @dataclass
 class SnacTrainingConfig(TrainingConfig):
     "How long, how fast and how carefully to train; the optimiser of the paper."
-    steps: _Count = 800_000  # length of the run in updates; 0: epochs decide
+    steps: RunLength = 800_000  # length of the run in updates; 0: epochs decide
     learning_rate: _Positive = 6e-4  # of the codec (AdamW)
-    betas: tuple[float, float] = (0.8, 0.99)  # memory of the gradient's mean and of its square
+    betas: tuple[_Share, _Share] = (0.8, 0.99)  # memory of the gradient's mean and of its square
     weight_decay: _Weight = 0.01  # of AdamW
     schedule: Literal["constant", "cosine", "exponential"] = "exponential"
     decay: _Factor = 0.999994  # exponential: factor for each step
     ema_decay: _Share = 0.999  # average of weights that is evaluated and exported; 0: none
     log_every: _AtLeastOne = 100  # steps between rows of the history
-    validate_every: str = "1000 steps"  # such as "500 steps", "1 epoch", "10 minutes", "never"
-    sample_every: str = "5000 steps"  # how often to make sound to listen to
-    save_every: str = "10000 steps"  # how often to write a checkpoint; there is one at the end
+    validate_every: HowOften = "1000 steps"  # such as "500 steps", "1 epoch", "10 minutes", "never"
+    sample_every: HowOften = "5000 steps"  # how often to make sound to listen to
+    save_every: HowOften = "10000 steps"  # how often to write a checkpoint; there is one at the end
     best_metric: str = "mel"  # of validation, by which the best model is chosen
     precision: Literal["float32", "bfloat16"] = "float32"  # of the decoder
 

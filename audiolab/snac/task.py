@@ -143,6 +143,10 @@ class SnacTask(Task):
         config: TrainConfig | dict | None = None,  # settings
     ):
         self.config, self.held = as_config(config), []
+        known = not self.config.fine_tuning.weights  # else the size is that of the weights
+        levels = range(len(self.config.model.vq_strides) if known else 12)
+        used = (f"{what}/{level}" for level in levels for what in ("used", "perplexity"))
+        self.measures = *HeldOutMeasures.names, *used
 
     def setup(self, loop):
         "Networks, optimizers and data."

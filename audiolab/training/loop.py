@@ -73,6 +73,12 @@ def _find_checkpoint(
     return Path(name).absolute() if name else None
 
 # %% ../../nbs/training/23_loop.ipynb #53248cc7
+def _check_push(run: Run) -> None:
+    "StorageError where copies could never be made."
+    if not (run.config.push and run.place.main): return
+    from audiolab.remote import check_push  # loaded where it is used
+    check_push(run.config.push)
+
 def _ends_here(run: Run) -> bool:
     "Whether the checkpoint that a run goes on from is its own last one."
     name, resumed = run.task.checkpoint_name("final", run.loop), run.loop.resumed
@@ -95,6 +101,7 @@ def set_up(
 ) -> None:
     "Set the task up, and take up a saved run if asked to. CheckpointError if it cannot be saved."
     config, progress, loop = run.config, run.progress, run.loop
+    _check_push(run)
     loop.resumed = _find_checkpoint(run, resume)
     seed_step(config.seed, -3)
     run.task.setup(loop)

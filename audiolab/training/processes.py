@@ -26,6 +26,14 @@ def _check_gpu(device: torch.device, wanted: str) -> None:
         raise DistributedError(f"{device} does not exist: there are {count} GPUs; "
                                "start fewer processes")
 
+def _check_other(device: torch.device, wanted: str) -> None:
+    "DistributedError if nothing can be computed on a device."
+    try: torch.ones(1, device=device).item()
+    except Exception as cause:
+        why = str(cause).splitlines()[0][:100]
+        raise DistributedError(f"device {wanted!r} computes nothing here ({why}); "
+                               "use auto, cpu or cuda") from cause
+
 # %% ../../nbs/training/05_processes.ipynb #5ed8522d
 def choose_device(
     device: str = "auto",  # torch device, or "auto" for a GPU if there is one
@@ -36,7 +44,9 @@ def choose_device(
     try: found = torch.device(device)
     except RuntimeError as cause:
         raise DistributedError(f"device {device!r} is not known: {cause}") from cause
-    if found.type != "cuda": return found
+    if found.type != "cuda":
+        _check_other(found, device)
+        return found
     if found.index is None: found = torch.device("cuda", local_rank)
     _check_gpu(found, device)
     return found

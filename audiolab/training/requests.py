@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from itertools import compress
 from typing import Any
 
+from ..config import ConfigError, config_error
 from .control import Control
 from .processes import Distributed
 from .progress import Progress
@@ -61,8 +62,11 @@ class Intervals:
     @classmethod
     def of(cls, config: TrainingConfig) -> "Intervals":
         "Those of the settings. ConfigError for one that cannot be read."
-        texts = config.validate_every, config.sample_every, config.save_every
-        return cls(config.log_every, *map(Interval.parse, texts))
+        def read(key):
+            try: return Interval.parse(getattr(config, key))
+            except ConfigError as cause:
+                raise config_error("", cause.problems[0].message, key) from None
+        return cls(config.log_every, *map(read, ("validate_every", "sample_every", "save_every")))
 
     def due(self, p: Progress, stepped: bool, epoch_over: bool, asked=frozenset()) -> Due:
         "What is due by the count of steps and epochs, or was asked for."

@@ -28,7 +28,7 @@ from .events import Event
 from .run_folder import RunFolder
 from .run_parts import Run
 from .settings import TrainingConfig
-from .task import Loop, Task
+from .task import Loop, Task, check_best_metric
 
 # %% ../../nbs/training/24_trainer.ipynb #8f350ba6
 _log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class Trainer:
         if not (config.steps or config.epochs):
             raise config_error("", "a run needs an end: set steps or epochs")
         Intervals.of(config)  # one that cannot be read shows now
+        check_best_metric(task, config)
         self.task, self.config = task, config
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.control, self.listeners = Control(self.folder.path), list(listeners)

@@ -9,6 +9,7 @@ __all__ = ['band_difference', 'log_difference', 'spectral_convergence', 'Spectra
 import torch
 
 from ..audio import mel_filterbank, stft
+from .phase_iteration import VocoderError
 
 # %% ../../nbs/vocoder/03_spectral_loss.ipynb #b6dcc348
 def band_difference(a, b, filters):
@@ -37,6 +38,8 @@ class SpectralLoss:
         floor: float = 1e-4,  # smallest magnitude under a logarithm
     ):
         self.windows, self.floor = tuple(windows), floor
+        if not windows or not all(16 <= w <= 65536 for w in windows):
+            raise VocoderError(f"no possible windows: {self.windows}; give some of 16 to 65536 samples")
         self.log_weight, self.convergence_weight = log_weight, convergence_weight
         self._filters = {w: mel_filterbank(sample_rate, w, min(80, w//6)) for w in self.windows}
 

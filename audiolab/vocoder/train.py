@@ -20,7 +20,7 @@ import torch
 
 from ..audio import AudioError, read_audio, write_audio
 from ..data import DataError, Loader, Segments, pair_files, scan_audio, split_clips
-from ..training import Result, Sample, Task, Trainer, TrainingConfig
+from ..training import Result, Sample, Task, Trainer, TrainingConfig, choose_device
 from .mel_vocoder import MelVocoder
 from .network import Vocoder, VocoderModel
 from .phase_iteration import MelFormat, VocoderError
@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 _Share = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 _Seconds = Annotated[float, annotated_types.Interval(gt=0.1, le=60)]
 _Positive = Annotated[float, annotated_types.Gt(0)]
+_Window = Annotated[int, annotated_types.Interval(ge=16, le=65536)]
+_Windows = Annotated[tuple[_Window, ...], annotated_types.Len(1, 12)]
 _CorpusSeconds = Annotated[float, annotated_types.Ge(10)]
 
 
@@ -52,7 +54,7 @@ class VocoderConfig:
     validation: _Share = 0.1  # share of the files kept apart
     segment_seconds: _Seconds = 0.75  # length of the pieces trained on
     learning_rate: _Positive = 2e-3  # highest, of AdamW
-    windows: tuple[int, ...] = (2048, 1024, 512, 256)  # of the loss (samples)
+    windows: _Windows = (2048, 1024, 512, 256)  # of the loss (samples)
     mel: MelFormat = field(default_factory=MelFormat)  # what the vocoder is to be fed
     model: VocoderModel = field(default_factory=VocoderModel)  # its size
     training: TrainingConfig = field(default_factory=usual_training)  # how long and how fast
@@ -132,7 +134,7 @@ class VocoderData:
 # %% ../../nbs/vocoder/04_train.ipynb #0e724366
 class VocoderTask(Task):
     "Learns to turn log-mel spectrograms into sound."
-    name = "vocoder"
+    name, measures = "vocoder", ("loss", "mel_error")
 
     def __init__(self,
         config: VocoderConfig,  # what to train, and how
@@ -243,7 +245,8 @@ def vocoder_apply_command(
     config: ResynthConfig,  # what to pass through which vocoder
 ) -> int:  # exit code: 2 if a file could not be read
     "Copy synthesis of files; those that cannot be read are named and left out."
-    vocoder, bad, pairs = MelVocoder.load(config.model, config.device), 0, config.jobs()
+    vocoder = MelVocoder.load(config.model, choose_device(config.device))
+    bad, pairs = 0, config.jobs()
     for path, to in pairs:
         try: _apply(vocoder, path, to)
         except AudioError as error:
