@@ -212,12 +212,15 @@ def test_voc_of_many_blocks(tmp_path):
 def test_ranges_equal_the_whole_in_every_format(tmp_path, kind):
     for subtype in KINDS[kind]:
         path = tmp_path/f"{subtype}.{kind.lower()}"
-        sf.write(path, notes(1.5, channels=1), RATE, format=kind, subtype=subtype)
-        x, rate = read_audio(path)
-        for begin in (0, 1, 777, 5001, x.shape[1] - 100, x.shape[1] - 1):
-            part = read_audio(path, start=begin/rate, duration=100/rate)[0]
-            crop = x[:, begin:begin+100]
-            np.testing.assert_allclose(part, crop, atol=3e-6, err_msg=f"{path} {begin}")
+        for channels in (1, 2):
+            try: sf.write(path, notes(1.5, channels=channels), RATE, format=kind, subtype=subtype)
+            except sf.SoundFileError: continue  # it has one channel only
+            for wanted in (None, 11_025):
+                x, rate = read_audio(path, sample_rate=wanted)
+                for begin in (1, x.shape[1]//3, x.shape[1] - 100, x.shape[1] - 1):
+                    asked = dict(start=begin/rate, duration=100/rate, sample_rate=wanted)
+                    np.testing.assert_allclose(read_audio(path, **asked)[0], x[:, begin:begin+100],
+                                               atol=3e-6, err_msg=f"{path} {asked}")
 
 
 def test_refusals_carry_the_remedy(tmp_path, monkeypatch):
