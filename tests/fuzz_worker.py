@@ -17,6 +17,7 @@ from fuzz_damage import pickles
 from fuzz_data import (
     Archives, Flac, Manifests, Mp3, Ogg, Opus, Packed, Parquet, Pulled, Sound, Tables,
 )
+from fuzz_sounds import Zoo
 from fuzz_runs import (
     Auto, Checkpoints, Controls, Curves, Histories, JsonConfigs, Locks, Pointers, Runs, Starts,
     States, YamlConfigs,
@@ -31,7 +32,8 @@ KINDS = {"checkpoint": Checkpoints, "state": States, "resumed checkpoint": Runs,
          "manifest.jsonl": Manifests, "manifest.csv": Tables, "packed store": Packed,
          "store manifest": Pulled, "history": Histories, "curves": Curves, "run.json": Starts,
          "control": Controls, "run.lock": Locks, "npz": Archives, "wav": Sound, "flac": Flac,
-         "ogg": Ogg, "mp3": Mp3, "opus": Opus, "parquet": Parquet}
+         "ogg": Ogg, "mp3": Mp3, "opus": Opus, "sound zoo": Zoo,
+         "parquet": Parquet}
 
 
 # --- the worker

@@ -51,6 +51,22 @@ def test_scan(folder):
     assert len(scan_audio(folder/"empty")[0]) == 0
 
 
+def test_channels_that_cancel_out(tmp_path):
+    x = sound(0.2, 16_000)[0]
+    files = {"opposite": [x, -x], "nearly": [x, -.999*x], "same": [x, x], "one": [x],
+             "zeros": [0*x]*2, "half": [x, -.5*x], "three": [x, -x, 0*x], "late": [x, -np.roll(x, 9)]}
+    for name, channels in files.items():
+        soundfile.write(tmp_path/f"{name}.wav", np.stack(channels).T, 16_000)
+    scanned, report = scan_audio(tmp_path, workers=0)
+    assert [os.path.basename(path) for path in report.cancelling] == [
+        "nearly.wav", "opposite.wav", "three.wav"]
+    assert "3 silent in mono" in str(report)
+    said = str(report).split("silent in mono, its channels cancel out: ")
+    assert len(said) == 4 and said[-1] == str(tmp_path/"three.wav")
+    assert all("cancels" not in clip.fields for clip in scanned.clips)
+    assert np.abs(read_audio(tmp_path/"opposite.wav", mono=True)[0]).max() < 1e-4
+
+
 @forks
 def test_a_crashing_or_hanging_decoder_costs_one_file(folder, monkeypatch):
     real = scan_module.examine_file

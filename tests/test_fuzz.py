@@ -19,7 +19,7 @@ USUAL = {"checkpoint": 300, "state": 300, "resumed checkpoint": 60, "run folder"
          "manifest.csv": 200,
          "packed store": 200, "store manifest": 60, "history": 200, "curves": 5, "run.json": 60,
          "control": 100, "run.lock": 150, "npz": 150, "wav": 60, "flac": 60, "ogg": 60, "mp3": 60,
-         "opus": 30, "parquet": 25}
+         "opus": 30, "sound zoo": 120, "parquet": 25}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,25 @@ def test_campaign(tmp_path, capsys):
         with capsys.disabled(): print(f"\n{lines[-1]}", end="", flush=True)
     worker.close()
     with capsys.disabled(): print(f"\n{many.total():,} damaged files", flush=True)
+    assert not findings, "\n\n".join(findings)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_campaign_of_sound_files(tmp_path, capsys):
+    """Thousands of sound files of every kind, whole, cut, joined, miscounted, with junk, damaged; each gives every sample
+    that is in it, or an error. Their number: AUDIOLAB_FUZZ_FILES=10000 pytest -m slow -n 0 -k sound_files"""
+    count, worker = int(os.environ.get("AUDIOLAB_FUZZ_FILES", 10_000)), Worker(tmp_path)
+    done, findings, slowest = Counter(), [], 0.
+    for seed in range(-(-count//1000)):
+        answer = worker.ask("sound zoo", seed=seed, count=min(1000, count - 1000*seed),
+                            timeout=1500)
+        findings += answer["findings"]
+        done, slowest = done + Counter(answer["done"]), max(slowest, answer["slowest"])
+        with capsys.disabled(): print("\n".join([
+            f"\n{seed + 1},000 files: {dict(done)}, slowest {slowest:.2f} s", *answer["findings"]]),
+            end="", flush=True)
+    worker.close()
     assert not findings, "\n\n".join(findings)
 
 

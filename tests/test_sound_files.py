@@ -39,6 +39,11 @@ def read(folder, name, data):
     return x
 
 
+def written(folder, data):
+    (folder/"a.bin").write_bytes(data)
+    return folder/"a.bin"
+
+
 def refused(folder, name, data, *words):
     path = folder/name
     path.write_bytes(data)
@@ -177,12 +182,42 @@ def test_wav_of_every_legal_and_wrong_shape(tmp_path):
     refused(tmp_path, "no.wav", empty, "0 samples")
 
 
+def test_the_byte_behind_an_odd_number_of_gsm_blocks_is_no_sound(tmp_path):
+    for samples, blocks in ((320, 1), (641, 3), (900, 3), (1280, 4)):
+        data = coded("WAV", "GSM610", samples/RATE, channels=1)
+        x = read_audio(written(tmp_path, data + b"junk"*9))[0]
+        assert x.shape == (1, 320*blocks)
+        plain = np.abs(alone(coded("AIFF", "GSM610", samples/RATE, channels=1))[0, :samples])
+        np.testing.assert_allclose(np.abs(x[0, :samples]), plain, atol=.05)
+
+
+def test_sizes_that_are_too_small(tmp_path):
+    "Perhaps it was killed between two times of writing it; perhaps it has more than 4 GB"
+    for kind in ("WAV", "RF64", "AIFF", "CAF", "AU", "W64"):
+        data = coded(kind, "PCM_16", channels=1)
+        at = 28 if kind == "RF64" else 8 if kind == "AU" else data.index(
+            b"SSND" if kind == "AIFF" else b"data") + (16 if kind == "W64" else 4)
+        size, order = (8 if kind in ("RF64", "CAF", "W64") else 4), (
+            "little" if kind in ("WAV", "RF64", "W64") else "big")
+        few = data[:at] + (5000).to_bytes(size, order) + data[at+size:]
+        refused(tmp_path, f"a.{kind}", few, "fewer samples than there seem to be")
+        for tag in (b"TAG" + b" "*3000, bytes(5000), b"\r\n"*50):
+            whole = data + tag
+            assert read_audio(written(tmp_path, whole))[0].shape == (1, RATE), (kind, tag[:4])
+
+
+def test_a_name_does_not_make_sound(tmp_path):
+    for name in ("a.au", "b.snd", "c.raw"): refused(tmp_path, name, b"words and words "*90, "not audio")
+
+
 def test_sizes_of_zero_elsewhere(tmp_path):
-    au, caf = coded("AU"), coded("CAF")
-    place = caf.index(b"data") + 4
+    au, caf, w64 = coded("AU"), coded("CAF"), coded("W64", "PCM_16")
+    place, w64_place = caf.index(b"data") + 4, w64.index(b"data") + 16
     expected = alone(au)
     for n, size in enumerate((bytes(8), b"\xff"*8)):
         x = read(tmp_path, f"{n}.caf", caf[:place] + size + caf[place+8:])
+        np.testing.assert_array_equal(x, expected)
+        x = read(tmp_path, f"{n}.w64", w64[:w64_place] + size + w64[w64_place+8:])
         np.testing.assert_array_equal(x, expected)
         x = read(tmp_path, f"{n}.au", au[:8] + size[:4] + au[12:])
         np.testing.assert_array_equal(x, expected)

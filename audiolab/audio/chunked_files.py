@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHUNK_STYLES', 'ChunkStyle', 'Chunk', 'is_name', 'other_file', 'padding', 'chunks', 'begins_chunk', 'sound_end',
-           'FirstSound', 'WavLayout', 'wav_layout', 'plain_wav', 'is_mpeg', 'wav_links', 'patched', 'iff_links',
-           'au_links', 'chunk_links', 'voc_blocks', 'voc_form', 'voc_links', 'SampleCount', 'nist_count', 'avr_count',
-           'wve_count', 'mpc_count', 'htk_count', 'mat4_count', 'mat5_count', 'sds_count', 'xi_count', 'ircam_count',
-           'paf_count', 'pvf_count', 'sample_count', 'mark_behind', 'counted_links', 'first_sound', 'file_links']
+           'check_behind', 'FirstSound', 'is_followed', 'WavLayout', 'wav_layout', 'plain_wav', 'coding_tag',
+           'wav_links', 'patched', 'iff_links', 'au_links', 'chunk_links', 'voc_blocks', 'voc_form', 'voc_links',
+           'SampleCount', 'nist_count', 'avr_count', 'wve_count', 'mpc_count', 'htk_count', 'mat4_count', 'mat5_count',
+           'sds_count', 'xi_count', 'ircam_count', 'paf_count', 'pvf_count', 'sample_count', 'mark_behind',
+           'check_packets', 'counted_links', 'first_sound', 'file_links']
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #c7b5da0f
 import math
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from .file_checks import AudioError
+from .file_checks import AudioError, conversion
 from .file_pieces import Link, spliced
-from .mp3_index import mp3_links
+from .mp3_index import mp3_links, tag_size
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #2e732289
 class ChunkStyle(NamedTuple):
@@ -104,11 +105,40 @@ def sound_end(path: Path, raw, found: Chunk, size: int, style: ChunkStyle) -> in
     raise AudioError(path, f"truncated: its header promises {found.size} bytes of samples, "
                            f"{size-found.at} are there")
 
+# %% ../../nbs/audio/03_chunked_files.ipynb #fb33b623
+_SPARE = 1024  # bytes behind the samples that nobody asks about
+
+
+def check_behind(
+    path: Path,  # for messages
+    raw,  # the file, open for reading
+    end: int,  # byte that the samples end before
+    size: int,  # bytes of the file
+) -> None:
+    "AudioError if much follows the samples of a file and is neither a tag nor padding: perhaps it is samples."
+    if size-end <= _SPARE: return
+    raw.seek(end)
+    behind = raw.read(2**14).lstrip(b'\0\xff')
+    if not behind or tag_size(behind) or behind[:6] == b'LYRICS': return
+    raise AudioError(path, f"its header promises fewer samples than there seem to be: {size-end} bytes follow them that "
+                           f"are neither a chunk nor a tag; put its size right, or cut them off ("
+                           f"for a WAV: {conversion(path).replace('-i', '-ignore_length 1 -i', 1)})")
+
 # %% ../../nbs/audio/03_chunked_files.ipynb #cc81f58e
 class FirstSound(NamedTuple):
     "What is read of the first of the files that lie behind each other in one."
     links: list[Link] | None = None  # what a decoder is to read instead; None: the file itself
     behind: int = 0  # byte at which another file begins; 0 if none does
+
+# %% ../../nbs/audio/03_chunked_files.ipynb #048f9cb2
+def is_followed(raw, at: int, size: int, magic: bytes) -> bool:
+    "Whether a chunk, or another file, begins behind the samples of a file of chunks."
+    raw.seek(0)
+    first, style = raw.read(12), CHUNK_STYLES[magic]
+    raw.seek(at)
+    head = raw.read(40)
+    if other_file(head, first) is not None: return True
+    return any(begins_chunk(raw, place, size, style) for place in (at, at+-at%style.pad))
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #6799cb7a
 @dataclass(frozen=True)
@@ -139,6 +169,7 @@ def wav_layout(path: Path, raw, size: int, magic: bytes) -> WavLayout:
         plain &= part.at%2 == 0  # a decoder does not know of odd chunks without padding
         if end > part.at: sound.append((part.at, end))
         if end == size: break
+        if not is_followed(raw, end, size, magic): check_behind(path, raw, end, size)
     return WavLayout(magic, form, sound, plain, behind)
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #50828e92
@@ -154,21 +185,25 @@ def plain_wav(raw, layout: WavLayout) -> Link | None:
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #57f3332a
 _MPEG_IN_WAV = 0x50, 0x55  # the tags of layers I and II, and of MP3
+_GSM, _GSM_BLOCK = 0x31, (65, 320)  # bytes and samples of a block
 
 
-def is_mpeg(raw, layout: WavLayout) -> bool:
-    "Whether the samples of a WAV file are MPEG frames."
-    if not (layout.form and len(layout.sound) == 1): return False
+def coding_tag(raw, layout: WavLayout) -> int:
+    "The number that says how the samples of a WAV file are coded; 0 if its format is missing."
+    if not layout.form: return 0
     raw.seek(layout.form.at)
-    return int.from_bytes(raw.read(2), layout.order) in _MPEG_IN_WAV
+    return int.from_bytes(raw.read(2), layout.order)
 
 
 def wav_links(path: Path, raw, size: int, magic: bytes) -> FirstSound:
     "What a decoder is to read instead of a WAV file."
     layout = wav_layout(path, raw, size, magic)
-    if is_mpeg(raw, layout):
+    tag, total = coding_tag(raw, layout), sum(b-a for a, b in layout.sound)
+    if tag in _MPEG_IN_WAV and len(layout.sound) == 1:
         return FirstSound(mp3_links(path, raw, *layout.sound[0]), layout.behind)
-    plain = None if layout.is_plain else plain_wav(raw, layout)
+    odd = tag == _GSM and total%2 == 1  # a decoder takes the byte behind for a block
+    plain = None if layout.is_plain and not odd else plain_wav(raw, layout)
+    if odd: plain = plain._replace(frames=total//_GSM_BLOCK[0]*_GSM_BLOCK[1])
     return FirstSound([plain] if plain else None, layout.behind)
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #3ddfad3a
@@ -189,8 +224,12 @@ def iff_links(path: Path, raw, size: int, magic: bytes) -> FirstSound:
     if not found: return FirstSound(None, behind)
     if found.size >= 2**63: found = found._replace(size=0)  # CAF: -1 is "until the end"
     end = sound_end(path, raw, found, size, style)
-    if magic != b'caff' or end == found.at or found.size: return FirstSound(None, behind)
-    return FirstSound(patched(found.at-8, (end-found.at).to_bytes(8, 'big'), size), behind)
+    if end < size and (size-end < 8 or not is_followed(raw, end, size, magic)):
+        check_behind(path, raw, end, size)
+        return FirstSound([Link([(0, end)])], behind)
+    if style.size == 4 or end == found.at or found.size > 0: return FirstSound(None, behind)
+    true = (end-found.at+style.own).to_bytes(8, style.order)
+    return FirstSound(patched(found.at-8, true, size), behind)
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #47201130
 def au_links(path: Path, raw, size: int) -> FirstSound:
@@ -201,7 +240,9 @@ def au_links(path: Path, raw, size: int) -> FirstSound:
     end = sound_end(path, raw, Chunk(b'.snd', begin, stated), size, CHUNK_STYLES[b'FORM'])
     raw.seek(end)
     more = raw.read(40).find(b'.snd\0\0\0')
-    return FirstSound(None, end+more if more >= 0 else 0)
+    if more >= 0: return FirstSound([Link([(0, end)])], end+more)
+    check_behind(path, raw, end, size)
+    return FirstSound([Link([(0, end)])] if end < size else None)
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #27a0948f
 def chunk_links(path: Path, raw, head: bytes, size: int) -> FirstSound:
@@ -221,13 +262,14 @@ _OTHER_VOC = -1
 
 
 def voc_blocks(path: Path, raw, size: int):
-    "Yields (kind, begin, end) of the blocks of a VOC file; kind -1 is another file. AudioError if one was cut."
+    "Yields (kind, begin, end) of the blocks of a VOC file; kind 0 ends it, kind -1 is another file. AudioError if one was cut."
     raw.seek(20)
     at = int.from_bytes(raw.read(2), 'little')
     while 0 < at < size:
         raw.seek(at)
-        head = raw.read(32)
+        head = raw.read(20)
         if (more := head.find(_VOC)) >= 0: yield _OTHER_VOC, at+more, size
+        if len(head) and head[0] == 0: yield 0, at, at+1
         if more >= 0 or len(head) < 4 or head[0] == 0: return
         end = at+4+int.from_bytes(head[1:4], 'little')
         if end > size and head[1:4] != b'\xff\xff\xff':
@@ -254,9 +296,11 @@ def voc_links(path: Path, raw, size: int) -> FirstSound:
     behind = next((begin for kind, begin, _ in found if kind == _OTHER_VOC), 0)
     blocks = [block for block in found if block[0] in (1, 2, 3, 9)]
     kinds = [kind for kind, *_ in blocks]
-    if len(blocks) < 2 or kinds[0] != 9 or set(kinds[1:]) != {2}: return FirstSound(None, behind)
+    ends = [end for *_, end in found if end <= (behind or size)]
+    whole = [Link([(0, max(ends))])] if ends else None
+    if len(blocks) < 2 or kinds[0] != 9 or set(kinds[1:]) != {2}: return FirstSound(whole, behind)
     form = voc_form(raw, blocks[0][1])
-    if not form: return FirstSound(None, behind)
+    if not form: return FirstSound(whole, behind)
     pieces = [(begin+(12 if kind == 9 else 0), end) for kind, begin, end in blocks]
     sizes = [n.to_bytes(4, 'little') for n in (size, sum(b-a for a, b in pieces))]
     head = b'RIFF'+sizes[0]+b'WAVEfmt \x10\0\0\0'+form+b'data'+sizes[1]
@@ -386,11 +430,19 @@ def mark_behind(raw, begin: int, head: bytes) -> int:
     step, overlap = 2**20, 64
     raw.seek(begin)
     data = raw.read(step)
-    while len(data) > overlap:
-        if found := mark.search(data): return begin+found.start()
-        begin += len(data)-overlap
-        data = data[-overlap:]+raw.read(step)
-    return 0
+    while not (found := mark.search(data)):
+        more = raw.read(step)
+        if not more: return 0
+        begin, data = begin+max(0, len(data)-overlap), data[-overlap:]+more
+    return begin+found.start()
+
+
+def check_packets(path: Path, raw, found: SampleCount) -> None:
+    "AudioError if the packets of a sample dump do not begin as they should: a decoder does not look."
+    raw.seek(found.begin)
+    data = raw.read(found.size)
+    if data[::127] != b'\xf0'*(len(data)//127) or data[1::127] != b'~'*(len(data)//127):
+        raise AudioError(path, "damaged: not all packets of samples begin where they should")
 
 
 def counted_links(path: Path, raw, size: int) -> FirstSound:
@@ -406,8 +458,11 @@ def counted_links(path: Path, raw, size: int) -> FirstSound:
     else:
         end = found.begin+found.size
         raw.seek(end)
-        behind = end if found.size and sample_count(raw.read(_LONGEST_HEAD)) else 0
+        more = raw.read(_LONGEST_HEAD)
+        if tag_size(more): return FirstSound([Link([(0, end)])])
+        behind = end if found.size and sample_count(more) else 0
     extra = ((behind or size)-found.begin)%found.width
+    if head[:2] == b'\xf0~': check_packets(path, raw, found)
     if extra: raise AudioError(path, f"truncated: it ends within a frame, of which {extra} of {found.width} bytes are there")
     return FirstSound(None, behind)
 

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['RATE_LIMITS', 'MAX_CHANNELS', 'MAX_SAMPLES', 'UNKNOWN_FRAMES', 'MP3_PREROLL', 'check_rate', 'check_header',
            'SequentialSoundFile', 'opened_links', 'link_place', 'ChainedSound', 'chained', 'may_be_mpeg', 'links_of',
-           'sound_begins', 'mark_fits', 'second_links', 'opened_by_ffmpeg', 'opened', 'open_sound', 'read_blocks',
-           'is_read_in_order', 'go_to', 'preroll_frames', 'vorbis_preroll', 'last_bytes', 'check_finite_samples',
-           'joined', 'checked_blocks', 'decode_frames', 'probe_audio']
+           'tags_end', 'sound_begins', 'mark_fits', 'second_links', 'opened_by_ffmpeg', 'opened_at', 'opened',
+           'open_sound', 'read_blocks', 'is_read_in_order', 'go_to', 'preroll_frames', 'vorbis_preroll', 'last_bytes',
+           'check_finite_samples', 'joined', 'checked_blocks', 'decode_frames', 'probe_audio']
 
 # %% ../../nbs/audio/07_decoding.ipynb #3b64f3f4
 import math
 import os
+import re
 from bisect import bisect_right
 from io import BytesIO
 from itertools import accumulate
@@ -64,12 +65,13 @@ class SequentialSoundFile(sf.SoundFile):
         return self.counted or self._info.frames
 
 # %% ../../nbs/audio/07_decoding.ipynb #8f05cb03
+_HEADERLESS = '.raw', '.au', '.snd'  # by these names alone a decoder takes anything for sound
 _DECODER_ERRORS = sf.SoundFileError, TypeError, RuntimeError, OSError, ValueError
 
 
 def opened_links(path: Path, raw, links: list[Link] | None, content: bytes | None):
     "The file, or its links as one sound; AudioError, or one of the decoder's."
-    if links is None and path.suffix.lower() == '.raw':  # or soundfile takes it for headerless
+    if links is None and path.suffix.lower() in _HEADERLESS:
         links = [Link([(0, raw.seek(0, 2))])]
     if links is None and content is not None: return SequentialSoundFile(BytesIO(content))
     if links is None:
@@ -156,26 +158,38 @@ def links_of(path: Path, raw, head: bytes, size: int) -> list[Link] | None:
     return mp3_links(path, raw, 0, size)
 
 # %% ../../nbs/audio/07_decoding.ipynb #8905ee89
-_MARKS = (b'OggS\0\2', b'fLaC\0\0\0\x22', b'RIFF', b'RIFX', b'RF64', b'BW64', b'FORM', b'caff\0\1',
-          b'.snd\0\0\0')
+_WAVES = b'RIFF', b'RIFX', b'RF64', b'BW64'
+_FORMS = b'WAVE', b'AIFF', b'AIFC', b'8SVX', b'16SV'
+_MARKS = (b'OggS\0\2', b'fLaC\0\0\0\x22', *_WAVES, b'FORM', b'caff\0\1', b'.snd\0\0\0',
+          b'riff\x2e\x91\xcf\x11', b'Creative Voice File\x1a', b'NIST_1A\n   ')
+_MARK = re.compile(b'|'.join(map(re.escape, _MARKS)))
 _MAX_JUNK = 2**16  # bytes
 
 
-def sound_begins(raw, head: bytes) -> int:
+def tags_end(raw) -> int:
+    "Byte behind the tags that a file begins with."
+    end = 0
+    for _ in range(100):
+        raw.seek(end)
+        end += (size := tag_size(raw.read(32)))
+        if not size: break
+    return end
+
+
+def sound_begins(raw) -> int:
     "Byte at which a file begins that has a tag or junk in front; 0 if none is found."
-    tag = tag_size(head)
+    tag = tags_end(raw)
     raw.seek(tag)
     data = raw.read(_MAX_JUNK if not tag else 8192)  # a tag may have padding after it
-    found = sorted(at for mark in _MARKS if (at := data.find(mark)) >= 0)
-    if tag: return next((tag+at for at in found if not data[:at].strip(b'\0')), 0)
-    return next((at for at in found if mark_fits(data, at)), 0)
+    found = (match.start() for match in _MARK.finditer(data) if mark_fits(data, match.start()))
+    at = next(found, None)
+    if at is None or tag and data[:at].strip(b'\0'): return 0
+    return tag+at
 
 
 def mark_fits(data: bytes, at: int) -> bool:
     "Whether a mark of chunks, four letters that may occur by chance, is followed by what it should be."
-    mark = data[at:at+4]
-    expects = (b'AIFF', b'AIFC', b'8SVX', b'16SV') if mark == b'FORM' else (b'WAVE',)
-    return mark not in CHUNK_STYLES or mark == b'caff' or data[at+8:at+12] in expects
+    return data[at:at+4] not in (*_WAVES, b'FORM') or data[at+8:at+12] in _FORMS
 
 # %% ../../nbs/audio/07_decoding.ipynb #d031a0e2
 def second_links(path: Path, raw, head: bytes, size: int) -> list[Link] | None:
@@ -197,14 +211,20 @@ def opened_by_ffmpeg(path: Path, head: bytes, content: bytes | None, error):
     except AudioError as e: raise AudioError(path, f"{cause} ({e.cause})") from None
 
 # %% ../../nbs/audio/07_decoding.ipynb #71cf8fca
+def opened_at(path: Path, raw, begin: int, size: int):
+    "A file that begins at some byte of a file; None if the decoder refuses it. AudioError."
+    raw = spliced(raw, [(begin, size)])
+    links = links_of(path, raw, raw.read(64), size-begin) or [Link([(0, size-begin)])]
+    try: return opened_links(path, raw, links, None)
+    except _DECODER_ERRORS as e:
+        if isinstance(e, AudioError): raise
+
+
 def opened(path: Path, raw, head: bytes, size: int, content: bytes | None):
     "A file opened by the first way that works; AudioError."
-    if head[:4] not in KNOWN_HEADS and (head[:3] == b'ID3' or not may_be_mpeg(path, head)):
-        if begin := sound_begins(raw, head):
-            raw, content = spliced(raw, [(begin, size)]), None
-            head, size = raw.read(64), size-begin
-            links = links_of(path, raw, head, size) or [Link([(0, size)])]
-            return opened_links(path, raw, links, None)
+    if head[:4] not in KNOWN_HEADS and (tag_size(head) or not may_be_mpeg(path, head)):
+        begin = sound_begins(raw)
+        if begin and (file := opened_at(path, raw, begin, size)): return file
     try: return opened_links(path, raw, links_of(path, raw, head, size), content)
     except _DECODER_ERRORS as e:
         if isinstance(e, AudioError): raise

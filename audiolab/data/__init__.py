@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "packing": ["PackedClips", "pack"],
     "process_map": ["Helper", "keep_from_forks", "map_in_processes", "process_context",
         "too_few_started"],
-    "scan": ["ScanReport", "examine_file", "scan_audio"],
+    "scan": ["FileLevel", "ScanReport", "examine_file", "scan_audio"],
     "splits": ["split_clips"],
     "streams": ["ExampleStream", "LaneReader", "ShuffledRows", "Stream", "StreamLoader",
         "read_mark", "write_mark"],
