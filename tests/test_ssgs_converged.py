@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 from ssgs_models import RATE, noise
-from ssgs_runs import load, names, same_parameters, short_pieces, train
+from ssgs_runs import digests, load, names, same_parameters, short_pieces, train
 
 from audiolab.audio import write_audio
 from audiolab.ssgs import SpectralStateGuidedSynthesis, at_rest
@@ -67,6 +67,19 @@ def test_what_has_converged_stays_so(music, tmp_path, mode, caplog):
     last = tmp_path/f"checkpoint_epoch_{first.iteration}.safetensors"
     assert train(None, tmp_path/"b", resume=last, **how | dict(n_iterations=3, tolerance=0)) == 0
     assert load(tmp_path/"b"/"checkpoint_final.safetensors").iteration == first.iteration + 3
+
+
+@pytest.mark.parametrize("tolerance", [0, 9.])
+def test_a_finished_run_is_left_as_it_is(tmp_path, tolerance):
+    "Each `--resume auto` set the results aside and wrote them again."
+    (tmp_path/"a").mkdir()
+    write_audio(tmp_path/"a"/"a.wav", noise(.5), RATE)
+    how = dict(n_states=2, n_iterations=4, tolerance=tolerance, checkpoint_interval=2)
+    out = tmp_path/"out"
+    assert train(tmp_path/"a", out, **how) == 0
+    before, when = digests(out), (out/"model_final.npz").stat().st_mtime_ns
+    for _ in range(2): assert train(None, out, resume="auto", **how) == 0
+    assert digests(out) == before and (out/"model_final.npz").stat().st_mtime_ns == when
 
 
 def test_iterations_are_a_total_for_auto_and_more_for_a_path(music, tmp_path, capsys):

@@ -48,10 +48,10 @@ def test_replay_comes_nearer_with_every_step(model, excitation):
 
 
 def test_source_is_the_files_in_order_round_and_round(model):
-    whole = sum(len(o) for o in model.recordings.frames)*model.hop_size
+    whole = sum(len(o.audio) for o in model.recordings.frames)
     source = source_audio(model, whole + 5000)
     assert len(source) == whole + 5000 and np.array_equal(source[whole:], source[:5000])
-    second = len(model.recordings.frames[0])*model.hop_size
+    second = len(model.recordings.frames[0].audio)
     assert np.array_equal(source[second:second + 1000], model.recordings.frames[1].audio[:1000])
 
 

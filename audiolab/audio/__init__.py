@@ -52,6 +52,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "spectra": ["hz_to_mel", "log_mel", "mel_filterbank", "mel_to_hz", "stft"],
     "speech": ["MissingProgram", "SENTENCES", "VOICES", "espeak", "espeak_wheel", "run_speaker",
         "speaker_failed"],
-    "writing": ["EXTENSIONS", "WRITE_FORMATS", "checked_samples", "clipped", "find_audio_files",
-        "wanted_endings", "write_audio"],
+    "writing": ["EXTENSIONS", "WAV_SAMPLES", "WRITE_FORMATS", "check_wav_length",
+        "checked_samples", "clipped", "file_coding", "find_audio_files", "wanted_endings",
+        "write_audio", "write_blocks"],
 })

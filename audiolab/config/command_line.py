@@ -93,6 +93,16 @@ def _scan(args, name):
         elif arg == f"--{name}" and i + 1 < len(args): found = args[i + 1]
     return found
 
+# %% ../../nbs/config/05_command_line.ipynb #72d87a04
+def _refuse_stray_word(cls, args, positional):
+    "ConfigError for a word in front of all flags, where none is expected; it names the flag to write."
+    import tyro
+    if positional or not args or args[0].startswith("-"): return
+    hints = get_type_hints(cls, include_extras=True).values()
+    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in hints): return
+    flag = next(iter(field_types(cls))).replace("_", "-")
+    raise config_error("", f"{args[0]!r} belongs to no flag; write --{flag} {args[0]}")
+
 # %% ../../nbs/config/05_command_line.ipynb #2ae8b0ad
 def _bottom_layers(cls, args, presets):
     "Defaults, preset and file as the line names them."
@@ -129,6 +139,7 @@ def config_cli(
     positional: bool = False,  # whether required fields are given by place instead of as flags
 ) -> Resolved:  # with `.dry_run` and `.print_config` set from the line
     "Flags > file > preset > default. `SystemExit` of argparse, `ConfigError` for wrong values."
+    _refuse_stray_word(cls, args, positional)
     layers = _bottom_layers(cls, list(args), presets)
     args, short, recipe = flags_of_own_names(cls, list(args))
     if recipe: layers.insert(1, Layer("preset", recipe))

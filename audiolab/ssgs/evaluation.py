@@ -47,7 +47,8 @@ def training_stretches(
     count = max(1, min(most, len(path)//frames))
     for start in np.linspace(0, max(0, len(path) - frames), count).astype(int):
         states = np.take(path, np.arange(start, start + frames), mode="wrap")
-        yield whole[start*hop:start*hop + samples], states
+        at = model.recordings.sample(start)
+        yield whole[at:at + samples], states
 
 # %% ../../nbs/ssgs/29_evaluation.ipynb #d67b8952
 def summary(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files import CheckpointError, replacing
 from .filter_gaussians import gaussians_to_lpc
-from .legacy_models import analyse_raw_frames
+from .legacy_models import OWN, analyse_raw_frames
 
 # %% ../../nbs/ssgs/16_legacy_export.ipynb #6563538b
 def _triangular_bands(edges, size):
@@ -101,6 +101,15 @@ def _cut_frames(audio, size, hop):
     frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
     return frames[np.einsum("ti,ti->t", frames, frames, dtype=float) >= 1e-10]
 
+# %% ../../nbs/ssgs/16_legacy_export.ipynb #541dc92f
+def _recording_arrays(recordings, order, size, hop, sample_rate):
+    "Artifacts of recordings, and notes about them; nothing where there is no sound."
+    frames = [part for o in recordings if len(part := _cut_frames(o, size, hop))]
+    if not frames: return {}, {}
+    arrays = _artifacts(np.concatenate(frames), order, hop, sample_rate)
+    keys = [name.removeprefix("frame_metadata__") for name in arrays if "__" in name]
+    return arrays, {"includes_training_artifacts": True, "frame_metadata_keys": keys}
+
 # %% ../../nbs/ssgs/16_legacy_export.ipynb #1ea6d22f
 def _state_arrays(initial, transition, lpc, covariances, packed):
     arrays = {"transition_matrix": np.asarray(transition),
@@ -119,6 +128,11 @@ def _adaptation_arrays(counts, initial, transition, lpc, covariances):
         "second_moment": counts[:, None, None]*(covariances + lpc[:, :, None]*lpc[:, None]),
     }
     return {f"adaptive_{name}": np.asarray(value, float) for name, value in moments.items()}
+
+# %% ../../nbs/ssgs/16_legacy_export.ipynb #0bc59bf1
+def _own_arrays(own):
+    "Tensors of a model of ours, under names that the original never asks for."
+    return {OWN + name: np.asarray(value) for name, value in own[0].items()} if own else {}
 
 # %% ../../nbs/ssgs/16_legacy_export.ipynb #f586e4df
 def _check_shapes(initial, transition, means, covariances):
@@ -181,8 +195,9 @@ def export_npz(
     precision: str = "float32",  # "float16", "float32" or "float64"
     use_compression: bool = True,  # deflate the file
     counts: np.ndarray|None = None,  # frames in each state [K], from which adaptation starts
+    own: tuple[dict, dict]|None = None,  # the same model as tensors and notes of ours
 ) -> Path:  # the file
-    "Write an npz model that SSGS 1.x opens, without loudness. ValueError for impossible arrays."
+    "Write an npz model that SSGS 1.x opens. Without `own`, loudness and pitch are not kept."
     dtype, means = np.dtype(precision), np.asarray(means, float)
     covariances = np.asarray(covariances, float)
     if dtype.kind != "f": raise ValueError(f"precision must be a floating-point dtype, got {dtype}")
@@ -195,10 +210,7 @@ def export_npz(
     notes |= {"precision": dtype.name, "pack_covariances": bool(pack_covariances),
               "includes_adaptive_statistics": counts is not None}
     if counts is not None: arrays |= _adaptation_arrays(counts, initial, transition, lpc, full)
-    frames = [part for o in recordings if len(part := _cut_frames(o, frame_size, hop_size))]
-    if frames:
-        arrays |= _artifacts(np.concatenate(frames), p, hop_size, sample_rate)
-        keys = [n.removeprefix("frame_metadata__") for n in arrays if "__" in n]
-        notes |= {"includes_training_artifacts": True, "frame_metadata_keys": keys}
-    arrays = _in_precision(arrays, dtype)
-    return _write_npz(Path(path).with_suffix(".npz"), arrays, notes, use_compression)
+    artifacts, about = _recording_arrays(recordings, p, frame_size, hop_size, sample_rate)
+    if own: notes["audiolab"] = own[1]
+    arrays = _in_precision(arrays | artifacts, dtype) | _own_arrays(own)
+    return _write_npz(Path(path).with_suffix(".npz"), arrays, notes | about, use_compression)

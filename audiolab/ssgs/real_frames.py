@@ -58,6 +58,21 @@ class Recordings:
         file = int(np.searchsorted(self.offsets, n, side="right")) - 1
         return file, n - int(self.offsets[file])
 
+    def sounding(self,
+        frames: np.ndarray,  # frames in the order of a recording [F]
+    ) -> np.ndarray:  # [F * hop_size] bool
+        "Which samples of frames belong to a recording; its last frames reach beyond its end."
+        files = np.searchsorted(self.offsets, frames, side="right") - 1
+        hop, lengths = self.frames[0].hop_size, np.array([len(o.audio) for o in self.frames])
+        left = lengths[files] - (frames - self.offsets[files])*hop
+        return (np.arange(hop) < left[:, None]).ravel()
+
+    def sample(self, n: int) -> int:
+        "Where the n-th frame of all is when recordings follow each other sample by sample."
+        file, local = self.locate(n)
+        lengths = [len(o.audio) for o in self.frames[:file + 1]]
+        return sum(lengths[:-1]) + min(local*self.frames[file].hop_size, lengths[-1])
+
     def open(self, state: int, rng: np.random.Generator) -> int:
         "A frame of `state` to begin with, where possible the beginning of a recording."
         begins = self.offsets[:-1][self.states[self.offsets[:-1]] == state]

@@ -17,11 +17,7 @@ def source_audio(
     samples: int,  # length of the result
 ) -> np.ndarray:  # waveform [samples] at the model's rate
     "The recordings as `path='replay'` follows them. ValueError when the model holds no audio."
-    hop, whole = model.hop_size, []
-    for frames in model.material.frames:
-        silence = max(0, len(frames)*hop - len(frames.audio))
-        whole.append(np.pad(frames.audio, (0, silence)))
-    return np.resize(np.concatenate(whole), samples)
+    return np.resize(np.concatenate([o.audio for o in model.material.frames]), samples)
 
 # %% ../../nbs/ssgs/27_sound_measures.ipynb #62f95940
 def training_excerpt(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'CONTEXT', 'Course', 'PlannedTracks', 'soft_limit', 'BlockReader', 'MixedExcitation', 'BlockFilter', 'Stream',
-           'measure_colour', 'measure_own_colours', 'measure_level', 'sampled_level']
+           'measure_colour', 'measure_own_colours', 'state_powers', 'measure_level', 'sampled_level']
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #fba1654b
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -28,7 +29,8 @@ class Course:
         plan: Iterator[tuple[int, int, bool]],  # state, frame, whether a recording begins
     ):
         self.plan = plan
-        self.states, self.frames, self.fresh = [], [], []
+        # nine bytes a frame, because a take may last for a day
+        self.states, self.frames, self.fresh = array("i"), array("i"), bytearray()
 
     def reach(self, n: int):
         "Make sure that frame n is known."
@@ -123,12 +125,13 @@ class BlockReader:
 
     def read(self, n: int) -> np.ndarray:
         "The next n samples."
+        if n < 0: raise ValueError(f"samples to read must be 0 or more, got {n}")
         pieces, have = [self.rest], len(self.rest)
         while have < n:
             pieces.append(self._next_samples())
             have += len(pieces[-1])
         samples = np.concatenate(pieces)
-        self.rest = samples[n:]
+        self.rest = samples[n:].copy()  # a view would keep all of it
         return samples[:n]
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #2f91efb6
@@ -194,7 +197,7 @@ class Stream:
         f = 0. if recordings is None else float(fidelity)
         # apart from the plan's: with one seed, every excitation follows the same path
         source_rng, track_rng = (rng or np.random.default_rng()).spawn(2)
-        self.course, self.done = Course(plan), 0  # frames
+        self.course, self.recordings, self.done = Course(plan), recordings, 0  # frames
         self.tracks = PlannedTracks(states, recordings, f, float(variation), track_rng)
         self.excitation = MixedExcitation(states, recordings, f, excitation_type, source_rng)
         self.filter = BlockFilter(states.hop_size, states.mean.shape[1] - 3)
@@ -209,7 +212,12 @@ class Stream:
         excitation = self.excitation(self.course, nodes, first, last)
         self.done = last
         begins = [t - first for t in range(first, last) if self.course.fresh[t]]
-        return self.level*self.filter(nodes, excitation, begins)
+        sound = self.level*self.filter(nodes, excitation, begins)
+        return sound[self._sounding(first, last)] if self.course.fresh[0] else sound
+
+    def _sounding(self, first, last):
+        "In a replay, recordings follow each other without the silence that fills them up."
+        return self.recordings.sounding(np.array(self.course.frames[first:last]))
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #d2b33ee4
 @patch
@@ -228,17 +236,17 @@ def plan(self: Stream) -> Iterator:
 @patch(as_prop=True)
 def states(self: Stream) -> list[int]:
     "The states so far, and some that are about to come."
-    return self.course.states
+    return self.course.states.tolist()
 
 @patch(as_prop=True)
 def frames(self: Stream) -> list[int]:
     "The real frames of those states; -1 without."
-    return self.course.frames
+    return self.course.frames.tolist()
 
 @patch(as_prop=True)
 def fresh(self: Stream) -> list[bool]:
     "Where recordings begin in a replay."
-    return self.course.fresh
+    return list(map(bool, self.course.fresh))
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #bff4f29b
 def _add_power(total, sound, n_fft):
@@ -289,24 +297,37 @@ def measure_own_colours(
     return {name.lower(): _measured_gain(plain, recordings, name, 60., 2048)
             for name, source in EXCITATIONS.items() if getattr(source, "own_colour", False)}
 
+# %% ../../nbs/ssgs/12_sound_stream.ipynb #bf559838
+def state_powers(
+    recordings: Recordings,  # training audio
+    n_states: int,  # K
+) -> np.ndarray:  # mean square [K]; 0 without frames
+    "How loud the training audio is in each state."
+    hop, powers = recordings.frames[0].hop_size, []
+    for frames in recordings.frames:
+        whole = np.zeros(len(frames)*hop)
+        whole[:len(frames.audio)] = frames.audio
+        powers.append(np.square(whole).reshape(-1, hop).mean(1))
+    count = np.bincount(recordings.states, minlength=n_states)
+    return np.bincount(recordings.states, np.concatenate(powers), n_states)/np.maximum(count, 1)
+
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #97e48f4f
 def measure_level(
     states: States,  # a model with its colour
     recordings: Recordings,  # its training audio
     fidelity: float,  # 0..1
     excitation_type: str,  # a name in `EXCITATIONS`
-    seconds: float = 20.,  # how much of the training audio to speak
+    seconds: float = 30.,  # how much to make
 ) -> float:  # factor, 0.25 to 4; 1 at fidelity 1
     "What brings a sound to the level of the training audio."
     if fidelity >= 1: return 1.
     rng, hop = np.random.default_rng(0), states.hop_size
-    budget = max(8, int(seconds*states.sample_rate/hop/len(recordings.frames)))
-    path = np.concatenate([o[:budget] for o in recordings.paths])
-    follow = fidelity or 0.8
-    plan = sampled_plan(states, states.transition, recordings, follow, rng, path)
-    made = Stream(states, plan, recordings, fidelity, excitation_type, rng).read(len(path)*hop)
-    real = sum((o.audio[:budget*hop]**2).sum() for o in recordings.frames)
-    return float(np.clip(np.sqrt(real/max((made**2).sum(), 1e-12)), 0.25, 4.)) if real else 1.
+    plan = sampled_plan(states, states.transition, recordings, fidelity or 0.8, rng)
+    stream = Stream(states, plan, recordings, fidelity, excitation_type, rng)
+    frames = max(8, int(seconds*states.sample_rate/hop))
+    made = np.square(stream.read(frames*hop)).sum()
+    real = hop*state_powers(recordings, len(states.mean))[stream.states[:frames]].sum()
+    return float(np.clip(np.sqrt(real/max(made, 1e-12)), 0.25, 4.)) if real else 1.
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #7ef1171a
 def sampled_level(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Hertz', 'StateCount', 'Order', 'Window', 'Hop', 'Fraction', 'SHARED', 'RESULTS', 'NoAudio', 'check_enough',
-           'read_all', 'TrainConfig', 'check_levels', 'fresh_model', 'shared_settings', 'keep_settings', 'tell_changes',
-           'give_audio', 'check_same', 'share_arrays', 'agree', 'spoken_sample', 'write_results', 'StateLearning',
-           'named_checkpoint', 'state_trainer', 'split_settings', 'ssgs_trainer', 'train_model', 'train_command']
+           'read_all', 'TrainConfig', 'check_levels', 'left_out', 'check_files', 'fresh_model', 'warn_of_few_frames',
+           'shared_settings', 'keep_settings', 'tell_changes', 'give_audio', 'check_same', 'share_arrays', 'agree',
+           'spoken_sample', 'write_results', 'StateLearning', 'named_checkpoint', 'state_trainer', 'split_settings',
+           'ssgs_trainer', 'train_model', 'train_command']
 
 # %% ../../nbs/ssgs/26_train.ipynb #9c45911f
 import hashlib
@@ -14,6 +15,7 @@ import inspect
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -148,6 +150,33 @@ def check_levels(
         if peak > 16: _log.warning("%s is %.0f times as loud as full scale: does it hold integers "
                                    "as floating point? Divide by 32768", file, peak)
 
+# %% ../../nbs/ssgs/26_train.ipynb #0bcdf265
+def left_out(
+    files: list[Path],  # that will be heard
+    config: TrainConfig,  # where they were looked for
+) -> str:  # such as "3 .aiff, 1 .m4a"; empty for none
+    "Sounds beside the files, by their endings."
+    usual = config.folders == TrainConfig.folders
+    folders = [o for o in config.folders if not usual or Path(o).exists()]
+    known = set(files)
+    others = (o for o in find_audio_files(folders, None, config.recursive) if o not in known)
+    counts = Counter(o.suffix.lower() for o in others)
+    return ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
+
+
+def check_files(
+    files: list[Path],  # that were found
+    config: TrainConfig,  # where they were looked for
+) -> None:
+    "Tell what is left out. Raises `NoAudio` when there is nothing to hear."
+    others = left_out(files, config)
+    if not files:
+        there = f"; there are {others}" if others else ""
+        raise NoAudio(f"no audio files ({' '.join(config.extensions)}) in "
+                      f"{', '.join(config.folders) or 'what was given'}: "
+                      f"check --folders and --extensions, or add --recursive{there}")
+    if others: _log.warning("left out, because --extensions does not name them: %s", others)
+
 # %% ../../nbs/ssgs/26_train.ipynb #261fa1d1
 def fresh_model(
     files: list[Path],  # what to train on
@@ -155,10 +184,7 @@ def fresh_model(
     **settings,  # of `SpectralStateGuidedSynthesis`
 ) -> SpectralStateGuidedSynthesis:  # with initial states
     "A model before its first iteration. Raises `NoAudio` when nothing can be learnt."
-    if not files:
-        raise NoAudio(f"no audio files ({' '.join(config.extensions)}) in "
-                      f"{', '.join(config.folders) or 'what was given'}: "
-                      "check --folders and --extensions, or add --recursive")
+    check_files(files, config)
     sounds, good, _ = read_all(files, config.sample_rate, config.max_unreadable)
     check_levels(sounds, good)
     try:
@@ -169,6 +195,18 @@ def fresh_model(
         raise NoAudio(f"cannot train with these settings: {error}") from error
     model.files, model.digests = [str(o) for o in good], sound_digests(good)
     return model
+
+# %% ../../nbs/ssgs/26_train.ipynb #89372824
+def warn_of_few_frames(
+    model: SpectralStateGuidedSynthesis,  # with its material
+    least: int = 10,  # frames that a state should have
+) -> None:
+    "Say so in the log where a model has too many states for its sound."
+    frames, states = len(model.material), model.n_states
+    if frames < least*states:
+        _log.warning("%d states share %d frames, %.1f each: --n-states %d would have %d each, and "
+                     "shorter iterations", states, frames, frames/states,
+                     max(1, frames//least), least)
 
 # %% ../../nbs/ssgs/26_train.ipynb #21a9a54c
 SHARED = ("sample_rate", "n_states", "lpc_order", "frame_size", "hop_size", "smoothness_weight",
@@ -358,6 +396,7 @@ class StateLearning(Task):
         seconds = sum(len(o.audio) for o in model.frames)/model.sample_rate
         _log.info("%d files, %.1f s, %d frames; %d states of order %d", len(model.files), seconds,
                   sum(map(len, model.frames)), model.n_states, model.lpc_order)
+        warn_of_few_frames(model)
         loop.total_steps = self.last_iteration(loop)
         self.iterations = model.iterations(loop.place)
         self.at_rest = model.fit.at_rest(model.settings)
@@ -484,6 +523,7 @@ def train_command(
 ) -> int:  # exit code: 0; when stopped by a signal 128 + its number, 75 for SIGUSR1
     "Train from a configuration."
     started = time.monotonic()
+    if config.resume is None and not config.files(): check_files([], config)  # makes no folder
     trainer = state_trainer(config, listeners=[TerminalProgress(interval=0)])
     result = trainer.fit(named_checkpoint(config.resume))
     if result.state == "stopped":
@@ -493,4 +533,6 @@ def train_command(
         final = Path(config.checkpoint_dir)/"checkpoint_final.safetensors"
         _log.info("done in %.1f s: %s", time.monotonic() - started, config.checkpoint_dir)
         _log.info("next: audiolab ssgs generate --model %s", final)
+        if config.checkpoint_dir == TrainConfig.checkpoint_dir:  # the folder beside it
+            Path("outputs").mkdir(exist_ok=True)  # where the original's next step writes
     return result.exit_code

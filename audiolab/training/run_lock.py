@@ -190,8 +190,8 @@ def _why_refused(folder: Path, owner: dict, held: bool) -> str:
     if not held and owner_ended(owner) is None:
         return (f"{folder}: {who} works in it; if it no longer runs there, "
                 "delete run.lock there and start again")
-    verb = "send" if owner["pid"] == os.getpid() else "kill"
-    return f"{folder}: {who} works in it; stop that one ({verb} it a stop) or choose another folder"
+    return (f"{folder}: {who} works in it; stop that one (audiolab control {folder} stop) "
+            "or choose another folder")
 
 # %% ../../nbs/training/02_run_lock.ipynb #3cb3939d
 class RunLock:
