@@ -54,7 +54,8 @@ def test_scan(folder):
 def test_channels_that_cancel_out(tmp_path):
     x = sound(0.2, 16_000)[0]
     files = {"opposite": [x, -x], "nearly": [x, -.999*x], "same": [x, x], "one": [x],
-             "zeros": [0*x]*2, "half": [x, -.5*x], "three": [x, -x, 0*x], "late": [x, -np.roll(x, 9)]}
+             "zeros": [0*x]*2, "half": [x, -.5*x],
+             "three": [x, -x, 0*x], "late": [x, -np.roll(x, 9)]}
     for name, channels in files.items():
         soundfile.write(tmp_path/f"{name}.wav", np.stack(channels).T, 16_000)
     scanned, report = scan_audio(tmp_path, workers=0)
