@@ -16,6 +16,8 @@ from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from audiolab.files.checkpoint_file import (
     CheckpointError, inspect_checkpoint, open_regular, save_bytes, verify_checkpoint,
     write_checkpoint,
@@ -153,7 +155,7 @@ class CheckpointFolder:
         metric: str | None = None,  # what `metric_value` measures, such as "validation_loss"
         mode: str = "min",  # "min" or "max": which metric values are better
     ):
-        self.folder = Path(folder)
+        self.folder, self.last_elsewhere = Path(folder), 0  # a number that new files are to exceed
         self.policy = Retention(keep_last, keep_every, keep_best, metric, mode)
         _check_retention(self.policy, self.folder)
 
@@ -172,8 +174,13 @@ class CheckpointFolder:
         "The best file by the metric."
         return _read_pointer(self.folder / "best.json")
 
+    @property
+    def last_number(self) -> int:
+        "The highest number in the order of saving; 0 where nothing was saved."
+        return max((s.sequence for s in _list_saved(self.folder)[0]), default=0)
+
     def _note(self, metric_value: float | None) -> dict[str, str]:
-        sequence = 1 + max((s.sequence for s in _list_saved(self.folder)[0]), default=0)
+        sequence = 1 + max(self.last_number, self.last_elsewhere)
         return _saved_note(sequence, self.policy.metric, metric_value)
 
     def _tidy(self) -> None:
@@ -221,3 +228,23 @@ class CheckpointFolder:
             if path.is_file(): return path
         names = [s.path.name for s in _list_saved(self.folder)[0]]
         raise CheckpointError(f"no such checkpoint, nor in {self.folder}; there are {names}", which)
+
+# %% ../../nbs/files/04_checkpoint_folder.ipynb #b5970e06
+@patch
+def newer_than(self: CheckpointFolder,
+    path: Path,  # one of the folder
+) -> list[Path]:  # oldest first
+    "The files that are newer, if \"auto\" would take any of them."
+    saved, path = [s.path for s in _list_saved(self.folder)[0]], self.folder / path.name
+    newer = saved[:saved.index(path)] if path in saved else []
+    return newer[::-1] if any(verify_checkpoint(other).ok for other in newer) else []
+
+@patch
+def point_to(self: CheckpointFolder,
+    path: Path,  # one of the folder
+) -> None:
+    "Let latest.json name this file, and best.json the best of those that are there."
+    _write_pointer(self.folder / "latest.json", self.folder / path.name)
+    ranked = self.policy.best_first(_list_saved(self.folder)[0])
+    if ranked: _write_pointer(self.folder / "best.json", ranked[0].path)
+    elif self.best is None: (self.folder / "best.json").unlink(missing_ok=True)

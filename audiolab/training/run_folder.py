@@ -11,18 +11,20 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 import audiolab
 from ..audio import write_audio
-from ..files import remove_stale_temps, save_bytes
+from ..files import CheckpointError, remove_stale_temps, save_bytes, sync_folder
 from ..config import save_config, to_plain
 from .events import Event, History, Sample, json_value
 
@@ -44,6 +46,66 @@ def set_aside(
         _log.info("%s was there already: kept as %s", path.name, other.name)
     return path
 
+# %% ../../nbs/training/01_run_folder.ipynb #58615aae
+_UNFINISHED, _MAX_LIST = "unfinished.json", 1 << 26  # bytes
+
+def _is_inside(name: Any) -> bool:
+    "Whether a name leads nowhere but into a folder."
+    if not isinstance(name, str) or PurePath(name).is_absolute(): return False
+    return ".." not in PurePath(name).parts
+
+def _read_list(path: Path) -> list[str]:
+    "Names of what is to be moved. CheckpointError for what is no list of files of this folder."
+    with open(path, "rb") as file: text = file.read(_MAX_LIST)
+    try: names = json.loads(text)
+    except (ValueError, RecursionError): names = None
+    if isinstance(names, list) and all(map(_is_inside, names)): return names
+    raise CheckpointError("it lists no files of this folder that can be moved; remove it", path)
+
+# %% ../../nbs/training/01_run_folder.ipynb #bca51c03
+def _finish_move(other: Path) -> None:
+    "Move what a folder lists into it, from the one that it is in; some may be there already."
+    for name in _read_list(other / _UNFINISHED):
+        source, target = other.parent / name, other / name
+        if not os.path.lexists(source): continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+    sync_folder(other)
+    (other / _UNFINISHED).unlink()
+
+# %% ../../nbs/training/01_run_folder.ipynb #e21b7785
+_PREPARED = ".previous"  # copies only, until all is ready
+
+def _copy(source: Path, target: Path) -> None:
+    "Have a file twice; weights, which are replaced and never written to, take no more room."
+    if source.suffix == ".safetensors":
+        try: return os.link(source, target)
+        except OSError: pass  # another disk, or one without links
+    shutil.copy2(source, target)
+
+# %% ../../nbs/training/01_run_folder.ipynb #1f1bb18c
+def _move_together(
+    here: Path,
+    moved: list[str],  # names in it, in the order of moving
+    copied: list[str] = (),  # names of files that also stay
+) -> Path:  # the new folder
+    "Move files of a folder into previous-1, -2, ... in it: all of them, or none and OSError."
+    temp, other = here / _PREPARED, _first_free(lambda n: here / f"previous-{n}")
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir()
+    try:
+        for name in copied:
+            (temp / name).parent.mkdir(parents=True, exist_ok=True)
+            _copy(here / name, temp / name)
+        save_bytes(temp / _UNFINISHED, [json.dumps(moved).encode()])
+        temp.rename(other)
+    except OSError:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    sync_folder(here)
+    _finish_move(other)
+    return other
+
 # %% ../../nbs/training/01_run_folder.ipynb #5af4e45e
 def _versions() -> dict:
     "What a run depends on, for run.json."
@@ -52,6 +114,7 @@ def _versions() -> dict:
             "numpy": np.__version__, "torch": torch.__version__ if torch else None,
             "machine": platform.machine(), "cores": os.cpu_count(), "pid": os.getpid()}
 
+# %% ../../nbs/training/01_run_folder.ipynb #d29bb4cb
 _MAX_STARTS = 1 << 20  # bytes; a start is a few hundred
 
 def _read_starts(path: Path) -> list[dict]:
@@ -145,26 +208,59 @@ class RunFolder:
         "Flush and close the history; `append` opens it again."
         self._history.close()
 
-    def _left_by_a_run(self, files: list[Path]) -> list[Path]:
-        "All that an earlier run left here, these files and what was set aside for them included."
-        places = [self.config_file, self.history_file, self.logs, self.samples, *files]
-        for file in files: places += self.path.glob(f"{file.stem}.previous-*{file.suffix}")
-        if self.checkpoints != self.path: places.append(self.checkpoints)
-        else:
-            places += self.path.glob("checkpoint_*.safetensors")
-            places += [self.path / "latest.json", self.path / "best.json"]
-        return [path for path in places if path.exists()]
+# %% ../../nbs/training/01_run_folder.ipynb #d16f7d68
+@patch
+def _left_by_a_run(self: RunFolder, files: list[Path]) -> list[Path]:
+    "All that an earlier run left here, these files and what was set aside for them included."
+    places = [self.config_file, self.history_file, self.logs, self.samples, *files]
+    for file in files: places += self.path.glob(f"{file.stem}.previous-*{file.suffix}")
+    if self.checkpoints != self.path: places.append(self.checkpoints)
+    else:
+        places += self.path.glob("checkpoint_*.safetensors")
+        places += [self.path / "latest.json", self.path / "best.json"]
+    return [path for path in places if path.exists()]
 
-    def step_aside(self,
-        *others: str,  # names of further files that a run of this kind makes
-    ) -> Path | None:  # where the earlier run went; None if there was none
-        "Move what an earlier run left to previous-1, -2, ...: a new one overwrites nothing."
-        self.close()
-        usual = "run.json", "best_model.safetensors", "model_final.safetensors"
-        found = self._left_by_a_run([self.path / name for name in (*usual, *others)])
-        if not found: return None
-        other = _first_free(lambda n: self.path / f"previous-{n}")
-        other.mkdir()
-        for path in found: path.rename(other / path.name)
-        _log.info("%s held a run already: it is kept in %s", self.path, other.name)
-        return other
+# %% ../../nbs/training/01_run_folder.ipynb #0572487a
+@patch
+def step_aside(self: RunFolder,
+    *others: str,  # names of further files that a run of this kind makes
+) -> Path | None:  # where the earlier run went; None if there was none
+    "Move what an earlier run left to previous-1, -2, ...: a new one overwrites nothing."
+    self.close()
+    usual = "run.json", "best_model.safetensors", "model_final.safetensors"
+    found = self._left_by_a_run([self.path / name for name in (*usual, *others)])
+    if not found: return None
+    other = _move_together(self.path, [str(path.relative_to(self.path)) for path in found])
+    _log.info("%s held a run already: it is kept in %s", self.path, other.name)
+    return other
+
+# %% ../../nbs/training/01_run_folder.ipynb #c0313a9b
+@patch
+def finish_moves(self: RunFolder) -> None:
+    "Finish, or undo, what a killed start began to move aside. CheckpointError for a broken list."
+    shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
+    for unfinished in sorted(self.path.glob(f"previous-*/{_UNFINISHED}")):
+        _finish_move(unfinished.parent)
+
+# %% ../../nbs/training/01_run_folder.ipynb #136544a5
+_SHARED = "config.yaml", "run.json", "history.jsonl", "best_model.safetensors"
+
+@patch
+def leave_branch(self: RunFolder,
+    step: int,  # where the branches part
+    checkpoints: list[Path],  # of the branch that is left, in their order
+    *others: str,  # names of further files that belong to it
+) -> Path:  # where it is now
+    "Move what a run left after a step to previous-1, -2, ...; what it is cut from is copied."
+    self.close()
+    made = [path for path in self.samples.glob("step_*")
+            if (found := re.match(r"step_([0-9]+)", path.name)) and int(found[1]) > step]
+    files = [self.path / name for name in ("model_final.safetensors", *others)]
+    moved = [*filter(Path.exists, files), *made, *checkpoints]
+    pointers = (self.checkpoints / name for name in ("latest.json", "best.json"))
+    shared = [path for path in (*(self.path / name for name in _SHARED), *pointers)
+              if path.is_file() and path not in moved]
+    names = ([str(path.relative_to(self.path)) for path in paths] for paths in (moved, shared))
+    other = _move_together(self.path, *names)
+    _log.info("what %s held after step %d is kept in %s", self.path, step, other.name)
+    return other
