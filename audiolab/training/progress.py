@@ -75,6 +75,11 @@ def checked_count(
     if type(value) is int and 0 <= value < _LARGEST: return value
     raise ValueError(f"{name} is {value!r:.60}, which is no count")
 
+def _checked_weight(value: Any, name: str) -> float:
+    "A number that can be a sum of counts, and of shares of them. ValueError names it if it cannot."
+    if type(value) is float and 0 <= value < _LARGEST: return value
+    return checked_count(value, name)
+
 # %% ../../nbs/training/13_progress.ipynb #153caf86
 @dataclass
 class Progress:
@@ -126,24 +131,28 @@ def go_on_from(
 class Means:
     "Sums and counts of named numbers."
 
-    def __init__(self):
+    def __init__(self,
+        unit: float = 1,  # what a number counts of which nothing is said
+    ):
+        self.unit = unit
         self.sums: dict[str, list] = {}  # name -> [sum, count]
 
     def note(self,
         name: str,
         value: Any,  # float or 0-d tensor
-        count: int = 1,  # of things that it is the mean of
+        count: float | None = None,  # of things that it is the mean of; None: the unit
     ) -> None:
         "Take a number in."
+        count = self.unit if count is None else count
         if isinstance(value, torch.Tensor):
             value = value.item() if value.device.type == "cpu" else value.detach()
-        if count != 1: value = value * count
-        found = self.sums.get(name)
-        if found is None:
-            self.sums[name] = [value, count]
-            return
-        found[0] = found[0] + value
-        found[1] += count
+        if count != 1: value = value * count if count else 0.  # it may be of nothing: nan
+        self.add(name, value, count)
+
+    def add(self, name: str, total: Any, count: float) -> None:
+        "Take in a sum of numbers."
+        found = self.sums.setdefault(name, [0, 0])
+        found[0], found[1] = found[0] + total, found[1] + count
 
     def means(self) -> dict[str, float]:
         "By name, of what was noted."
@@ -161,7 +170,7 @@ class Means:
 
     def load_state_dict(self, state: dict) -> None:
         "Take them back. ValueError for what is none."
-        self.sums = {str(name): [float(total), checked_count(count, name)]
+        self.sums = {str(name): [float(total), _checked_weight(count, name)]
                      for name, (total, count) in state.items() if count}
 
 # %% ../../nbs/training/13_progress.ipynb #4bf0e830

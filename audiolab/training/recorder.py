@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from .processes import Distributed
@@ -106,6 +107,12 @@ class Audience:
         del self._failures[id(listener)]
         if listener in self.listeners: self.listeners.remove(listener)
 
+# %% ../../nbs/training/16_recorder.ipynb #8ce0cc06
+def _without_rounding(count: float) -> float:
+    "A sum of counts and of shares of them."
+    near = round(count)
+    return near if abs(count - near) < 1e-6 else count
+
 # %% ../../nbs/training/16_recorder.ipynb #d3a04f50
 class Recorder:
     "Tells of a run: events as they happen, and rows of means."
@@ -119,7 +126,9 @@ class Recorder:
         self.progress, self.folder, self.place = progress, folder, place or Distributed()
         self.audience = Audience(listeners if isinstance(listeners, list) else list(listeners))
         self.writing = False  # into the history; what fails before a run began leaves no trace
-        self.means, self.epoch_means = Means(), Means()  # since the last row, and of the epoch
+        world = self.place.world
+        self.means = Means(1 / world if world > 1 else 1)  # since the last row, of this process
+        self.epoch_means = Means()  # of all of them
         self.row = LastRow(progress.step)
         self.memory = MemoryGauge(self.place.device)
         self.epoch_began = 0.  # of the seconds of the run
@@ -148,15 +157,23 @@ class Recorder:
     ) -> None:
         "Tell the means since the last row; nothing if there was no step. All processes call it."
         row, now = self.row, time.monotonic()
-        if not (steps := self.progress.step - row.step): return
-        values = self.place.mean(self.means.take())
-        for name, value in values.items(): self.epoch_means.note(name, value, steps)
+        if self.progress.step == row.step: return
+        sums, self.means.sums = self.sums_of_all(), {}
+        for name, (total, count) in sums.items(): self.epoch_means.add(name, total, count)
+        values = {name: total / count for name, (total, count) in sums.items() if count}
         self.row = LastRow(self.progress.step, spent, now)
         wall = max(now - row.at, 1e-9)
         speed = self._speed((self.row.step - row.timed_from) / wall)
         speed["memory"] = self.memory.read(now)
         rates, shares = named_rates(learning_rates), row.shares(spent, wall)
         self.tell("log", **values, **rates, **speed, **shares)
+
+    def sums_of_all(self) -> dict[str, list]:  # name -> [sum, count]
+        "What was noted since the last row, over all processes, which all call it."
+        sums, names = self.means.state_dict(), sorted(self.means.sums)
+        if self.place.world == 1 or not names: return sums
+        found = dict(zip(names, self.place.sum(np.array([sums[name] for name in names])).tolist()))
+        return {name: [found[name][0], _without_rounding(found[name][1])] for name in sums}
 
     def _speed(self, rate):
         p = self.progress
