@@ -31,7 +31,7 @@ from audiolab.training.sharding import (
     ShardedModule, check_elementwise, check_sharded_settings, gather_whole, refuse_sharding,
     slice_state,
 )
-from .weight_average import WeightAverage
+from .weight_average import WeightAverage, plain_name
 from .settings import TrainingConfig
 
 # %% ../../nbs/training/15_learner.ipynb #cb36d7f6
@@ -90,7 +90,7 @@ class Networks:
         names = {}
         for name, module in self.modules.items():
             for key, parameter in module.named_parameters():
-                names.setdefault(parameter, f"{name}.{key}".replace("_orig_mod.", ""))
+                names.setdefault(parameter, plain_name(f"{name}.{key}"))
         return [names.get(parameter, "") for parameter in parameters]
 
     def share_in_backward(self, now: bool) -> None:
@@ -460,7 +460,8 @@ class Learner:
         if groups := state.get("groups"):  # an older file has none
             settings = [group["settings"] for group in groups]
             now = [group["names"] for group in self._groups(driven)]
-            state = order_by_name(state, [group["names"] for group in groups], now)
+            then = [[*map(plain_name, group["names"])] for group in groups]
+            state = order_by_name(state, then, now)
         changed = driven.load_state_dict(state, path, settings)
         if changed and self.networks.place.main:
             _log.warning("the optimizer %r goes on with what is set now: %s", name,
