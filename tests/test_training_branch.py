@@ -12,14 +12,7 @@ from audiolab.training import Distributed, RunFolder, Trainer, read_history, set
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Denoise, config, network, rows, state_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 class Killed(BaseException):

@@ -7,21 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from audiolab.files import CheckpointFolder
 from audiolab.training import Control, Distributed, Requests, Trainer, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Denoise, config, start, wait_for, wait_for_line
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 # control

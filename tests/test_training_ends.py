@@ -12,14 +12,7 @@ from audiolab.training import NotSaved, Saver, Trainer, check_task, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Counting, Denoise, config, rows, state_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 def short(**changes):

@@ -14,14 +14,7 @@ from audiolab.training import NotFinite, OutOfMemory, Trainer, check_task, read_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Adversarial, Denoise, Hums, config
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 # what goes wrong in a step

@@ -13,18 +13,11 @@ from audiolab.training import Trainer, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Adversarial, Denoise, Mixture, config, rows
+from fault_runs import one_thread  # noqa: F401
 
 RUNS = Path(__file__).parent/"data"/"runs"  # each stopped at step 18 or 19 of 40
 TASKS = {"denoise": (Denoise, {"ema_decay": 0.}), "adversarial": (Adversarial, {}),
          "mixture": (Mixture, {})}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=TASKS)

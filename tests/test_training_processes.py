@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from audiolab.files import CheckpointFolder
 from audiolab.training import Trainer, read_history, send
@@ -18,14 +17,7 @@ from engine_tasks import (
     Denoise, alive, config, copy_run, ended, start, state_of, torchrun, wait_for,
     wait_for_line,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 # several processes

@@ -5,21 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from audiolab.files import read_checkpoint
 from audiolab.training import RunLocked, Trainer, TrainingConfig, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Adversarial, Denoise, Mixture, config, copy_run, rows, state_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 @pytest.mark.parametrize("task", [Denoise, Adversarial, Mixture])

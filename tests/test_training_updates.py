@@ -14,14 +14,7 @@ from audiolab.training import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Denoise, Words, config, ended, state_of, torchrun
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from fault_runs import one_thread  # noqa: F401
 
 
 def final(folder): return state_of(Path(folder)/"checkpoints"/"checkpoint_final.safetensors")

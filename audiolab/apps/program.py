@@ -112,7 +112,8 @@ def _error_text(error):
         text = f"the module {error.name!r} is not installed; install audiolab with all that it requires"
     elif type(error).__module__ == "builtins" and isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return printable(text.strip() or type(error).__name__)
+    lines = text.strip() or type(error).__name__, *getattr(error, "__notes__", ())
+    return printable("\n".join(lines))
 
 # %% ../../nbs/apps/01_program.ipynb #1057348e
 def _exit_code(code):

@@ -172,6 +172,18 @@ def _checker(cls):
     return create_model("Checked", __config__=strict, root=(cls, ...))
 
 # %% ../../nbs/config/03_checking.ipynb #bd5857c4
+def _refuse_broken_text(tree, layers: list[Layer], path: tuple = ()) -> None:
+    "ConfigError for half a character: what the shell makes of a name that is not UTF-8."
+    if isinstance(tree, (dict, list)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            _refuse_broken_text(value, layers, (*path, key))
+    elif isinstance(tree, str) and not tree.isascii() and re.search("[\ud800-\udfff]", tree):
+        holding = next((layer for layer in reversed(layers) if layer.holds(path)), None)
+        message = f"expected text in UTF-8, found {tree!r}. Give the file or folder another name"
+        where = holding.where(path) if holding else ""
+        shown = "" if where.startswith("--") else dotted_path(path)  # a flag says it already
+        raise ConfigError([Problem(where, shown, message)])
+
 def _line(problem): return [int(n) for n in re.findall(r":(\d+)", problem.where)]
 
 # %% ../../nbs/config/03_checking.ipynb #4c43040d
@@ -181,6 +193,7 @@ def check_tree(
     layers: list[Layer],  # that they came from, weakest first
 ) -> Any:  # instance of the class
     "Make a configuration of a merged tree. `ConfigError` lists all that is wrong."
+    _refuse_broken_text(tree, layers)
     text = json.dumps({"root": tree})  # in JSON mode a list may become a tuple
     try: return _checker(cls).model_validate_json(text, strict=True).root
     except ValidationError as e:

@@ -38,6 +38,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "weight_differences"],
     "trainer": ["Result", "Trainer", "run_to_end"],
     "training_state": ["SavedRun", "TrainingState", "changed_settings", "log_changed_settings",
-        "read_run", "resume_errors"],
-    "weight_average": ["WeightAverage"],
+        "read_run", "resume_errors", "settings_file", "telling_of_settings"],
+    "weight_average": ["WeightAverage", "plain_name"],
 })

@@ -20,12 +20,14 @@ from typing import Any
 from ..config import config_error, to_plain
 from .events import read_history
 from .batch_cursor import BatchCursor, Filling, on_device
+from .progress import is_better
 from .less_memory import Shelf
 from audiolab.training.run_parts import (
     Run, check_saving, export_weights, save_run, take_up,
 )
 from .requests import Due
 from .schedules import seed_step
+from .training_state import telling_of_settings
 
 # %% ../../nbs/training/23_loop.ipynb #d5f9b20c
 _log = logging.getLogger(__name__)
@@ -40,11 +42,16 @@ def _told_again(run: Run) -> set[str]:
     return again if run.scores.step == step else again | {"validation"}
 
 # %% ../../nbs/training/23_loop.ipynb #c610d3ba
+def _is_ours(run: Run) -> bool:
+    "Whether the checkpoint that a run goes on from is one of its own folder."
+    resumed = run.loop.resumed
+    return bool(resumed and resumed.parent == run.saver.checkpoints.folder.absolute())
+
+# %% ../../nbs/training/23_loop.ipynb #f9ee4cc3
 def _begin_records(run: Run) -> None:
     "Open the run folder, and tell of the start."
     folder, p, resumed = run.recorder.folder, run.progress, run.loop.resumed
-    ours = resumed and resumed.parent == run.saver.checkpoints.folder.absolute()
-    if ours: folder.cut_history(p.step, _told_again(run))
+    if _is_ours(run): folder.cut_history(p.step, _told_again(run))
     else: folder.step_aside(*run.task.files)  # a run begins here
     inside = resumed and resumed.is_relative_to(folder.path)
     origin = str(resumed.relative_to(folder.path) if inside else resumed) if resumed else None
@@ -62,15 +69,42 @@ def _count_parameters(run: Run) -> int:
     "Of all modules."
     return sum(p.numel() for module in run.loop.modules.values() for p in module.parameters())
 
+# %% ../../nbs/training/23_loop.ipynb #05155bb4
+def _best_is_later(run: Run) -> bool:
+    "Whether the best that the history knows was measured after the step that the run goes back to."
+    try: rows = read_history(run.recorder.folder.path)
+    except OSError: return False
+    c, best = run.config, run.scores.best
+    later = (row["values"].get(c.best_metric) for row in rows
+             if row["kind"] == "validation" and row["step"] > run.progress.step)
+    return any(isinstance(value, (int, float)) and is_better(value, best, c.best_mode)
+               for value in later)
+
+def _branch_off(run: Run) -> None:
+    "Where the run goes on from an older checkpoint: move aside what its folder holds of later."
+    checkpoints, resumed = run.saver.checkpoints, run.loop.resumed
+    if newer := checkpoints.newer_than(resumed):
+        best = ["best_model.safetensors"] if _best_is_later(run) else []
+        run.recorder.folder.leave_branch(run.progress.step, newer, *run.task.files, *best)
+    checkpoints.point_to(resumed)
+
 # %% ../../nbs/training/23_loop.ipynb #cc397b23
+def _name_in(folder: Path, path: Path) -> Path:
+    "A file by its name in a folder, if that is where it is, whatever links and dots led to it."
+    real = path.resolve()
+    return folder.absolute() / real.name if real.parent == folder.resolve() else path.absolute()
+
 def _find_checkpoint(
     run: Run,
     resume: str | Path | None,  # as for `set_up`
 ) -> Path | None:  # the same for all processes: the one that the main process found
     "The checkpoint to go on from."
-    found = run.saver.checkpoints.resolve(resume) if resume and run.place.main else None
-    name = run.place.gather(str(found or ""))[0]
-    return Path(name).absolute() if name else None
+    found, checkpoints = None, run.saver.checkpoints
+    if run.place.main:
+        run.recorder.folder.finish_moves()
+        found = checkpoints.resolve(resume) if resume else None
+    name = run.place.gather(str(_name_in(checkpoints.folder, found)) if found else "")[0]
+    return Path(name) if name else None
 
 # %% ../../nbs/training/23_loop.ipynb #53248cc7
 def _check_push(run: Run) -> None:
@@ -100,9 +134,12 @@ def set_up(
     resume: str | Path | None = None,  # "auto" for the newest sound one if any, or a checkpoint
 ) -> None:
     "Set the task up, and take up a saved run if asked to. CheckpointError if it cannot be saved."
+    run.loop.resumed = _find_checkpoint(run, resume)
+    with telling_of_settings(run.loop.resumed, run.settings): _make_ready(run)
+
+def _make_ready(run: Run) -> None:
     config, progress, loop = run.config, run.progress, run.loop
     _check_push(run)
-    loop.resumed = _find_checkpoint(run, resume)
     seed_step(config.seed, -3)
     run.task.setup(loop)
     filling = Filling(config.accumulate, config.accumulate_count, partial(_count_batch, run.task))
@@ -116,7 +153,9 @@ def set_up(
     run.task.ready(loop)
     check_saving(run)
     loop.finished = bool(run.place.most([_was_finished(run)])[0])
-    if run.place.main: _begin_records(run)
+    if not run.place.main: return
+    if _is_ours(run): _branch_off(run)
+    _begin_records(run)
 
 # %% ../../nbs/training/23_loop.ipynb #7c97da28
 def _count_batch(task, batch) -> int:
@@ -209,13 +248,13 @@ def without_repeats(
 def weigh_batches(
     run: Run,
     batches: list,  # of one update
-) -> tuple[list[int], list[float]]:  # what each counts, and what its loss is divided by here
+) -> tuple[list[int | None], list[float]]:  # what each counts, and what its loss is divided by
     """Divide losses so that an update is that of one large batch: by the batches, or by what the
     task counts in all of them and in all processes, whose gradients are averaged. A batch of
     nothing but repeated items counts nothing."""
     own, counts = [own_items(batch) for batch in batches], [*map(run.task.count, batches)]
     summed = counts[0] is not None
-    if not summed and own[0] is None: return [1] * len(batches), [len(batches)] * len(batches)
+    if not summed and own[0] is None: return [None] * len(batches), [len(batches)] * len(batches)
     counts = [0 if size == 0 else count if summed else size for size, count in zip(own, counts)]
     total = max(run.place.sum([sum(counts)])[0].item(), 1) / run.place.world
     divisors = [total if summed else total / max(count, 1) for count in counts]

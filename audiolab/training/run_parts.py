@@ -123,6 +123,10 @@ def _find_place(run: Run, data: list) -> None:
     if config.steps or not (config.epochs and p.steps_per_epoch): return
     p.total_steps = p.step + max(config.epochs - p.epoch, 0) * p.steps_per_epoch - p.batch
 
+def _sums_here(run: Run, sums: dict[str, list]) -> dict[str, list]:
+    "What was noted in all processes, as each of them keeps it: the main one has all of it."
+    return sums if run.place.main else {name: [0., 0] for name in sums}
+
 def restore(
     run: Run,  # set up
     state: TrainingState,
@@ -139,18 +143,17 @@ def restore(
     for name in ("latest", "best", "stale", "step"):
         setattr(run.scores, name, getattr(state.scores, name))
     recorder, step = run.recorder, run.progress.step
-    recorder.means.sums, recorder.epoch_means.sums = state.means.sums, state.epoch_means.sums
+    recorder.means.sums = _sums_here(run, state.means.sums)
+    recorder.epoch_means.sums = state.epoch_means.sums
     recorder.row = LastRow(min(state.logged, step), run.learner.times.seconds, timed_from=step)
     recorder.epoch_began = run.progress.clock.earlier
     run.saver.saved_step = step
 
 # %% ../../nbs/training/22_run_parts.ipynb #57ef89e3
 def _share_means(run: Run) -> None:
-    "What was noted since the last row becomes the mean over all processes."
+    "What was noted since the last row is with the main process from now on, as after a resume."
     if run.place.world == 1 or run.alone: return
-    means = run.recorder.means
-    totals = run.place.mean({name: float(total) for name, (total, _) in means.sums.items()})
-    means.sums = {name: [totals[name], count] for name, (_, count) in means.sums.items()}
+    run.recorder.means.sums = _sums_here(run, run.recorder.sums_of_all())
 
 # %% ../../nbs/training/22_run_parts.ipynb #97ef3fe3
 _OWED = "audiolab.owed"

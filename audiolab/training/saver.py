@@ -40,7 +40,9 @@ class RunCheckpoints(CheckpointFolder):
     names: frozenset = frozenset()  # written by this run
 
     def resolve(self, which: str | Path = "auto") -> Path | None:
-        "Find the checkpoint to resume from, as `CheckpointFolder.resolve`."
+        "Find the checkpoint to resume from, as `CheckpointFolder.resolve`; of a run, the newest."
+        if which not in ("auto", "latest", "best") and Path(which).is_dir():
+            return _newest_in(Path(which))
         found = super().resolve(which)
         alone = which == "auto" and found and found.stem in _EXPORTED.values()
         return None if alone else found
@@ -51,6 +53,12 @@ class RunCheckpoints(CheckpointFolder):
         if not (self.keep_last or ours): set_aside(self.folder / f"{name}.safetensors")
         self.names |= {name}
         return super().save(name, *rest)
+
+def _newest_in(run: Path) -> Path:
+    "The newest sound checkpoint of a run folder. CheckpointError if there is none."
+    for folder in (run / "checkpoints", run):
+        if found := RunCheckpoints(folder).resolve("auto"): return found
+    raise CheckpointError("this folder holds no sound checkpoint to resume from", run)
 
 # %% ../../nbs/training/19_saver.ipynb #3ac81c75
 class ExportedWeights:
@@ -181,6 +189,10 @@ class Saver:
     ) -> None:
         "Copy files there as they are made."
         from audiolab.remote import Pusher
+        here, folder = self.recorder.folder.path, self.checkpoints.folder
+        aside = (CheckpointFolder(other / folder.relative_to(here)).last_number
+                 for other in here.glob("previous-*"))  # these may be there, too, for ever
+        self.checkpoints.last_elsewhere = max(aside, default=0)
         self.pusher = Pusher(address, self.recorder.folder.path, on_problem=self.unpushed.append)
 
     def tell_unpushed(self) -> None:

@@ -27,7 +27,7 @@ from .run_folder import RunFolder
 from .gradients import clip_gradients
 from .precision import Precision
 from .schedules import Interval, seed_step
-from .weight_average import WeightAverage
+from .weight_average import WeightAverage, plain_name
 from .settings import TrainingConfig
 
 # %% ../../nbs/training/18_task.ipynb #9804db27
@@ -204,7 +204,7 @@ def named_weights(
     modules: dict[str, torch.nn.Module],  # by name
 ) -> dict[str, torch.Tensor]:  # parameters and buffers, by the name of the module and their own
     "The weights of several modules under names that tell them apart."
-    return {f"{name}.{key}": value
+    return {plain_name(f"{name}.{key}"): value
             for name, module in modules.items() for key, value in module.state_dict().items()}
 
 # %% ../../nbs/training/18_task.ipynb #ff73bf30
@@ -307,8 +307,8 @@ class Task(ABC):
             listed = "; ".join(wrong[:8]) + (" ..." if len(wrong) > 8 else "")
             raise CheckpointError(f"it holds another model: {listed}; use its config.yaml")
         for name, module in loop.modules.items():
-            module.load_state_dict(
-                {key: torch.as_tensor(tensors[f"{name}.{key}"]) for key in module.state_dict()})
+            module.load_state_dict({key: torch.as_tensor(tensors[plain_name(f"{name}.{key}")])
+                                    for key in module.state_dict()})
 
 # %% ../../nbs/training/18_task.ipynb #b2724a32
 def check_best_metric(
