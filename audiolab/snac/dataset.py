@@ -108,7 +108,7 @@ def _about_column(cause: DataError) -> DataError:  # in the words of this module
 
 # %% ../../nbs/snac/11_dataset.ipynb #d76563c4
 class AudioDataset(Dataset):
-    "Random segments of one length, rate and loudness; of a table with streaming=True an `AudioStream`."
+    "Random segments of one length, rate and loudness; with streaming=True an `AudioStream`."
     def __new__(cls, dataset_path=None, sample_rate=24000, segment_length=.8, split="train",
                 streaming=False, *rest, **settings):
         ordered = streaming and cls is AudioDataset and not means_files(dataset_path)
@@ -146,13 +146,6 @@ def _open(self: AudioDataset, place, column, group):
     source, self.left_out = _open_source(place, column, group)
     if not len(source): raise DataError(f"{place.label}: has no rows")
     self.segments = NumberedSegments(source, self.level, self.seed, self.per_clip)
-
-@patch
-def _mix(self: AudioDataset, dataset_path):
-    _log.info("%s: files can be read at any place, so that there is nothing to stream; they are "
-              "numbered in a mixed order", dataset_path)
-    order = keyed_rng(self.seed).permutation(len(self.source)).tolist()
-    self.segments = self.subset(order).segments
 
 @patch
 def __len__(self: AudioDataset): return len(self.segments)
@@ -332,3 +325,11 @@ class AudioStream(AudioDataset, IterableDataset):
         seen, unreadable, silent = self.counts.sum(0).tolist()
         return {"items": seen, "unreadable": unreadable, "silent": silent,
                 "names": dict(self._names)}
+
+# %% ../../nbs/snac/11_dataset.ipynb #5f199667
+@patch
+def _mix(self: AudioDataset, dataset_path):
+    _log.info("%s: files can be read at any place, so that there is nothing to stream; they are "
+              "numbered in a mixed order", dataset_path)
+    order = keyed_rng(self.seed).permutation(len(self.source)).tolist()
+    self.segments = self.subset(order).segments

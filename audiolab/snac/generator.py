@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Keep', 'ResidualUnit', 'SinusoidalEmbeddings', 'LocalMHA', 'EncoderBlock', 'Encoder', 'PlacedNoise', 'NoiseBlock',
-           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_codes', 'Coded', 'decoder_noise',
-           'rebuild_codec', 'SNAC']
+           'DecoderBlock', 'Decoder', 'decoder_reach', 'encoder_reach', 'check_codes', 'Coded', 'decoder_noise', 'SNAC',
+           'rebuild_codec']
 
 # %% ../../nbs/snac/03_generator.ipynb #153797c2
 import math
@@ -348,20 +348,6 @@ def decoder_noise(
     source = _fresh_noise if seed is None else PlacedNoise(seed, first_frame, frames)
     return lambda block, x: strength*source(block, x)
 
-# %% ../../nbs/snac/03_generator.ipynb #40565d45
-def rebuild_codec(
-    config: dict,  # arguments of `SNAC`
-    state: dict,  # tensors, on any device
-    about: dict,  # normed, training and loudness of the codec
-    frozen: list[str],  # names of parameters that do not learn
-) -> "SNAC":
-    "The codec that was pickled or copied."
-    with torch.device("meta"): codec = SNAC(**config, normed=about["normed"])
-    codec.load_state_dict(state, assign=True)
-    for name in frozen: codec.get_parameter(name).requires_grad_(False)
-    codec.loudness = about["loudness"]
-    return codec.train(about["training"])
-
 # %% ../../nbs/snac/03_generator.ipynb #3b745a09
 class SNAC(nn.Module):
     "Multi-scale neural audio codec (Siuzdak et al. 2024), with the names of the published models."
@@ -541,3 +527,17 @@ class SNAC(nn.Module):
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         about = {"normed": self.normed, "training": self.training, "loudness": self.loudness}
         return rebuild_codec, (self.config, self.state_dict(), about, frozen)
+
+# %% ../../nbs/snac/03_generator.ipynb #40565d45
+def rebuild_codec(
+    config: dict,  # arguments of `SNAC`
+    state: dict,  # tensors, on any device
+    about: dict,  # normed, training and loudness of the codec
+    frozen: list[str],  # names of parameters that do not learn
+) -> "SNAC":
+    "The codec that was pickled or copied."
+    with torch.device("meta"): codec = SNAC(**config, normed=about["normed"])
+    codec.load_state_dict(state, assign=True)
+    for name in frozen: codec.get_parameter(name).requires_grad_(False)
+    codec.loudness = about["loudness"]
+    return codec.train(about["training"])
