@@ -1,5 +1,6 @@
 "How runs end: nothing is 'completed' that is not saved, and what was interrupted is finished"
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from audiolab.apps import main
-from audiolab.files import CheckpointError
-from audiolab.training import NotSaved, Saver, Trainer, check_task, read_history
+from audiolab.files import CheckpointError, CheckpointFolder
+from audiolab.training import ExportedWeights, NotSaved, Saver, Trainer, check_task, read_history
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Counting, Denoise, config, rows, state_of
@@ -96,8 +97,7 @@ def test_what_an_optimizer_will_remember_is_counted_before_it_is_there(tmp_path,
             return found
 
     import shutil
-    real = shutil.disk_usage
-    weights = 4 * 100 * 101
+    real, weights = shutil.disk_usage, 4 * 100 * 101
     for free, fits in ((2.9, False), (3.5, True)):
         monkeypatch.setattr("audiolab.files.atomic.shutil.disk_usage",
                             lambda path, free=free: real(path)._replace(free=int(free*weights)))
@@ -363,7 +363,7 @@ def test_the_best_checkpoint_holds_what_was_measured(tmp_path):
     class Valley(Denoise):
         def validate(self, loop): return {"loss": abs(loop.step - 10) + 1.}
 
-    from audiolab.files import CheckpointFolder, read_checkpoint
+    from audiolab.files import read_checkpoint
     for keep_last, best in ((2, "checkpoint_step_10"), (0, "checkpoint_step_14")):
         settings = dict(steps=35, validate_every="10 steps" if keep_last else "7 steps",
                         save_every="7 steps", keep_last=keep_last, ema_decay=0.)
@@ -375,3 +375,19 @@ def test_the_best_checkpoint_holds_what_was_measured(tmp_path):
         tensors, _ = read_checkpoint(found)
         assert all(np.array_equal(tensors[name], value) for name, value in model.items())
         assert Trainer(Valley(), short(**settings), folder).fit("best").state == "completed"
+
+
+def test_a_checkpoint_that_knows_a_best_comes_after_it(tmp_path, monkeypatch):
+    "Also where writing the best takes long: a kill between the two loses no best"
+    done, export, save = [], ExportedWeights.save, CheckpointFolder.save
+
+    def slow_export(self, name, *rest):
+        time.sleep(.1)
+        done.append(name)
+        return export(self, name, *rest)
+
+    monkeypatch.setattr(ExportedWeights, "save", slow_export)
+    monkeypatch.setattr(CheckpointFolder, "save",
+                        lambda self, name, *rest: done.append(name) or save(self, name, *rest))
+    Trainer(Denoise(), short(steps=2, validate_every="1 step", save_every="1 step"), tmp_path).fit()
+    assert done[:2] == ["best_model", "checkpoint_step_1"]

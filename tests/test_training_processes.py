@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from audiolab.files import CheckpointFolder
-from audiolab.training import Trainer, read_history, send
+from audiolab.training import Trainer, read_history, send, watch_parent
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import (
@@ -129,3 +130,14 @@ def test_the_launcher_or_a_rank_is_killed(tmp_path):
         process.communicate()
         assert Trainer(Denoise(), config(steps=20, save_every="never"),
                        tmp_path/victim).fit(resume="auto").step >= 20
+
+
+def test_a_launcher_that_died_while_its_processes_were_loading(monkeypatch):
+    "They have another parent by then, and end as well"
+    stopped, ended = threading.Event(), threading.Event()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr("audiolab.training.launching._signal_when_parent_dies", lambda number: None)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    watch_parent(stopped.set, grace=.01)
+    assert stopped.wait(30) and ended.wait(30)

@@ -15,6 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+# %% ../../nbs/training/06_launching.ipynb #35eb94b1
+def _is_orphan(
+    parent: int,  # process id of our parent
+) -> bool:
+    "Whether our launcher was gone before we could look."
+    if parent != 1: return False
+    try: return b"torch" not in Path("/proc/1/cmdline").read_bytes()
+    except OSError: return True
 
 # %% ../../nbs/training/06_launching.ipynb #260fc3ab
 _log = logging.getLogger(__name__)
@@ -42,7 +52,7 @@ def watch_parent(
     parent, over = os.getppid(), threading.Event()
 
     def watch():
-        if not _wait_for_death(parent, over, interval): return
+        if not (_is_orphan(parent) or _wait_for_death(parent, over, interval)): return
         _log.error("the launcher (process %d) is gone: stopping", parent)
         stop()
         time.sleep(grace)

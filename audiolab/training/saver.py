@@ -38,6 +38,7 @@ class NotSaved(CheckpointError):
 class RunCheckpoints(CheckpointFolder):
     "The checkpoints of a run."
     names: frozenset = frozenset()  # written by this run
+    before: Callable[[], None] | None = None  # called before each is written
 
     def resolve(self, which: str | Path = "auto") -> Path | None:
         "Find the checkpoint to resume from, as `CheckpointFolder.resolve`; of a run, the newest."
@@ -49,6 +50,7 @@ class RunCheckpoints(CheckpointFolder):
 
     def save(self, name: str, *rest: Any) -> Path:
         "As `CheckpointFolder.save`; where all are kept, that of an earlier run is moved aside."
+        if self.before: self.before()
         ours = name in self.names
         if not (self.keep_last or ours): set_aside(self.folder / f"{name}.safetensors")
         self.names |= {name}
@@ -84,6 +86,7 @@ class Saver:
             keep_best=c.keep_best, metric=c.best_metric, mode=c.best_mode)
         self.writer = CheckpointWriter(self.checkpoints)
         self.exporter = CheckpointWriter(ExportedWeights(folder.path))
+        self.checkpoints.before = self.exporter.join  # what knows a best finds it on the disk
         self.written, self.unpushed = deque(), deque()  # by threads; to be told
         self.pusher = None
         self.stops_run = config.on_save_error == "stop"

@@ -145,9 +145,10 @@ def _train_here(
     resume: str | Path | None,
 ) -> Result:
     "Join the processes, lock the folder, listen to signals, and train."
-    control, place = trainer.control, join_processes(trainer.config.device)
+    control = trainer.control
     with ExitStack() as stack:
         stack.callback(watch_parent(lambda: control.stop("the launcher died")))
+        place = join_processes(trainer.config.device)  # which waits for the others
         stack.callback(_leave_processes, trainer, place)
         if place.main: stack.enter_context(RunLock(trainer.folder.path))
         trainer.run = run = Run.make(trainer.task, trainer.config, trainer.folder, place,
