@@ -2,7 +2,7 @@
 
     python benchmarks/reading.py [--minutes 10] [--runs 5] [--formats wav flac ogg mp3] [--before CHECKOUT]
 
-CPU seconds, medians; the readers take turns, each in a process of its own. Stereo music at 44.1 kHz, read to float32 at its own rate.
+CPU seconds, medians; the readers take turns, each in a process of its own. Stereo music at 44.1 kHz, read to float32 [channels, samples] at its own rate.
 """
 import argparse
 import os
@@ -19,8 +19,8 @@ RATE = 44_100  # Hz
 CHILD = """
 import sys, time
 if sys.argv[1] == "soundfile":
-    import soundfile
-    def read(path): return soundfile.read(path, dtype="float32", always_2d=True)[0].T
+    import numpy, soundfile
+    def read(path): return numpy.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True)[0].T)
 else:
     from audiolab.audio import read_audio
     def read(path): return read_audio(path)[0]

@@ -187,6 +187,9 @@ def test_the_byte_behind_an_odd_number_of_gsm_blocks_is_no_sound(tmp_path):
         data = coded("WAV", "GSM610", samples/RATE, channels=1)
         x = read_audio(written(tmp_path, data + b"junk"*9))[0]
         assert x.shape == (1, 320*blocks)
+        at = data.index(b"data") + 4
+        unsized = data[:at] + b"\xff"*4 + data[at+4:]
+        assert read_audio(written(tmp_path, unsized))[0].shape == (1, 320*blocks)
         plain = np.abs(alone(coded("AIFF", "GSM610", samples/RATE, channels=1))[0, :samples])
         np.testing.assert_allclose(np.abs(x[0, :samples]), plain, atol=.05)
 

@@ -201,9 +201,9 @@ def wav_links(path: Path, raw, size: int, magic: bytes) -> FirstSound:
     tag, total = coding_tag(raw, layout), sum(b-a for a, b in layout.sound)
     if tag in _MPEG_IN_WAV and len(layout.sound) == 1:
         return FirstSound(mp3_links(path, raw, *layout.sound[0]), layout.behind)
-    odd = tag == _GSM and total%2 == 1  # a decoder takes the byte behind for a block
-    plain = None if layout.is_plain and not odd else plain_wav(raw, layout)
-    if odd: plain = plain._replace(frames=total//_GSM_BLOCK[0]*_GSM_BLOCK[1])
+    plain = None if layout.is_plain and tag != _GSM else plain_wav(raw, layout)
+    if plain and tag == _GSM:  # a decoder takes a byte behind the blocks for one more
+        plain = plain._replace(frames=total//_GSM_BLOCK[0]*_GSM_BLOCK[1])
     return FirstSound([plain] if plain else None, layout.behind)
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #3ddfad3a
