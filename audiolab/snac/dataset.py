@@ -119,7 +119,7 @@ class AudioDataset(Dataset):
         sample_rate: int = 24000,  # Hz, of the segments
         segment_length: float = .8,  # s; rounded up to `multiple`
         split: str = "train",  # of a table; of a folder with folders of that name
-        streaming: bool = False,  # read a table in order, without downloading it; of files: mix them
+        streaming: bool = False,  # read a table in order, without downloading it; mix files
         audio_column: str = "audio",  # of a table
         *,
         config: str | None = None,  # of a name on the Hub that has several, such as a language
