@@ -62,7 +62,8 @@ def main():
     parser.add_argument("--before", type=Path)
     asked = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
-    places = {"soundfile": here, "audiolab": here} | ({"before": asked.before} if asked.before else {})
+    places = {"soundfile": here, "audiolab": here}
+    if asked.before: places["before"] = asked.before
     readers = {name: reader(name, place) for name, place in places.items()}
     print("| " + " | ".join(["file", *readers, "audiolab / soundfile"]) + " |\n"
           + "|---"*(len(readers) + 2) + "|", flush=True)

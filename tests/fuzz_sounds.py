@@ -82,8 +82,6 @@ class Zoo(Kind):
     "Sound of every kind"
 
     def make(self):
-        from audiolab.audio.ffmpeg_media import has_ffmpeg_decoders
-        if has_ffmpeg_decoders(): __import__("av")  # not while it is watched
         self.path = self.folder/"sound.wav"
         self.pairs = [(kind, sub) for kind in sorted(KINDS) for sub in KINDS[kind]
                       if (kind, sub) not in BROKEN]

@@ -1,4 +1,5 @@
 "A process that reads damaged files: it limits its own memory, watches what Python reports to audit hooks, and can die."
+import importlib.util
 import json
 import os
 import random
@@ -131,13 +132,14 @@ def worker(folder):
     os.chdir(folder)
     import torch
     torch.set_num_threads(1)
+    if importlib.util.find_spec("av"): import av  # noqa: F401  (not while it is watched)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     watch, kinds = Watch(folder), {}
     sys.addaudithook(watch)
-    out, sys.stderr = sys.stdout, open(folder/"stderr.txt", "a")
+    out, sys.stderr = os.fdopen(os.dup(1), "w"), open(folder/"stderr.txt", "a")
     sys.stdout = sys.stderr
-    os.dup2(sys.stderr.fileno(), 2)  # what decoders say
+    for number in (1, 2): os.dup2(sys.stderr.fileno(), number)  # what decoders say
     for line in sys.stdin:
         name, act, seed, count = json.loads(line)
         if name not in kinds:
