@@ -214,7 +214,7 @@ class Chain:
 
     def _start_and_kill(self, killing):
         "Whether it came to its end"
-        start = Start(self.name, self.folder, self.sounds)
+        began, start = time.monotonic(), Start(self.name, self.folder, self.sounds)
         aim = list(AIMS)[self.rng.choice(len(AIMS), p=list(AIMS.values()))]
         lasts = self.whole.seconds / (1 + len(self.kills) % 3)
         if killing: code = aim(start, self.folder, self.rng, lasts, self.whole.step)
@@ -225,6 +225,7 @@ class Chain:
                 self.kills.append((aim.__name__, self._step(), str(victim)))
                 return False
         assert code == 0, f"exit code {code}: {start.log.read_text()[-1500:]}"
+        if killing: self.whole.took(time.monotonic() - began, not self.kills)
         return True
 
     def _step(self):
@@ -284,6 +285,10 @@ class Whole:
             with open(os.devnull, "w") as log, redirect_stderr(log), redirect_stdout(log):
                 train(name, folder, sounds)
         self.seconds, self.step = time.monotonic() - began, read_history(folder)[-1]["step"]
+
+    def took(self, seconds, whole):
+        "One that was to be killed ended before: kill earlier from now on"
+        self.seconds = seconds if whole else .7*self.seconds
 
 
 if __name__ == "__main__":
