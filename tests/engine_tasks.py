@@ -2,7 +2,7 @@
 
 As a program: python engine_tasks.py TASK FOLDER [key=value ...]  trains, with --resume auto, and exits like a command.
 """
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +264,8 @@ def alive(pid):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if hasattr(signal, "SIGHUP"):  # nohup lets what it starts ignore it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     name, folder, *rest = sys.argv[1:]
     given = {key: json.loads(value) for key, value in (word.split("=", 1) for word in rest)}
     task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow",
