@@ -5,7 +5,7 @@ then pandoc (from a wheel) with a small template. It exits 1 when a notebook sto
 missing, a link, anchor, picture or sound does not resolve, or pandoc warns. It writes to OUT only: the work is done on
 a copy, so the checkout stays as it was.
 """
-import argparse, base64, gc, html, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse, base64, gc, html, inspect, json, os, re, shutil, subprocess, sys, tempfile, warnings
 from dataclasses import dataclass, field
 from functools import cache
 from html.parser import HTMLParser
@@ -98,6 +98,7 @@ def process(work, file_glob=""):
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
     config._load_toml = cache(config._load_toml)  # it is asked at every cell
+    inspect.getsourcelines = cache(inspect.getsourcelines)  # and that twelve times for each class
     skip = shutil.ignore_patterns("__pycache__", ".*", "nbdev.yml")
     for d in ("nbs", "audiolab"): shutil.copytree(ROOT/d, work/d, symlinks=True, ignore=skip)
     for f in ("pyproject.toml", "settings.ini", "_quarto.yml"): shutil.copy(ROOT/f, work)
