@@ -5,7 +5,8 @@ then pandoc (from a wheel) with a small template. It exits 1 when a notebook sto
 missing, a link, anchor, picture or sound does not resolve, or pandoc warns. It writes to OUT only: the work is done on
 a copy, so the checkout stays as it was.
 """
-import argparse, base64, gc, html, inspect, json, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse, base64, gc, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from html.parser import HTMLParser
