@@ -175,7 +175,7 @@ def _meant_places(name):
 
 # %% ../../nbs/audio/09_writing.ipynb #d28508db
 def find_audio_files(
-    folders: str | os.PathLike | Iterable,  # folders, or files whatever their ending; ~ and * as in a shell
+    folders: str | os.PathLike | Iterable,  # folders, or files of any ending; ~ and * as in a shell
     extensions: str | Iterable[str] | None = None,  # "wav", "wav,flac" or a list; None: EXTENSIONS
     recursive: bool = False,  # also the folders inside (links to folders are not followed)
 ) -> list[Path]:  # sorted, without doubles; empty if there are none

@@ -33,7 +33,7 @@ class FileLevel(NamedTuple):
         "Whether a mono mix is more than 40 dB below the channels."
         return self.mixed < 1e-4*self.energy
 
-
+# %% ../../nbs/data/02_scan.ipynb #0566b1e3
 def _level_of(path: str, f) -> FileLevel:
     "Decode an open file to its end; AudioError."
     total, peak = 0, 0.0
