@@ -1,35 +1,19 @@
-"audiolab.audio: every kind of damage named, every format to the sample, ranges equal to crops, mel equal to librosa's."
+"audiolab.audio reads: every kind of damage named, every format to the sample, ranges equal to crops."
 import os
 import pickle
 import shutil
 import struct
 import subprocess
-import sys
-import warnings
 
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
 
 from audiolab.audio import decoding, file_checks
 from audiolab.audio import (
-    AudioError, find_audio_files, log_mel, mel_filterbank, play, probe_audio, read_audio, resample,
-    show_audio, stft, write_audio, mp3_frame,
+    AudioError, probe_audio, read_audio, write_audio, mp3_frame,
 )
-
-ENDINGS = ['wav', 'flac', 'mp3', 'ogg', 'opus']
-
-
-def music(rate, seconds, channels=2, seed=0):
-    "Bursts of a chord with noise between silences: makes variable bit rates vary."
-    t = np.arange(int(rate*seconds))/rate
-    x = sum(np.sin(2*np.pi*f*t) for f in (220, 277, 331))*(t % 1.3 < .7)
-    x = x[None]+.3*np.random.default_rng(seed).standard_normal((channels, len(t)))*(t % 2 < .4)
-    return (.2*x).clip(-.95, .95).astype(np.float32)
-
-
-def rate_of(ending): return 48_000 if ending == 'opus' else 44_100
+from audio_files import ENDINGS, fails, music, rate_of
 
 
 @pytest.fixture(scope='module')
@@ -46,13 +30,6 @@ def made(tmp_path_factory):
     (d/'noindex.mp3').write_bytes(data[size:])  # what a stream dump looks like
     (d/'tagged.mp3').write_bytes(b'ID3\x04\0\0\0\0\x01\x02'+b'\0'*130+data[size:]+b'TAG'+b' '*125)
     return {**files, 'vbr': vbr, 'noindex': d/'noindex.mp3', 'tagged': d/'tagged.mp3'}
-
-
-def fails(path, *words, **kw):
-    with pytest.raises(AudioError) as e: read_audio(path, **kw)
-    assert str(path) in str(e.value) and e.value.path == path, "the file is named"
-    for w in words: assert w in e.value.cause, e.value.cause
-    return e.value
 
 
 # ---- what cannot be read, and why
@@ -315,198 +292,3 @@ def test_other_encoders(tmp_path, monkeypatch):
                     tmp_path/'x.m4a'], check=True)
     monkeypatch.setattr(decoding, 'has_ffmpeg_decoders', lambda: False)
     fails(tmp_path/'x.m4a', 'ffmpeg -i')
-
-
-# ---- writing
-
-def test_write_refuses_and_leaves_nothing(tmp_path):
-    good = write_audio(tmp_path/'x.wav', np.zeros(10), 8000)
-    before = good.read_bytes()
-    for audio, rate, name in [([np.nan], 8000, 'x.wav'), ([np.inf], 8000, 'x.wav'), ([], 8000, 'x.wav'), ([1, 2], 8000, 'x.wav'), (np.zeros((2, 3, 4)), 8000, 'x.wav'), (np.zeros((65, 9)), 8000, 'x.wav'),
-                              ([0.], 0, 'x.wav'), ([0.], 10**6, 'x.wav'), ([0.], 8000, 'x.txt'),
-                              ([0.], 8000, 'x'), ([0.], 44_100, 'x.opus'), ([0.], 8000, 'no/x.wav'),
-                              ([0.], 8000, 'a\0b.wav'),
-                              (np.zeros((9, 9)), 44_100, 'x.flac')]:
-        with pytest.raises(AudioError) as e: write_audio(tmp_path/name, np.asarray(audio), rate)
-        assert str(tmp_path/name) in str(e.value)
-    with pytest.raises(AudioError): write_audio(good, np.zeros(5), 8000, subtype='NONSENSE')
-    with pytest.raises(AudioError, match='4 GB'):
-        write_audio(good, np.broadcast_to(np.float32(0), (1, 2**29+1)), 8000)
-    (tmp_path/'d.wav').mkdir()
-    with pytest.raises(AudioError): write_audio(tmp_path/'d.wav', np.zeros(5), 8000)
-    assert good.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['d.wav', 'x.wav']
-
-
-def test_write_clips_with_a_warning(tmp_path):
-    x = np.array([0, 1.5, -2, 1, -1])
-    with pytest.warns(UserWarning, match=r'x\.wav: 2 samples beyond ±1 are clipped \(peak 2\)'):
-        write_audio(tmp_path/'x.wav', x, 8000)
-    np.testing.assert_allclose(read_audio(tmp_path/'x.wav', mono=True)[0], x.clip(-1, 1), atol=1e-4)
-    with warnings.catch_warnings():  # a float format holds them
-        warnings.simplefilter('error')
-        write_audio(tmp_path/'x.wav', x, 8000, subtype='FLOAT')
-        write_audio(tmp_path/'y.wav', x.clip(-1, 1), 8000)
-    np.testing.assert_array_equal(read_audio(tmp_path/'x.wav', mono=True)[0], x.astype('f4'))
-
-
-def test_write_tensors_names_and_modes(tmp_path):
-    for name in ('größe ሰላም.wav', "it's; $(x).flac", '-v.ogg', os.fsdecode(b'raw\xff.wav')):
-        p = write_audio(tmp_path/name,
-                        torch.zeros(2, 800, dtype=torch.bfloat16, requires_grad=True), 8000)
-        assert read_audio(p)[0].shape == (2, 800) and probe_audio(str(p)).channels == 2
-    (tmp_path/'plain').touch()
-    assert p.stat().st_mode == (tmp_path/'plain').stat().st_mode, "readable by whom other new files are"
-
-
-def test_long_vorbis_does_not_crash(tmp_path):
-    "In one call a minute of stereo kills the process inside libsndfile."
-    p = write_audio(tmp_path/'x.ogg', np.zeros((2, 70*44_100), np.float32), 44_100)
-    assert probe_audio(p).duration == 70
-
-
-# ---- finding
-
-def test_find(tmp_path, monkeypatch):
-    for n in ('b.wav', 'A.WAV', 'c.mp3', 'd.txt', '.hidden.wav', '._b.wav', 'in/e.flac', 'in/deep/f.opus', '.git/g.wav', 'in/.x/h.wav', 'noending'):
-        p = tmp_path/n
-        p.parent.mkdir(exist_ok=True, parents=True)
-        p.touch()
-    (tmp_path/'in/loop').symlink_to(tmp_path)
-    def names(*a, **k):
-        return [p.relative_to(tmp_path).as_posix() for p in find_audio_files(*a, **k)]
-    assert names(tmp_path) == names(str(tmp_path)) == ['A.WAV', 'b.wav', 'c.mp3']
-    assert names([tmp_path], recursive=True) == ['A.WAV', 'b.wav', 'c.mp3', 'in/deep/f.opus', 'in/e.flac']
-    for e in ('wav', '.wav', 'WAV', '.Wav', ['wav'], ['.WAV', 'wav'], ('wav',)):
-        assert names(tmp_path, e) == ['A.WAV', 'b.wav']
-    assert names(tmp_path, 'mp3,txt') == names(tmp_path, '.mp3 .txt') == ['c.mp3', 'd.txt']
-    assert names(tmp_path, ['aiff']) == []
-    assert names([tmp_path/'in', tmp_path/'d.txt', tmp_path]) == ['A.WAV', 'b.wav', 'c.mp3', 'd.txt', 'in/e.flac']
-    assert names([tmp_path, tmp_path/'in'/'..', tmp_path], 'wav') == ['A.WAV', 'b.wav'], "no doubles"
-    with pytest.raises(AudioError, match=r'nowhere: missing'):
-        find_audio_files([tmp_path, tmp_path/'nowhere'])
-    def refuse(path): raise PermissionError(13, 'Permission denied', os.fspath(path))
-    monkeypatch.setattr(os, 'scandir', refuse)
-    with pytest.raises(AudioError, match='cannot be listed: Permission denied'):
-        find_audio_files(tmp_path)
-
-
-# ---- spectra
-
-@pytest.mark.parametrize('rate,n_fft,n_mels,f_min,f_max',
-                         [(16_000, 1024, 80, 0, None), (22_050, 1024, 80, 0, 8000.),
-                          (24_000, 2048, 128, 20., 11_000.), (44_100, 512, 40, 300., None)])
-def test_mel_equals_librosa(rate, n_fft, n_mels, f_min, f_max):
-    import librosa  # here: it compiles for 20 s when it is imported first
-    np.testing.assert_allclose(mel_filterbank(rate, n_fft, n_mels, f_min, f_max),
-                               librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min,
-                                                   fmax=f_max), atol=1e-7)
-    x = music(rate, 1.5).astype(float)
-    for power in (1.0, 2.0):
-        theirs = np.log(librosa.feature.melspectrogram(y=x, sr=rate, n_fft=n_fft,
-                                                       hop_length=n_fft//4, n_mels=n_mels,
-                                                       fmin=f_min, fmax=f_max,
-                                                       power=power).clip(1e-5))
-        np.testing.assert_allclose(log_mel(x, rate, n_mels=n_mels, n_fft=n_fft, hop_length=n_fft//4,
-                                           f_min=f_min, f_max=f_max, power=power),
-                                           theirs, atol=1e-4)
-
-
-def test_stft_equals_librosa_and_takes_any_shape():
-    import librosa
-    x = music(16_000, 1)
-    np.testing.assert_allclose(stft(x, 512, 128, 400), librosa.stft(x, n_fft=512, hop_length=128,
-                                                                    win_length=400), atol=1e-4)
-    assert stft(torch.randn(3, 2, 1000)).shape == (3, 2, 513, 4)
-    assert stft(np.zeros(1, np.float32)).shape == (513, 1)
-    y = torch.randn(2, 600, requires_grad=True)
-    log_mel(y, 8000).sum().backward()
-    assert torch.isfinite(y.grad).all()
-
-
-def test_resample():
-    x = music(44_100, 1, 3)
-    assert resample(x, 44_100, 44_100) is x and resample(x[0], 44_100, 16_000).shape == (16_000,)
-    assert resample(x[:, None], 44_100, 22_050).shape == (3, 1, 22_050)
-    np.testing.assert_allclose(resample(x, 44_100, 16_000)[1],
-                               resample(x[1], 44_100, 16_000), atol=1e-7)
-    assert resample(np.zeros((2, 0), np.float32), 8000, 16_000).shape == (2, 0)
-    assert resample(x.astype(float), 8000, 16_000).dtype == np.float64
-    assert resample(np.zeros((64, 50), np.float32), 8000, 16_000).shape == (64, 100)
-
-
-def test_pictures_and_players():
-    import matplotlib._pylab_helpers as helpers
-    for x in (np.zeros(1), np.zeros((2, 5000), np.float32), music(44_100, 6), torch.randn(100_000)):
-        png, shown = show_audio(x, 16_000, "title")._repr_png_()
-        assert png[:4] == b'\x89PNG' and shown['width'] == 576 and len(png) < 60_000
-    assert not helpers.Gcf.figs, "no figure is left open"
-    assert play(np.array([.5, -3.]), 8000).data[-4:] == struct.pack('<hh', 16_383, -32_767)
-
-
-# ---- fuzz: whatever the bytes, sound or AudioError, in bounded memory and time
-
-FUZZ = """
-import resource, sys, time
-from pathlib import Path
-import numpy as np
-from audiolab.audio import AudioError, probe_audio, read_audio
-folder, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-used = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize() if Path('/proc/self/statm').exists() else 2**33
-resource.setrlimit(resource.RLIMIT_AS, (used+2**30, used+2**30))
-rng = np.random.default_rng(seed); read = refused = 0
-def cpu_seconds(work):
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-noise = rng.random(2**20)
-transform = min(cpu_seconds(lambda: np.fft.rfft(noise)) for _ in range(5))
-rng = np.random.default_rng(seed)
-for name in ('wav', 'flac', 'mp3', 'ogg', 'opus'):
-    good = (folder/f'small.{name}').read_bytes(); p = folder/f'fuzz{seed}.{name}'
-    for i in range(rounds):
-        b = bytearray(good)
-        for _ in range(rng.integers(1, 6)):
-            at = int(rng.integers(0, len(b) if rng.random() < .5 else min(len(b), 200)))
-            b[at] = int(rng.integers(256)) if rng.random() < .5 else b[at]^(1 << int(rng.integers(8)))
-        if rng.random() < .3: del b[int(rng.integers(1, len(b))):]
-        p.write_bytes(b); t = time.process_time()
-        try:
-            probe_audio(p); x, rate = read_audio(p, sample_rate=16_000 if i%2 else None, start=.05*(i%3), duration=None if i%4 else .1)
-            assert np.isfinite(x).all() and x.size and 1000 <= rate <= 768_000; read += 1
-        except AudioError as e: assert str(p) in str(e); refused += 1
-        assert time.process_time()-t < 200*transform, (name, i)
-print(read, refused)
-"""
-
-
-def fuzz(folder, seed, rounds):
-    for e in ENDINGS:
-        write_audio(folder/f'small.{e}', music(8000 if e == 'opus' else 16_000, .5, 1),
-                    8000 if e == 'opus' else 16_000)
-    r = subprocess.run([sys.executable, '-c', FUZZ, str(folder), str(seed), str(rounds)],
-                       capture_output=True, text=True, timeout=500)
-    assert r.returncode == 0, r.stderr[-2000:]
-    read, refused = map(int, r.stdout.split())
-    assert read and refused and read+refused == 5*rounds
-
-
-@pytest.mark.skipif(os.name == 'nt', reason="needs the resource module of Unix")
-def test_fuzz(tmp_path): fuzz(tmp_path, 0, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == 'nt', reason="needs the resource module of Unix")
-@pytest.mark.parametrize('seed', range(1, 6))
-def test_fuzz_long(tmp_path, seed): fuzz(tmp_path, seed, 2000)
-
-
-@pytest.mark.parametrize('ending', ['wav', 'flac', 'ogg', 'opus', 'mp3'])
-def test_every_truncation_is_found(tmp_path, ending):
-    "Cut anywhere (in steps), only the last bytes, which hold no sound, may go unnoticed; Ogg is also whole when cut between two pages."
-    rate = 16_000
-    data = write_audio(tmp_path/f'a.{ending}', music(rate, .4, 1), rate).read_bytes()
-    p = tmp_path/f'b.{ending}'
-    for n in range(0, len(data)-64, max(1, len(data)//150)):
-        if ending in ('ogg', 'opus') and data[n:n+4] == b'OggS': continue
-        p.write_bytes(data[:n])
-        fails(p)
