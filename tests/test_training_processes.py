@@ -132,12 +132,34 @@ def test_the_launcher_or_a_rank_is_killed(tmp_path):
                        tmp_path/victim).fit(resume="auto").step >= 20
 
 
-def test_a_launcher_that_died_while_its_processes_were_loading(monkeypatch):
-    "They have another parent by then, and end as well"
+def watched_by_the_first_process(monkeypatch, command):
+    "The end of a watch by a process whose parent is the first one, and the events of its end"
+    def command_line(path):
+        assert str(path) == "/proc/1/cmdline"
+        if isinstance(command, OSError): raise command
+        return command
+
     stopped, ended = threading.Event(), threading.Event()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setattr("audiolab.training.launching._signal_when_parent_dies", lambda number: None)
     monkeypatch.setattr(os, "getppid", lambda: 1)
     monkeypatch.setattr(os, "_exit", lambda code: ended.set())
-    watch_parent(stopped.set, grace=.01)
+    monkeypatch.setattr(Path, "read_bytes", command_line)
+    return watch_parent(stopped.set, grace=.01, interval=.01), stopped, ended
+
+
+def test_a_launcher_that_died_while_its_processes_were_loading(monkeypatch):
+    "They have another parent by then, and end as well"
+    _, stopped, ended = watched_by_the_first_process(monkeypatch, b"/sbin/init\0")
     assert stopped.wait(30) and ended.wait(30)
+
+
+@pytest.mark.parametrize("command", [
+    b"/usr/bin/python3\0/usr/bin/torchrun\0train.py\0", b"torchrun\0train.py\0",
+    b"/usr/bin/python3\0/usr/bin/accelerate\0launch\0train.py\0", b"python\0start.py\0",
+    PermissionError("hidden"), FileNotFoundError("hidden")])
+def test_a_launcher_that_is_the_first_process_of_a_container_is_alive(monkeypatch, command):
+    "Also where we may not look at it"
+    end, stopped, ended = watched_by_the_first_process(monkeypatch, command)
+    end()
+    assert not stopped.is_set() and not ended.is_set()

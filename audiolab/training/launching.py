@@ -21,10 +21,11 @@ from pathlib import Path
 def _is_orphan(
     parent: int,  # process id of our parent
 ) -> bool:
-    "Whether our launcher was gone before we could look."
+    "Whether our launcher was gone before we could look; no if that is not to be known."
     if parent != 1: return False
-    try: return b"torch" not in Path("/proc/1/cmdline").read_bytes()
-    except OSError: return True
+    try: first = Path("/proc/1/cmdline").read_bytes()
+    except OSError: return False
+    return b"torch" not in first and b"python" not in first
 
 # %% ../../nbs/training/06_launching.ipynb #260fc3ab
 _log = logging.getLogger(__name__)
