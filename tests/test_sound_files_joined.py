@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import soundfile as sf
-from sound_zoo import KINDS, RATE, coded
+from sound_zoo import KINDS, RATE, chunk, coded, form, wav
 
 from audiolab.audio import AudioError, probe_audio, read_audio
 
@@ -22,6 +22,12 @@ def refusal(path, data):
     with pytest.raises(AudioError) as error: read_audio(path)
     with pytest.raises(AudioError): read_audio(path, start=.9)
     return error.value.cause
+
+
+def kept_bytes(path, data):
+    "What is read of a file with such bytes"
+    path.write_bytes(data)
+    return read_audio(path)[0]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SILENT])
@@ -89,3 +95,21 @@ def test_files_that_cannot_follow_each_other(tmp_path):
         path = tmp_path/f"a.{kind.lower()}"
         cause = refusal(path, coded(kind) + coded(kind, rate=16_000))
         assert "at 1.00 s (16000 Hz, 2 channels) cannot follow" in cause, kind
+
+
+def test_files_of_different_families(tmp_path):
+    made = [coded(*kind, seconds=.5, seed=n) for n, kind in enumerate((
+        ("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("WAV", "PCM_16"), ("CAF", "PCM_16")))]
+    alone = [kept_bytes(tmp_path/"one.aiff", data) for data in made]
+    for order in ((0, 1), (1, 0), (0, 2), (2, 1), (3, 0, 2)):
+        x = kept_bytes(tmp_path/"a.aiff", b"".join(made[n] for n in order))
+        whole = np.concatenate([alone[n] for n in order], axis=1)
+        np.testing.assert_allclose(x, whole, atol=3e-6, err_msg=str(order))
+
+
+def test_a_file_behind_another_that_cannot_be_decoded(tmp_path):
+    good, path = coded("WAV", channels=1), tmp_path/"a.wav"
+    strange = wav(form(0x161), chunk(b"data", bytes(8000)))
+    film = chunk(b"RIFF", b"AVI " + bytes(8000))
+    for order, number in (((good, strange), 2), ((strange, good), 1), ((good, film), 2)):
+        assert f"of which number {number} of 2 cannot be decoded" in refusal(path, b"".join(order))

@@ -51,10 +51,14 @@ def is_name(name: bytes) -> bool:
     return len(name) == 4 and all(32 <= byte < 127 for byte in name)
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #f0f08a18
-def other_file(head: bytes, first: bytes) -> int | None:
-    "Where in some bytes another file begins, of the same family as one with these first bytes; None if nowhere."
+# what stands behind the first eight bytes of a file of chunks; that of W64 is a part of its mark
+_FORMS = b'WAVE', b'AIFF', b'AIFC', b'8SVX', b'16SV', b'desc', bytes.fromhex('a5d628db')
+
+
+def other_file(head: bytes) -> int | None:
+    "Where in some bytes another file of chunks begins, of any family; None if nowhere."
     places = [at for at in range(max(0, len(head)-11)) if head[at:at+4] in CHUNK_STYLES]
-    return next((at for at in places if head[at+8:at+12] == first[8:12]), None)
+    return next((at for at in places if head[at+8:at+12] in _FORMS), None)
 
 
 def padding(head: bytes, at: int, style: ChunkStyle) -> int:
@@ -65,16 +69,15 @@ def padding(head: bytes, at: int, style: ChunkStyle) -> int:
 # %% ../../nbs/audio/03_chunked_files.ipynb #cbc6f66e
 def chunks(raw, size: int, style: ChunkStyle):
     "Yields the chunks of a file. One with a name that files begin with is another file, which begins there."
-    raw.seek(0)
-    first, at, long_size = raw.read(12), style.first, None
-    header = style.name+style.size
+    at, long_size, header = style.first, None, style.name+style.size
     while at+header <= size:
         raw.seek(at)
         head = raw.read(header+24)
-        if (more := other_file(head, first)) is not None:
+        pad = padding(head, at, style)
+        more = pad if head[pad:pad+4] in CHUNK_STYLES else other_file(head)
+        if more is not None:
             yield Chunk(head[more:more+4], at+more, size-at-more)
             return
-        pad = padding(head, at, style)
         at, head = at+pad, head[pad:]
         n = int.from_bytes(head[style.name:header], style.order)-style.own
         if head[:4] == b'ds64': long_size = int.from_bytes(head[16:24], 'little')
@@ -133,11 +136,10 @@ class FirstSound(NamedTuple):
 # %% ../../nbs/audio/03_chunked_files.ipynb #048f9cb2
 def is_followed(raw, at: int, size: int, magic: bytes) -> bool:
     "Whether a chunk, or another file, begins behind the samples of a file of chunks."
-    raw.seek(0)
-    first, style = raw.read(12), CHUNK_STYLES[magic]
+    style = CHUNK_STYLES[magic]
     raw.seek(at)
     head = raw.read(40)
-    if other_file(head, first) is not None: return True
+    if other_file(head) is not None: return True
     return any(begins_chunk(raw, place, size, style) for place in (at, at+-at%style.pad))
 
 # %% ../../nbs/audio/03_chunked_files.ipynb #6799cb7a

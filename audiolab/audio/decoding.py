@@ -78,7 +78,11 @@ def opened_links(path: Path, raw, links: list[Link] | None, content: bytes | Non
         return SequentialSoundFile(str(path) if os.name == 'nt' else os.fsencode(path))
     files = []
     for link in links:
-        files.append(SequentialSoundFile(spliced(raw, link.pieces)))
+        try: files.append(SequentialSoundFile(spliced(raw, link.pieces)))
+        except _DECODER_ERRORS as e:
+            if len(links) == 1: raise
+            raise AudioError(path, f"several sounds in one file, of which number {len(files)+1} of {len(links)} cannot be "
+                                   f"decoded ({str(e).split(': ')[-1].strip(' .')}); take it out, or take the file apart") from None
         files[-1].counted = link.frames
     return chained(path, files)
 
