@@ -162,6 +162,26 @@ def test_compiled_runs_go_on_uncompiled_and_the_other_way_round(
     for key, value in final[1].items(): np.testing.assert_array_equal(final[0][key], value)
 
 
+class NamedAsCompiled(Denoise):
+    "What it saves has the names that `torch.compile` gives, and it takes no others"
+    def setup(self, loop):
+        super().setup(loop)
+        self.compiled = torch.compile(loop.modules["net"], backend="eager")
+    def weights(self, loop): return self.compiled.state_dict(), {}
+    def load_weights(self, loop, tensors, metadata):
+        self.compiled.load_state_dict({name: torch.as_tensor(v) for name, v in tensors.items()})
+
+
+def test_a_task_takes_back_its_weights_under_the_names_that_it_gave(tmp_path):
+    Trainer(NamedAsCompiled(), short(steps=6), tmp_path/"whole").fit()
+    Trainer(NamedAsCompiled(), short(), tmp_path/"run").fit()
+    Trainer(NamedAsCompiled(), short(steps=6), tmp_path/"run").fit("auto")
+    final = [read_checkpoint(tmp_path/name/"model_final.safetensors")[0]
+             for name in ("run", "whole")]
+    assert final[0].keys() == final[1].keys() and all("_orig_mod." in name for name in final[0])
+    for key, value in final[1].items(): np.testing.assert_array_equal(final[0][key], value)
+
+
 # rows of several processes
 
 class Process(Distributed):

@@ -303,6 +303,7 @@ class Task(ABC):
 
     def load_weights(self, loop: "Loop", tensors: dict, metadata: dict[str, str]) -> None:
         "Take back what `weights` gave; CheckpointError lists every difference."
+        tensors = {plain_name(name): value for name, value in tensors.items()}
         if wrong := weight_differences(named_weights(loop.modules), tensors):
             listed = "; ".join(wrong[:8]) + (" ..." if len(wrong) > 8 else "")
             raise CheckpointError(f"it holds another model: {listed}; use its config.yaml")

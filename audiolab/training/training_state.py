@@ -20,7 +20,6 @@ from audiolab.files import (
     CheckpointError, inspect_checkpoint, pack_state, read_checkpoint, unpack_state,
 )
 from .progress import Means, Progress, RunClock, Scores, checked_count
-from .weight_average import plain_name
 
 # %% ../../nbs/training/21_training_state.ipynb #ff887947
 _log = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ def read_run(
             holds = f"it holds a run of {found!r}, not one of {task!r}" if found else _NO_RUN
             raise CheckpointError(f"{holds}; choose another", path)
         state = TrainingState.from_tree(unpack_state(tensors, notes)["training"])
-        weights = {plain_name(name): value for name, value in tensors.items()
+        weights = {name: value for name, value in tensors.items()
                    if not name.startswith("training.")}
         return SavedRun(weights, notes, state)
 
