@@ -117,8 +117,8 @@ def _unknown_key(cls, path):
     key, here = str(path[-1]), _names_at(cls, path[:-1])
     places = [*map(dotted_path, _leaf_paths(cls)), *getattr(cls, "aliases", {})]
     elsewhere = {place.rpartition(".")[2]: place for place in reversed(places)}
-    near = elsewhere.get(key) or _nearest_in(key, here)
-    near = near or elsewhere.get(_nearest_in(key, elsewhere, .8))
+    near = (elsewhere.get(key) or _nearest_in(key, here, .8)
+            or elsewhere.get(_nearest_in(key, elsewhere, .8)) or _nearest_in(key, here))
     hint = f". Did you mean {near!r}?" if near else f". Known here: {', '.join(here)}"
     return f"unknown key{hint}"
 
