@@ -3,6 +3,8 @@ import subprocess
 import sys
 import time
 
+import psutil
+
 PATIENCE = 60  # s, for a busy machine
 
 
@@ -20,6 +22,12 @@ def script(code, *args, **kwargs):
     command = [sys.executable, "-u", "-c", code, *map(str, args)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **kwargs)
+
+
+def children_of(pid):
+    "The processes that a process has started"
+    try: return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess: return []
 
 
 def says(process, word):

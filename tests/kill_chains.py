@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from child_processes import children_of
 from engine_tasks import Adversarial, alive, config, rows, state_of
 from snac_runs import fit, forked, over, settings
 
@@ -99,11 +100,6 @@ KINDS = {
 
 # a run, in a process of its own or in several
 
-def children(pid):
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
-    return [int(word) for word in found.split()]
-
-
 class Start:
     "A start of a run, which can be killed"
 
@@ -132,7 +128,7 @@ class Start:
     def kill(self, victim):
         "kill -9, of several processes to all, the launcher or one rank. The code when all are over"
         first, *others = self.codes
-        ranks = children(first) if self.kind.torchrun else [first, *others]
+        ranks = children_of(first) if self.kind.torchrun else [first, *others]
         chosen = {"launcher": [first], "rank": ranks[-1:]}.get(victim) or {*ranks, *self.codes}
         for pid in chosen:
             if self.codes.get(pid) is None: kill(pid)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from child_processes import children_of
 from engine_tasks import Adversarial, Denoise, Hums, alive, config
 from fault_runs import ENV, be_child, child_of, final, one_thread, unbroken  # noqa: F401
 
@@ -66,13 +67,6 @@ def test_a_worker_hangs_dies_or_raises_what_cannot_be_sent(terrible, says, tmp_p
                                              validate_every="never")
 
 
-def children(pid):
-    try: return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return [int(word) for word in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True,
-                                                     text=True).stdout.split()]
-
-
 def until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
@@ -87,7 +81,7 @@ def test_a_killed_run_leaves_no_worker_and_no_shared_memory(tmp_path):
     process = subprocess.Popen(program, env=ENV | {"SAY": "1"}, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("log 9"): break
-    workers = children(process.pid)
+    workers = children_of(process.pid)
     assert len(workers) >= 2
     process.kill()
     process.wait()

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from child_processes import children_of
 from engine_tasks import rows, state_of
 from snac_runs import (
     codec_of, copy_run, fit, forked, in_one_thread, last, make_corpus, merged, over, QUIET,
@@ -145,9 +146,7 @@ def test_torchrun_on_a_stream_is_killed_and_goes_on(tmp_path):
         while not (tmp_path/"run"/f"snac_16khz_iter_{stop_at}.safetensors").exists():
             assert time.monotonic() < until
             time.sleep(.01)
-        for pid in [*subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
-                                    text=True).stdout.split(), process.pid]:
-            os.kill(int(pid), signal.SIGKILL)
+        for pid in [*children_of(process.pid), process.pid]: os.kill(pid, signal.SIGKILL)
         process.communicate()
     process = start("run")
     assert process.wait(300) == 0, process.stderr.read()

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ from audiolab.files import CheckpointFolder
 from audiolab.training import Trainer, read_history, send, watch_parent
 
 sys.path.insert(0, str(Path(__file__).parent))
+from child_processes import children_of
 from engine_tasks import (
     Denoise, alive, config, copy_run, ended, start, state_of, torchrun, wait_for,
     wait_for_line,
@@ -99,9 +99,7 @@ def test_two_processes_see_each_item_once_also_after_a_kill(stream, tmp_path):
     words = ["items=80", f"stream={json.dumps(stream)}", f'seen="{tmp_path}/seen"', "epochs=2", "steps=0", 'schedule="constant"', "warmup=0", 'save_every="1 step"']
     process = torchrun("counting", tmp_path/"run", "slow=0.05", *words)
     wait_for_line(process, "log 12")
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
-                           text=True).stdout.split()
-    for pid in [*ranks, process.pid]: os.kill(int(pid), signal.SIGKILL)
+    for pid in [*children_of(process.pid), process.pid]: os.kill(pid, signal.SIGKILL)
     process.communicate()
     code, _, err = ended(torchrun("counting", tmp_path/"run", *words))
     assert code == 0, err
@@ -121,8 +119,7 @@ def test_the_launcher_or_a_rank_is_killed(tmp_path):
     for victim in ("launcher", "rank"):
         process = torchrun("denoise", tmp_path/victim, "slow=0.02", "steps=100000", 'save_every="2 steps"', "keep_last=2")
         wait_for_line(process, "log 9")
-        ranks = [int(p) for p in subprocess.run(["pgrep", "-P", str(process.pid)],
-                                                capture_output=True, text=True).stdout.split()]
+        ranks = children_of(process.pid)
         assert len(ranks) == 2
         os.kill(process.pid if victim == "launcher" else ranks[1], signal.SIGKILL)
         wait_for(lambda ranks=ranks: not any(alive(pid) for pid in ranks), 60)
