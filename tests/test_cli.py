@@ -252,6 +252,23 @@ def test_of_several_processes_one_speaks(monkeypatch):
     cli._show_log()
 
 
+@pytest.mark.parametrize("rank, told", [("0", ["b.wav: damaged", "seed was 0"]),
+                                        ("1", ["b.wav: damaged"])])
+def test_of_several_processes_each_names_what_it_could_not_read(rank, told, monkeypatch, caplog):
+    "Only it knows of them; what all would say of a resume is said once"
+    from audiolab.data import Account, Loader
+    monkeypatch.setenv("RANK", rank)
+    cli._show_log()
+    Account(1.).add(8, [("b.wav", "b.wav: damaged")])
+    sounds, place = [{}]*8, {"rank": int(rank), "world": 2}
+    Loader(sounds, 4, seed=1, **place).load_state_dict(
+        Loader(sounds, 4, seed=0, **place).state_dict())
+    monkeypatch.delenv("RANK")
+    cli._show_log()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(told) and all(part in line for part, line in zip(told, said)), said
+
+
 def test_a_warning_is_told_without_the_source_that_gave_it(tmp_path):
     "A damaged checkpoint, as a resumed run finds it"
     (tmp_path/"checkpoints").mkdir()

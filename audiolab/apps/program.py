@@ -56,6 +56,8 @@ def _show_log():
     first = os.environ.get("RANK") in (None, "", "0")  # of several processes
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("audiolab").setLevel(logging.INFO if first else logging.ERROR)
+    # damaged files are named by the process that read them
+    logging.getLogger("audiolab.data.loader").setLevel(logging.NOTSET if first else logging.WARNING)
     for name in ("huggingface_hub", "datasets"):  # they print by themselves, too: once is enough
         logging.getLogger(name).propagate = False
     warnings.formatwarning = _warning_line

@@ -418,6 +418,7 @@ def load_state_dict(self: Loader,
     "Go on counting; warns if the data or settings are not those of the state."
     self.feed.account.load_state_dict(state["account"])
     then, now = state["settings"], self._settings()
+    if self.rank: return  # the first process tells for all
     tell_differences(then, now)
     sounds = state.get("sounds", self.plans.fingerprint)  # older states have none
     if then.get("items") != now["items"] or sounds == self.plans.fingerprint: return
@@ -439,5 +440,5 @@ def same_place(self: Loader,
     items = min(batches * old, now["items"])
     whole = items >= now["items"] - (now["items"] % old if self.drop_last else 0)
     if whole: return self.plans.fixed.count
-    if again := items % size: _log.warning("%d items of this epoch come a second time", again)
+    if (again := items % size) and not self.rank: _log.warning("%d items of this epoch come a second time", again)
     return items // size

@@ -278,7 +278,7 @@ def load_state_dict(self: StreamLoader,
     as unknown."""
     self.feed.account.load_state_dict(state["account"])
     then, now = state["settings"], self.state_dict()["settings"]
-    tell_differences(then, now)
+    if not self.rank: tell_differences(then, now)  # the first process tells for all
     same = all(then.get(key) == value for key, value in self._settings().items())
     self.place = state["place"] if same else None
     if same and state["lanes"] != self.lanes: self._use_lanes(state["lanes"])
