@@ -10,7 +10,9 @@ from ssgs_models import same_parameters
 
 from audiolab.files import CheckpointError
 from audiolab.measure import long_term_spectral_distance, loudness_spread
-from audiolab.ssgs import EXCITATIONS, SpectralStateGuidedSynthesis, read_legacy
+from audiolab.ssgs import (
+    EXCITATIONS, SpectralStateGuidedSynthesis, legacy_models, read_legacy,
+)
 
 RATE = 16000
 
@@ -122,9 +124,27 @@ def test_many_recordings_come_back_from_frames(kept, tmp_path, monkeypatch):
     model = kept["full"]
     monkeypatch.setattr("audiolab.ssgs.model.MOST_PACKED", len(model.files) - 1)
     path = model.export_model(tmp_path/"many", include_training_artifacts=True)
+    with np.load(path) as data:
+        assert not any(name.startswith("audiolab.audio.") for name in data.files)
     loaded = SpectralStateGuidedSynthesis.load_model(path)
     assert loaded.has_audio and not loaded.digests
     np.testing.assert_allclose(loaded.states.mean, model.states.mean, rtol=1e-5)
+
+
+def test_a_file_is_read_once(kept, tmp_path, monkeypatch):
+    "A model of the original was read whole, and then again; one with many recordings as well."
+    legacy, reads = Path(__file__).parent/"data"/"ssgs_legacy", []
+    monkeypatch.setattr("audiolab.ssgs.model.MOST_PACKED", 0)
+    many = kept["full"].export_model(tmp_path/"many", include_training_artifacts=True)
+    for name in ("read_npz", "read_checkpoint"):
+        read = getattr(legacy_models, name)
+        def counted(path, *args, read=read, **settings):
+            reads.append(path)
+            return read(path, *args, **settings)
+        monkeypatch.setattr(legacy_models, name, counted)
+    paths = [legacy/"model_with_artifacts.npz", legacy/"minimal.safetensors", many]
+    for path in paths: SpectralStateGuidedSynthesis.load_checkpoint(path)
+    assert reads == paths
 
 
 def test_nothing_is_unpickled(kept, tmp_path):

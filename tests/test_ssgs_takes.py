@@ -8,7 +8,7 @@ from ssgs_models import RATE, noise
 
 from audiolab.apps import main
 from audiolab.audio import probe_audio, read_audio, write_audio
-from audiolab.ssgs import GenerateConfig, SpectralStateGuidedSynthesis, write_take
+from audiolab.ssgs import GenerateConfig, SpectralStateGuidedSynthesis, take_blocks, write_take
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,15 @@ def test_a_long_take_needs_no_more_memory_than_a_short_one(model, tmp_path):
 def test_a_take_that_fails_leaves_the_old_one_in_place(model, tmp_path, monkeypatch):
     out = write_audio(tmp_path/"take.wav", noise(.1), RATE)
     before = out.read_bytes()
-    monkeypatch.setattr("audiolab.ssgs.sound_stream.BLOCK", None)
-    with pytest.raises(TypeError):
-        write_take(model, GenerateConfig(out=str(out), seconds=1., seed=0))
+    def broken(*args):
+        blocks = take_blocks(*args)
+        yield from (next(blocks), next(blocks))
+        assert out.read_bytes() == before  # while a part of the new one is written elsewhere
+        assert sum(p.stat().st_size for p in tmp_path.iterdir() if p != out) > 2**16
+        raise ZeroDivisionError
+    monkeypatch.setattr("audiolab.ssgs.commands.take_blocks", broken)
+    with pytest.raises(ZeroDivisionError):
+        write_take(model, GenerateConfig(out=str(out), seconds=9., seed=0))
     assert [p.name for p in tmp_path.iterdir()] == ["take.wav"] and out.read_bytes() == before
 
 
@@ -117,11 +123,17 @@ def test_more_than_a_file_can_hold_is_refused_first(generate, tmp_path, capsys):
 
 @pytest.mark.parametrize("how,text", [
     (dict(sample_rate=10**9), "at most 768000 Hz"), (dict(sample_rate=np.inf), "at most 768000"),
-    (dict(duration_seconds=1e6), "a day"), (dict(duration_seconds=.001, sample_rate=1e9), "Hz")])
+    (dict(duration_seconds=1e6), "a day"), (dict(duration_seconds=.001, sample_rate=1e9), "Hz"),
+    (dict(duration_seconds=86400, sample_rate=768000), "ssgs generate")])
 def test_what_would_fill_the_memory_is_refused(model, how, text):
     "A thousandth of a second at 1 GHz took 20 GB."
     with pytest.raises(ValueError, match=text): model.generate(**dict(duration_seconds=1) | how)
     with pytest.raises(ValueError, match="0 or more"): model.stream(seed=0).read(-1)
+
+
+def test_a_stream_may_be_longer_than_the_memory(model):
+    stream, samples = model.stream_of(86400, 768000, seed=0)
+    assert samples == 86400*768000 and len(stream.read(1000)) == 1000
 
 
 # ---- guides
