@@ -1694,6 +1694,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'audiolab/files/checkpoint_folder.py'),
                                                   'audiolab.files.checkpoint_folder.CheckpointFolder.best': ( 'files/checkpoint_folder.html#checkpointfolder.best',
                                                                                                               'audiolab/files/checkpoint_folder.py'),
+                                                  'audiolab.files.checkpoint_folder.CheckpointFolder.files': ( 'files/checkpoint_folder.html#checkpointfolder.files',
+                                                                                                               'audiolab/files/checkpoint_folder.py'),
                                                   'audiolab.files.checkpoint_folder.CheckpointFolder.keep_last': ( 'files/checkpoint_folder.html#checkpointfolder.keep_last',
                                                                                                                    'audiolab/files/checkpoint_folder.py'),
                                                   'audiolab.files.checkpoint_folder.CheckpointFolder.last_number': ( 'files/checkpoint_folder.html#checkpointfolder.last_number',

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiolab.files import CheckpointFolder
+from audiolab.files import CheckpointFolder, write_checkpoint
 from audiolab.training import Distributed, RunFolder, Trainer, read_history, set_up
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -149,6 +149,28 @@ def test_what_was_pushed_of_a_branch_is_what_a_pull_goes_on_with(tmp_path):
     fit(tmp_path/"back", "auto")
     starts = [row["step"] for row in read_history(tmp_path/"back") if row["kind"] == "start"]
     assert starts[-1] == 9
+
+
+class Named(Slower):
+    "Names its checkpoints as the codec does"
+    def checkpoint_name(self, kind, loop):
+        return f"snac_24khz_{f'iter_{loop.step}' if kind in ('step', 'epoch') else kind}"
+
+
+def test_a_new_run_moves_checkpoints_of_any_name_aside(tmp_path):
+    "Nothing of the old run is overwritten, pruned or gone on with; what is no run's stays"
+    run, voice = tmp_path/"run", tmp_path/"run"/"anna.safetensors"
+    fit(run, task=Named(), place=".")
+    write_checkpoint(voice, {"w": torch.ones(3)})
+    before = digests(run)
+    with pytest.raises(Killed): fit(run, None, Named(kill=1), place=".")
+    assert CheckpointFolder(run).files == [] and voice.exists()
+    left = CheckpointFolder(run/"previous-1")
+    assert left.latest == left.files[-1] == run/"previous-1"/"snac_24khz_final.safetensors"
+    fit(run, None, Named(rate=2e-3), place=".")
+    assert set(before.values()) <= set(digests(run).values())
+    assert CheckpointFolder(run).best.name in digests(run)
+    assert fit(run/"previous-1", "auto", Named(), place=".", steps=13).step == 13
 
 
 # kills

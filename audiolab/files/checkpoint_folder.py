@@ -229,6 +229,12 @@ class CheckpointFolder:
         names = [s.path.name for s in _list_saved(self.folder)[0]]
         raise CheckpointError(f"no such checkpoint, nor in {self.folder}; there are {names}", which)
 
+# %% ../../nbs/files/04_checkpoint_folder.ipynb #c41e70aa
+@patch(as_prop=True)
+def files(self: CheckpointFolder) -> list[Path]:
+    "What was saved here, in the order of saving; no other files, and none that are damaged."
+    return [s.path for s in _list_saved(self.folder)[0][::-1] if s.sequence > 0]
+
 # %% ../../nbs/files/04_checkpoint_folder.ipynb #b5970e06
 @patch
 def newer_than(self: CheckpointFolder,

@@ -52,7 +52,8 @@ def _begin_records(run: Run) -> None:
     "Open the run folder, and tell of the start."
     folder, p, resumed = run.recorder.folder, run.progress, run.loop.resumed
     if _is_ours(run): folder.cut_history(p.step, _told_again(run))
-    else: folder.step_aside(*run.task.files)  # a run begins here
+    else:  # a run begins here
+        folder.step_aside(*run.task.files, checkpoints=run.saver.checkpoints.files)
     inside = resumed and resumed.is_relative_to(folder.path)
     origin = str(resumed.relative_to(folder.path) if inside else resumed) if resumed else None
     settings, device = run.task.config or run.config, str(run.place.device)

@@ -210,25 +210,27 @@ class RunFolder:
 
 # %% ../../nbs/training/01_run_folder.ipynb #d16f7d68
 @patch
-def _left_by_a_run(self: RunFolder, files: list[Path]) -> list[Path]:
+def _left_by_a_run(self: RunFolder, files: list[Path], checkpoints: list[Path]) -> list[Path]:
     "All that an earlier run left here, these files and what was set aside for them included."
     places = [self.config_file, self.history_file, self.logs, self.samples, *files]
     for file in files: places += self.path.glob(f"{file.stem}.previous-*{file.suffix}")
     if self.checkpoints != self.path: places.append(self.checkpoints)
     else:
-        places += self.path.glob("checkpoint_*.safetensors")
+        places += [*self.path.glob("checkpoint_*.safetensors"), *checkpoints]
         places += [self.path / "latest.json", self.path / "best.json"]
-    return [path for path in places if path.exists()]
+    return [path for path in dict.fromkeys(places) if path.exists()]
 
 # %% ../../nbs/training/01_run_folder.ipynb #0572487a
 @patch
 def step_aside(self: RunFolder,
     *others: str,  # names of further files that a run of this kind makes
+    checkpoints: list[Path] = (),  # that lie in the folder itself, if they have names of their own
 ) -> Path | None:  # where the earlier run went; None if there was none
     "Move what an earlier run left to previous-1, -2, ...: a new one overwrites nothing."
     self.close()
     usual = "run.json", "best_model.safetensors", "model_final.safetensors"
-    found = self._left_by_a_run([self.path / name for name in (*usual, *others)])
+    files = [self.path / name for name in (*usual, *others)]
+    found = self._left_by_a_run(files, checkpoints)
     if not found: return None
     other = _move_together(self.path, [str(path.relative_to(self.path)) for path in found])
     _log.info("%s held a run already: it is kept in %s", self.path, other.name)
