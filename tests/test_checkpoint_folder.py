@@ -149,3 +149,15 @@ def test_nested_state_in_a_folder(tmp_path):
     keeper = CheckpointFolder(tmp_path)
     keeper.save("step_1", *pack_state({"step": 1, "w": (np.ones(2), 0.1)}))
     assert same(load_state(keeper.resolve())[0], {"step": 1, "w": (np.ones(2), 0.1)})
+
+
+def test_only_what_was_saved_here_is_newer(tmp_path):
+    "Weights that somebody else put there have no place in the order of saving"
+    folder = CheckpointFolder(tmp_path)
+    first, second = (folder.save(f"checkpoint_{n}", {"w": np.full(3, n)}) for n in (1, 2))
+    for name in ("voice", "anna"): write_checkpoint(tmp_path/f"{name}.safetensors", {"w": np.ones(3)})
+    assert folder.files == [first, second]
+    assert folder.newer_than(first) == [second]
+    assert folder.newer_than(tmp_path/"voice.safetensors") == [first, second]
+    for path in (first, second): path.unlink()
+    assert folder.newer_than(tmp_path/"voice.safetensors") == []

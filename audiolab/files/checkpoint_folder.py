@@ -238,12 +238,12 @@ def files(self: CheckpointFolder) -> list[Path]:
 # %% ../../nbs/files/04_checkpoint_folder.ipynb #b5970e06
 @patch
 def newer_than(self: CheckpointFolder,
-    path: Path,  # one of the folder
+    path: Path,  # a file of the folder; all that was saved here is newer than any other file
 ) -> list[Path]:  # oldest first
-    "The files that are newer, if \"auto\" would take any of them."
-    saved, path = [s.path for s in _list_saved(self.folder)[0]], self.folder / path.name
-    newer = saved[:saved.index(path)] if path in saved else []
-    return newer[::-1] if any(verify_checkpoint(other).ok for other in newer) else []
+    "What was saved later, if \"auto\" would take any of it."
+    saved, path = self.files, self.folder / path.name
+    newer = saved[saved.index(path) + 1:] if path in saved else saved
+    return newer if any(verify_checkpoint(other).ok for other in newer) else []
 
 @patch
 def point_to(self: CheckpointFolder,
