@@ -173,6 +173,27 @@ def test_a_new_run_moves_checkpoints_of_any_name_aside(tmp_path):
     assert fit(run/"previous-1", "auto", Named(), place=".", steps=13).step == 13
 
 
+class Adopts(Slower):
+    "Takes up weights that no run wrote, as step 5 of one"
+    def adopt(self, loop, path): return (5, 1) if path.stem == "old" else None
+
+
+@pytest.mark.parametrize("name", ["old.npz", "old.safetensors"])
+def test_auto_follows_a_file_that_no_run_wrote(name, whole, tmp_path):
+    "It is older than all that the run saved, and is a checkpoint from the first instant"
+    source, place = whole
+    shutil.copytree(source, tmp_path/"run")
+    write_checkpoint(tmp_path/"run"/place/name, {"w": torch.ones(3)})
+    before = digests(tmp_path/"run")
+    with pytest.raises(Killed): fit(tmp_path/"run", name, Adopts(kill=5), place)
+    at = CheckpointFolder(tmp_path/"run"/place)
+    assert at.resolve("auto").stem == at.latest.stem == "checkpoint_step_5"
+    assert steps(tmp_path/"run"/"previous-1") == [*range(1, 13)]
+    assert set(before.values()) <= set(digests(tmp_path/"run").values())
+    assert fit(tmp_path/"run", "latest", place=place).step == 12
+    assert steps(tmp_path/"run") == [*range(1, 13)]
+
+
 # kills
 
 CHANGES = "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir"

@@ -247,10 +247,11 @@ def newer_than(self: CheckpointFolder,
 
 @patch
 def point_to(self: CheckpointFolder,
-    path: Path,  # one of the folder
+    path: Path,  # a file of the folder
 ) -> None:
-    "Let latest.json name this file, and best.json the best of those that are there."
-    _write_pointer(self.folder / "latest.json", self.folder / path.name)
+    "Let latest.json name this file, if it can, and best.json the best of those that are there."
+    if _FILE_NAME.fullmatch(path.name):
+        _write_pointer(self.folder / "latest.json", self.folder / path.name)
     ranked = self.policy.best_first(_list_saved(self.folder)[0])
     if ranked: _write_pointer(self.folder / "best.json", ranked[0].path)
     elif self.best is None: (self.folder / "best.json").unlink(missing_ok=True)

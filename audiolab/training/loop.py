@@ -86,7 +86,8 @@ def _branch_off(run: Run) -> None:
     checkpoints, resumed = run.saver.checkpoints, run.loop.resumed
     if newer := checkpoints.newer_than(resumed):
         best = ["best_model.safetensors"] if _best_is_later(run) else []
-        run.recorder.folder.leave_branch(run.progress.step, newer, *run.task.files, *best)
+        others = [name for name in (*run.task.files, *best) if name != resumed.name]
+        run.recorder.folder.leave_branch(run.progress.step, newer, *others)
     checkpoints.point_to(resumed)
 
 # %% ../../nbs/training/23_loop.ipynb #cc397b23

@@ -257,6 +257,7 @@ def take_up(
         run.progress.step, run.progress.epoch = done
         run.recorder.row = LastRow(run.progress.step, run.learner.times.seconds)
         run.saver.saved_step = run.progress.step
+        run.requests.owed = Due(save="step")  # or `auto` would not go on from it
         return
     saved = read_run(path, run.task.name)
     with resume_errors(path):
