@@ -155,7 +155,8 @@ def test_only_what_was_saved_here_is_newer(tmp_path):
     "Weights that somebody else put there have no place in the order of saving"
     folder = CheckpointFolder(tmp_path)
     first, second = (folder.save(f"checkpoint_{n}", {"w": np.full(3, n)}) for n in (1, 2))
-    for name in ("voice", "anna"): write_checkpoint(tmp_path/f"{name}.safetensors", {"w": np.ones(3)})
+    for name in ("voice", "anna"):
+        write_checkpoint(tmp_path/f"{name}.safetensors", {"w": np.ones(3)})
     assert folder.files == [first, second]
     assert folder.newer_than(first) == [second]
     assert folder.newer_than(tmp_path/"voice.safetensors") == [first, second]

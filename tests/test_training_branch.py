@@ -117,6 +117,23 @@ def test_the_best_model_goes_with_the_branch_that_measured_it(tmp_path):
         assert at.stem == ("checkpoint_step_3" if stays else "checkpoint_step_6")
 
 
+def test_a_branch_that_is_never_as_good_has_a_best_model_of_its_own(tmp_path):
+    "Also when it is killed before it has measured anything"
+    class Told(Slower):
+        def validate(self, loop): return {"loss": self.losses[loop.step]}
+
+    task = Told()
+    task.losses = {3: .5, 6: .7, 9: .4, 12: .6}
+    fit(tmp_path, task=task)
+    with pytest.raises(Killed): fit(tmp_path, "checkpoint_step_6", Slower(kill=6))
+    assert not (tmp_path/"best_model.safetensors").exists()
+    task.losses = {9: .8, 12: .9}
+    fit(tmp_path, "auto", task)
+    assert (tmp_path/"best_model.safetensors").exists()
+    told = [row["values"]["path"] for row in read_history(tmp_path) if row["kind"] == "checkpoint"]
+    assert told.count("best_model.safetensors") == 2  # of steps 3 and 9
+
+
 @pytest.mark.parametrize("name", ["absolute", "dots", "link"])
 def test_a_checkpoint_is_ours_whatever_path_leads_to_it(name, tmp_path):
     folder = tmp_path/"run"

@@ -90,6 +90,11 @@ def _branch_off(run: Run) -> None:
         run.recorder.folder.leave_branch(run.progress.step, newer, *others)
     checkpoints.point_to(resumed)
 
+def _lacks_best(run: Run) -> bool:
+    "Whether the weights that were the best so far are not here, because another branch has them."
+    best = run.recorder.folder.path / "best_model.safetensors"
+    return run.task.exports and run.place.main and _is_ours(run) and not best.exists()
+
 # %% ../../nbs/training/23_loop.ipynb #cc397b23
 def _name_in(folder: Path, path: Path) -> Path:
     "A file by its name in a folder, if that is where it is, whatever links and dots led to it."
@@ -155,9 +160,9 @@ def _make_ready(run: Run) -> None:
     run.task.ready(loop)
     check_saving(run)
     loop.finished = bool(run.place.most([_was_finished(run)])[0])
-    if not run.place.main: return
-    if _is_ours(run): _branch_off(run)
-    _begin_records(run)
+    if run.place.main and _is_ours(run): _branch_off(run)
+    if run.place.most([_lacks_best(run)])[0]: run.scores.best = None  # the next ones are exported
+    if run.place.main: _begin_records(run)
 
 # %% ../../nbs/training/23_loop.ipynb #7c97da28
 def _count_batch(task, batch) -> int:
