@@ -4959,6 +4959,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'audiolab.training.loop._is_ours': ('training/loop.html#_is_ours', 'audiolab/training/loop.py'),
                                         'audiolab.training.loop._keeps_best': ( 'training/loop.html#_keeps_best',
                                                                                 'audiolab/training/loop.py'),
+                                        'audiolab.training.loop._lacks_best': ( 'training/loop.html#_lacks_best',
+                                                                                'audiolab/training/loop.py'),
                                         'audiolab.training.loop._listen_while_paused': ( 'training/loop.html#_listen_while_paused',
                                                                                          'audiolab/training/loop.py'),
                                         'audiolab.training.loop._make_ready': ( 'training/loop.html#_make_ready',
