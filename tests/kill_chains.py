@@ -77,6 +77,7 @@ class Kind:
     share: float = 1.  # of the kills of a campaign
     processes: int = 1  # that share the work
     torchrun: bool = False  # who starts them; else they are forked
+    pushed: bool = False  # to a store, which is pulled from
 
 
 _SSGS = "model_final.npz", "training_history.json", "test_generation.wav"
@@ -85,7 +86,7 @@ KINDS = {
     "two optimizers": Kind(adversarial),
     "vocoder": Kind(vocoder, share=2),
     "vocoder, 2 workers": Kind(partial(vocoder, num_workers=2)),
-    "vocoder, pushed": Kind(pushed_vocoder, share=2),
+    "vocoder, pushed": Kind(pushed_vocoder, share=2, pushed=True),
     "vocoder, 2 processes": Kind(vocoder, processes=2),
     "vocoder, torchrun": Kind(vocoder, share=.4, processes=2, torchrun=True),
     "ssgs": Kind(states, "checkpoint_final.safetensors", _SSGS, 2),
@@ -256,8 +257,9 @@ class Chain:
         assert CheckpointFolder((other/kind.last).parent).resolve("auto") == other/kind.last
         left = [path.name for path in other.rglob("*") if ".tmp-" in path.name]
         assert not left, f"temporary files are left: {left}"
-        if store_of(other).exists(): self._check_pulled(pull(
-            str(store_of(other)), other.with_name("back"), progress=False))
+        if not kind.pushed: return
+        assert (store_of(other)/"manifest.json").exists(), "nothing was pushed"
+        self._check_pulled(pull(str(store_of(other)), other.with_name("back"), progress=False))
 
     def _check_pulled(self, back):
         for name in (self.kind.last, *self.kind.results):

@@ -104,6 +104,28 @@ def test_a_model_is_pickled_and_copied(model, again, folded):
     assert next(model.parameters()).any()  # nothing is shared
 
 
+class Voice(SNAC):
+    "A codec with something of its own."
+    def greet(self): return "hello"
+
+
+def test_a_copy_is_what_pytorch_copies():
+    "It came back as a plain codec, without hooks, apart from its optimizer."
+    model = Voice(**TINY, attn_window_size=None, vq_strides=[4, 2, 1])
+    optimizer, heard = torch.optim.SGD(model.parameters(), lr=.1), []
+    model.encoder.register_forward_hook(lambda *_: heard.append(1))
+    model(torch.zeros(1, 1, 400))
+    twin, other = copy.deepcopy((model, optimizer))
+    mine, theirs = list(model.parameters()), list(twin.parameters())
+    assert all(a is b for a, b in zip(theirs, other.param_groups[0]["params"], strict=True))
+    assert all(a is not b and torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    twin(torch.zeros(1, 1, 400))
+    assert len(heard) == 2 and twin.greet() == "hello"
+    flat = copy.copy(model)
+    assert all(a is b for a, b in zip(mine, flat.parameters(), strict=True))
+    assert pickle.loads(pickle.dumps(model)).greet() == "hello"
+
+
 @pytest.mark.parametrize("wrap", [
     lambda state: {f"module.{name}": value for name, value in state.items()},
     lambda state: {"state_dict": state, "epoch": 3},

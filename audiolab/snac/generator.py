@@ -10,6 +10,7 @@ __all__ = ['Keep', 'ResidualUnit', 'SinusoidalEmbeddings', 'LocalMHA', 'EncoderB
 # %% ../../nbs/snac/03_generator.ipynb #153797c2
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -523,10 +524,20 @@ class SNAC(nn.Module):
         plain.loudness = self.loudness
         return plain.eval().requires_grad_(False)
 
-    def __reduce__(self):  # pickle and copy know nothing of parametrisations
+    def __copy__(self):
+        twin = self.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo):  # an optimizer that is copied with it holds the copy's
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
+
+    def __reduce__(self):  # pickle knows nothing of parametrisations
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         about = {"normed": self.normed, "training": self.training, "loudness": self.loudness}
-        return rebuild_codec, (self.config, self.state_dict(), about, frozen)
+        return rebuild_codec, (self.config, self.state_dict(), about, frozen, type(self))
 
 # %% ../../nbs/snac/03_generator.ipynb #40565d45
 def rebuild_codec(
@@ -534,9 +545,10 @@ def rebuild_codec(
     state: dict,  # tensors, on any device
     about: dict,  # normed, training and loudness of the codec
     frozen: list[str],  # names of parameters that do not learn
+    kind: type = SNAC,  # or a class made from it, with the same arguments
 ) -> "SNAC":
-    "The codec that was pickled or copied."
-    with torch.device("meta"): codec = SNAC(**config, normed=about["normed"])
+    "The codec that was pickled."
+    with torch.device("meta"): codec = kind(**config, normed=about["normed"])
     codec.load_state_dict(state, assign=True)
     for name in frozen: codec.get_parameter(name).requires_grad_(False)
     codec.loudness = about["loudness"]
