@@ -123,6 +123,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'audiolab/audio/chunked_files.py'),
                                               'audiolab.audio.chunked_files.is_followed': ( 'audio/chunked_files.html#is_followed',
                                                                                             'audiolab/audio/chunked_files.py'),
+                                              'audiolab.audio.chunked_files.is_known_name': ( 'audio/chunked_files.html#is_known_name',
+                                                                                              'audiolab/audio/chunked_files.py'),
                                               'audiolab.audio.chunked_files.is_name': ( 'audio/chunked_files.html#is_name',
                                                                                         'audiolab/audio/chunked_files.py'),
                                               'audiolab.audio.chunked_files.mark_behind': ( 'audio/chunked_files.html#mark_behind',

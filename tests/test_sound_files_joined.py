@@ -4,7 +4,7 @@ import pytest
 import soundfile as sf
 from sound_zoo import KINDS, RATE, chunk, coded, form, wav
 
-from audiolab.audio import AudioError, probe_audio, read_audio
+from audiolab.audio import AudioError, flac_frames, probe_audio, read_audio
 
 # what does not say how many samples it has (XI: as libsndfile writes it)
 SILENT = "SD2", "IRCAM", "PAF", "PVF", "XI"
@@ -113,3 +113,59 @@ def test_a_file_behind_another_that_cannot_be_decoded(tmp_path):
     film = chunk(b"RIFF", b"AVI " + bytes(8000))
     for order, number in (((good, strange), 2), ((strange, good), 1), ((good, film), 2)):
         assert f"of which number {number} of 2 cannot be decoded" in refusal(path, b"".join(order))
+
+
+def test_empty_recordings_and_files_in_files(tmp_path):
+    for kind in ("WAV", "AIFF", "CAF", "W64", "AU", "RF64"):
+        path = tmp_path/f"a.{kind.lower()}"
+        empty, full = (coded(kind, "PCM_16", seconds, channels=1) for seconds in (0, .1))
+        for order, count in ((empty + full, 1), (full + empty + full, 2), (full + empty, 1)):
+            assert kept_bytes(path, order).shape == (1, 800*count), kind
+        assert "0 samples" in refusal(path, empty + empty)
+    inner = coded("WAV", channels=1)  # samples that look like a file, as raw wrappers make them
+    for size in (None, 2**32 - 1):
+        outer = wav(form(), chunk(b"data", inner, size))
+        assert kept_bytes(tmp_path/"in.wav", outer).shape == (1, len(inner)//2)
+
+
+def w64_chunk(name, mark, content):
+    return name + bytes.fromhex(mark) + (24 + len(content)).to_bytes(8, "little") + content
+
+
+def test_w64_with_tags_behind_the_samples(tmp_path):
+    sound, path = coded("W64", "PCM_16", channels=1), tmp_path/"a.w64"
+    text = b"x"*2000
+    bext = w64_chunk(b"bext", "f3acd3118cd100c04f8edb8a", text)
+    marker = w64_chunk(b"\x56\x62\xf7\xab", "2d39d21186c700c04f8edb8a", text)
+    summary = w64_chunk(b"\xbc\x94\x5f\x92", "5a52d21186dc00c04f8edb8a", text)
+    whole = kept_bytes(path, sound)
+    for tags in (bext, marker, summary + bext):
+        np.testing.assert_array_equal(kept_bytes(path, sound + tags), whole)
+        np.testing.assert_array_equal(kept_bytes(path, (sound + tags)*2), np.tile(whole, 2))
+
+
+def test_damaged_tags_behind_whole_samples(tmp_path):
+    path, text = tmp_path/"a.wav", b"words "*800
+    sound = form() + chunk(b"data", bytes(16_000))
+    for tags in (chunk(b"LIST", text)[:-1200], chunk(b"id3 ", text, len(text) + 1),
+                 chunk(b"\xa9nam", text), chunk(b"\xa9nam", text) + chunk(b"LIST", text, 10**6)):
+        assert kept_bytes(path, wav(sound, tags)).shape == (1, RATE), tags[:4]
+    caf = coded("CAF", channels=1) + b"info" + (9999).to_bytes(8, "big") + text
+    assert kept_bytes(tmp_path/"a.caf", caf).shape == (1, RATE)
+    assert "fewer samples" in refusal(path, wav(sound, b"\xa9nam\1\0\0\0" + text))
+
+
+def test_a_header_of_absurd_frames_costs_no_search(tmp_path):
+    "It stated frames of 16 MB, and so much was searched in Python before anything was decoded."
+    path = tmp_path/"a.flac"
+    sound = .1*np.random.default_rng(0).standard_normal(40_000)
+    sf.write(path, sound, 16_000)
+    content = bytearray(path.read_bytes())
+    content[15:18] = b"\xff\xff\xff"  # bytes of the longest frame
+    path.write_bytes(content)
+    header = flac_frames.flac_header(bytes(content[:64]))
+    assert header.longest == 2**24-1
+    with open(path, "rb") as raw: assert flac_frames.last_samples(raw, len(content), header) == []
+    assert len(read_audio(path, mono=True)[0]) == 40_000
+    path.write_bytes(content[:-9000])
+    with pytest.raises(AudioError): read_audio(path)

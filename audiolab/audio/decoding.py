@@ -129,6 +129,7 @@ class ChainedSound:
 # %% ../../nbs/audio/07_decoding.ipynb #9688fb72
 def chained(path: Path, files: list[SequentialSoundFile]):
     "Open links as one sound; AudioError if they cannot be."
+    files = [file for file in files if file.frames] or files[:1]  # an empty recording is legal
     if len(files) == 1: return files[0]
     seconds, first = 0.0, files[0]
     for link in files:

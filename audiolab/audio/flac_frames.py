@@ -77,6 +77,7 @@ def frame_end(data: bytes, at: int, block: int) -> int | None:
 # %% ../../nbs/audio/05_flac_frames.ipynb #46ca7566
 _FRAME_MARK = re.compile(b'\xff[\xf8\xf9]')
 _TAIL = 2**16  # bytes; frames are seldom longer
+_LONGEST = 2**20  # bytes; a header that states longer frames is not believed
 
 
 def frames_from(raw, begin: int, block: int, tail: int = _TAIL):
@@ -88,7 +89,8 @@ def frames_from(raw, begin: int, block: int, tail: int = _TAIL):
 
 
 def last_samples(raw, size: int, header: FlacHeader) -> list[int]:
-    "The samples that the last frames of a file end before."
+    "The samples that the last frames of a file end before; none where that would be a long search."
+    if header.longest > _LONGEST: return []
     tail = min(size, max(_TAIL, header.longest+64))
     return [end for _, end in frames_from(raw, size-tail, header.block, tail)]
 
