@@ -1,5 +1,6 @@
 "A run that goes back to an older checkpoint: a branch that `auto` follows, whenever it is killed"
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiolab.files import CheckpointFolder, write_checkpoint
+from audiolab.files import CheckpointError, CheckpointFolder, write_checkpoint
 from audiolab.training import Distributed, RunFolder, Trainer, read_history, set_up
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -211,6 +212,18 @@ def test_auto_follows_a_file_that_no_run_wrote(name, whole, tmp_path):
     assert steps(tmp_path/"run") == [*range(1, 13)]
 
 
+def test_a_folder_of_the_user_stays_and_a_pipe_is_no_list(tmp_path):
+    (tmp_path/".previous").mkdir()
+    (tmp_path/".previous"/"thesis.txt").write_text("mine")
+    run = RunFolder(tmp_path, checkpoints=".")
+    run.finish_moves()
+    run.begin(seed=7)
+    run.step_aside()
+    assert (tmp_path/".previous"/"thesis.txt").read_text() == "mine"
+    os.mkfifo(tmp_path/"previous-1"/"unfinished.json")
+    with pytest.raises(CheckpointError, match="not a regular file"): run.finish_moves()
+
+
 # kills
 
 CHANGES = "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir"
@@ -261,7 +274,7 @@ def test_killed_between_two_changes_of_the_folder(whole, resume, every, tmp_path
         start = [row for row in read_history(folder) if row["kind"] == "start"][-1]["step"]
         assert result.step == 13 and steps(folder) == [*range(1, 14)], changes
         now, left = digests(folder), folder/"previous-1"
-        assert not any("unfinished" in name for name in now) and not (folder/".previous").exists()
+        assert not any("unfinished" in name for name in now) and not list(folder.glob(".*prev*"))
         if start == 12:  # as if nothing had been
             assert not list(folder.glob("previous-*"))
             old = {name for name in before if name.startswith(("samples", "checkpoint"))

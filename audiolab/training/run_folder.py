@@ -24,7 +24,9 @@ from fastcore.basics import patch
 
 import audiolab
 from ..audio import write_audio
-from ..files import CheckpointError, remove_stale_temps, save_bytes, sync_folder
+from audiolab.files import (
+    CheckpointError, open_regular, remove_stale_temps, save_bytes, sync_folder,
+)
 from ..config import save_config, to_plain
 from .events import Event, History, Sample, json_value
 
@@ -56,7 +58,7 @@ def _is_inside(name: Any) -> bool:
 
 def _read_list(path: Path) -> list[str]:
     "Names of what is to be moved. CheckpointError for what is no list of files of this folder."
-    with open(path, "rb") as file: text = file.read(_MAX_LIST)
+    with open_regular(path) as file: text = file.read(_MAX_LIST)
     try: names = json.loads(text)
     except (ValueError, RecursionError): names = None
     if isinstance(names, list) and all(map(_is_inside, names)): return names
@@ -74,7 +76,7 @@ def _finish_move(other: Path) -> None:
     (other / _UNFINISHED).unlink()
 
 # %% ../../nbs/training/01_run_folder.ipynb #e21b7785
-_PREPARED = ".previous"  # copies only, until all is ready
+_PREPARED = ".audiolab-previous"  # copies only, until all is ready
 
 def _copy(source: Path, target: Path) -> None:
     "Have a file twice; weights, which are replaced and never written to, take no more room."
