@@ -245,13 +245,14 @@ def iff_links(path: Path, raw, size: int, magic: bytes) -> FirstSound:
     style = CHUNK_STYLES[magic]
     parts = list(chunks(raw, size, style))
     behind = next((part.at for part in parts if part.name in CHUNK_STYLES), 0)
+    is_cut = bool(parts) and parts[-1].at+parts[-1].size > size  # a tag; some decoders refuse it
     found, size = next((part for part in parts if part.name in _SOUND_NAMES), None), behind or size
     if not found: return FirstSound(None, behind)
     if found.size >= 2**63: found = found._replace(size=0)  # CAF: -1 is "until the end"
     end = sound_end(path, raw, found, size, style)
     known = end == size or size-end >= 8 and is_followed(raw, end, size, magic)
     if not known: check_behind(path, raw, end, size)
-    if not known or magic == b'riff' and end < size:  # of W64 a decoder reads other chunks as sound
+    if end < size and (not known or is_cut or magic == b'riff'):  # of W64 a decoder reads more as sound
         return FirstSound([Link([(0, end)])], behind)
     if style.size == 4 or end == found.at or found.size > 0: return FirstSound(None, behind)
     true = (end-found.at+style.own).to_bytes(8, style.order)
