@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiolab.files import CheckpointError, CheckpointFolder, write_checkpoint
+from audiolab.files import (
+    HOST_DIGEST, CheckpointError, CheckpointFolder, write_checkpoint,
+)
 from audiolab.training import Distributed, RunFolder, Trainer, read_history, set_up
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -167,6 +169,30 @@ def test_what_was_pushed_of_a_branch_is_what_a_pull_goes_on_with(tmp_path):
     fit(tmp_path/"back", "auto")
     starts = [row["step"] for row in read_history(tmp_path/"back") if row["kind"] == "start"]
     assert starts[-1] == 9
+
+
+def test_a_best_model_that_a_kill_kept_from_the_store_comes_later(tmp_path, monkeypatch):
+    from audiolab.remote import Pusher, pull
+    shelf = (tmp_path/"shelf").as_uri()
+    with monkeypatch.context() as patch:
+        submit = Pusher.submit
+        patch.setattr(Pusher, "submit", lambda pusher, path, kind:
+                      None if kind == "best" else submit(pusher, path, kind))
+        fit(tmp_path/"run", task=Denoise(), push=shelf)
+    fit(tmp_path/"run", "auto", task=Denoise(), push=shelf)
+    pull(shelf, tmp_path/"back")
+    one, other = ((tmp_path/name/"best_model.safetensors").read_bytes() for name in ("run", "back"))
+    assert one == other
+
+
+def test_half_written_files_are_not_kept_aside(tmp_path):
+    "Nobody would ever remove them there"
+    name = f".checkpoint_step_3.safetensors.tmp-99999999-{HOST_DIGEST}01234567"
+    half = tmp_path/"checkpoints"/name
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    fit(tmp_path, steps=3)
+    assert not [*tmp_path.rglob(".*.tmp-*")]
 
 
 class Named(Slower):

@@ -252,7 +252,7 @@ def iff_links(path: Path, raw, size: int, magic: bytes) -> FirstSound:
     end = sound_end(path, raw, found, size, style)
     known = end == size or size-end >= 8 and is_followed(raw, end, size, magic)
     if not known: check_behind(path, raw, end, size)
-    if end < size and (not known or is_cut or magic == b'riff'):  # of W64 a decoder reads more as sound
+    if end < size and (not known or is_cut or magic == b'riff'):  # W64: more is read as sound
         return FirstSound([Link([(0, end)])], behind)
     if style.size == 4 or end == found.at or found.size > 0: return FirstSound(None, behind)
     true = (end-found.at+style.own).to_bytes(8, style.order)

@@ -25,7 +25,7 @@ from .fetching import read_small_object
 from .folder_store import FolderStore
 from .hub_store import HubStore
 from .manifest import MANIFEST, POINTERS, parse_manifest
-from .push_pull import RunLedger, open_store
+from .push_pull import RunLedger, describe_file, open_store
 from .store import StorageError, Store, Transfer, check_name, file_errors
 
 # %% ../../nbs/remote/08_pusher.ipynb #72ab51ca
@@ -144,11 +144,17 @@ class RunMirror:
                 if path.is_file(): found[name] = path.read_bytes()  # a pipe would block
         return found
 
+    def _is_there(self, item: WaitingFile) -> bool:
+        found = self._ledger.entries.get(item.name)
+        whole = found and not found.earlier
+        return bool(whole and describe_file(item.file).digest == found.digest)
+
     def send(self, item: WaitingFile, transfer: Transfer) -> None:
         "Send a file, then what points to it, then the manifest. StorageError if that fails."
         self._open(transfer)
         small = self._small_files() | self._pointers(item)
-        files = {item.name: item.file} | {name: io.BytesIO(data) for name, data in small.items()}
+        files = {name: io.BytesIO(data) for name, data in small.items()}
+        if not self._is_there(item): files = {item.name: item.file} | files
         self._ledger.send(files, transfer)
         self._ledger.write(transfer, complete=True)
         self._store.finish(transfer)

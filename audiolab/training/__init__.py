@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "run_lock": ["RunLock", "RunLocked", "SignsOfLife", "live_owner", "lock_owner",
         "owner_ended"],
     "run_parts": ["Run", "capture", "check_saving", "data_states", "export_weights",
-        "moments_to_come", "restore", "save_run", "take_up"],
+        "moments_to_come", "restore", "save_run", "share_means", "take_up"],
     "saver": ["ExportedWeights", "NotSaved", "RETRY_WAITS", "RunCheckpoints", "Saver"],
     "schedules": ["Interval", "learning_rate_factor", "seed_step"],
     "settings": ["HowOften", "PushAddress", "RunLength", "TrainingConfig", "interval_text",

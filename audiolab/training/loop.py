@@ -23,7 +23,7 @@ from .batch_cursor import BatchCursor, Filling, on_device
 from .progress import is_better
 from .less_memory import Shelf
 from audiolab.training.run_parts import (
-    Run, check_saving, export_weights, save_run, take_up,
+    Run, check_saving, export_weights, save_run, share_means, take_up,
 )
 from .requests import Due
 from .schedules import seed_step
@@ -441,6 +441,7 @@ def do_due(
             due.stop = True
             return
         best = run.scores.best
+        share_means(run)  # if it fails, what was done until now can still be saved
         act(run)
         setattr(due, name, False)
         if run.scores.best != best and _keeps_best(run): due.save = due.save or "step"
@@ -543,5 +544,6 @@ def _worth_saving(run: Run) -> bool:
     "Whether there is a boundary between steps that no checkpoint is of."
     p = run.progress
     if run.learner.networks.sharded: return False  # nobody alone has all of it
+    if run.place.world > 1 and run.recorder.row.shared < p.step: return False  # nor all numbers
     begun, unsaved = run.learner.driven or p.step, p.step > max(run.saver.saved_step, 0)
     return bool(begun and unsaved and not p.in_step and run.place.main)

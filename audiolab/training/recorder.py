@@ -59,9 +59,11 @@ class LastRow:
         spent: dict[str, float] | None = None,  # until then, by what it was spent on (s)
         at: float | None = None,  # of `time.monotonic` (s); None for now
         timed_from: int | None = None,  # step at that time, where it is a later one: after a resume
+        shared: int | None = None,  # step until which the main process has the numbers of all
     ):
         self.step, self.spent = step, dict(spent or {})
         self.timed_from = step if timed_from is None else timed_from
+        self.shared = step if shared is None else shared
         self.at = time.monotonic() if at is None else at
 
     def shares(self, spent: dict[str, float], wall: float) -> dict[str, float]:
@@ -182,7 +184,8 @@ class Recorder:
 
     def restart_row(self, spent: dict[str, float]) -> None:
         "The time until now belongs to no row."
-        self.row = LastRow(self.row.step, spent, timed_from=self.progress.step)
+        step, shared = self.row.step, self.row.shared
+        self.row = LastRow(step, spent, timed_from=self.progress.step, shared=shared)
 
     def end_epoch(self) -> None:
         "What is noted from now on is of the next epoch."

@@ -168,11 +168,16 @@ class RunFolder:
     ) -> None:
         "Write down what is asked of the run and where it starts."
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in filter(Path.is_dir, (self.path, self.samples)): remove_stale_temps(folder)
+        self._remove_halves()
         started = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         starts = [*self.starts(), started | _versions() | json_value(to_plain(about))][-100:]
         self._notes = config, starts
         self._write_notes()
+
+    def _remove_halves(self):
+        "What killed writers left."
+        places = self.path, self.samples, self.checkpoints
+        for folder in filter(Path.is_dir, places): remove_stale_temps(folder)
 
     def _write_notes(self):
         "Also into a folder that was made again, because the first was moved in mid-run."
@@ -230,6 +235,7 @@ def step_aside(self: RunFolder,
 ) -> Path | None:  # where the earlier run went; None if there was none
     "Move what an earlier run left to previous-1, -2, ...: a new one overwrites nothing."
     self.close()
+    self._remove_halves()
     usual = "run.json", "best_model.safetensors", "model_final.safetensors"
     files = [self.path / name for name in (*usual, *others)]
     found = self._left_by_a_run(files, checkpoints)

@@ -196,7 +196,9 @@ class Saver:
         aside = (CheckpointFolder(other / folder.relative_to(here)).last_number
                  for other in here.glob("previous-*"))  # these may be there, too, for ever
         self.checkpoints.last_elsewhere = max(aside, default=0)
-        self.pusher = Pusher(address, self.recorder.folder.path, on_problem=self.unpushed.append)
+        self.pusher = Pusher(address, here, on_problem=self.unpushed.append)
+        best = here / f"{_EXPORTED['best']}.safetensors"
+        if best.exists(): self.pusher.submit(best, "best")  # a kill may have come before its copy
 
     def tell_unpushed(self) -> None:
         "Tell of copies that failed."
