@@ -1,4 +1,5 @@
 "When training of SSGS is over: not when the objective falls, and not again and again."
+import json
 import logging
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_iterations_are_a_total_for_auto_and_more_for_a_path(music, tmp_path, ca
 def test_a_folder_without_checkpoints_is_named(music, tmp_path, capsys):
     assert train(music, tmp_path/"out", resume=music) == 2
     assert "holds no sound checkpoint" in capsys.readouterr().err
+
+
+def test_a_folder_is_resumed_after_its_moves_are_finished(music, tmp_path):
+    "A start that was killed while it left a branch had not moved it all: the newest there is gone"
+    how, out = dict(n_states=4, tolerance=0, checkpoint_interval=2), tmp_path/"out"
+    assert train(music, out, n_iterations=4, **how) == 0
+    (out/"previous-1").mkdir()
+    left = ["checkpoint_epoch_4.safetensors", "checkpoint_final.safetensors"]
+    (out/"previous-1"/"unfinished.json").write_text(json.dumps(left))
+    assert train(None, out, resume=out, n_iterations=1, **how) == 0
+    assert load(out/"checkpoint_final.safetensors").iteration == 3
+    assert sorted(path.name for path in (out/"previous-1").iterdir()) == left
 
 
 # ---- the sound it goes on with

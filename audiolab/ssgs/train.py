@@ -6,8 +6,8 @@
 __all__ = ['Hertz', 'StateCount', 'Order', 'Window', 'Hop', 'Fraction', 'SHARED', 'RESULTS', 'NoAudio', 'check_enough',
            'read_all', 'TrainConfig', 'check_levels', 'left_out', 'check_files', 'fresh_model', 'warn_of_few_frames',
            'shared_settings', 'keep_settings', 'tell_changes', 'give_audio', 'check_same', 'share_arrays', 'agree',
-           'spoken_sample', 'write_results', 'StateLearning', 'named_checkpoint', 'state_trainer', 'split_settings',
-           'ssgs_trainer', 'train_model', 'train_command']
+           'spoken_sample', 'write_results', 'StateLearning', 'state_trainer', 'split_settings', 'ssgs_trainer',
+           'train_model', 'train_command']
 
 # %% ../../nbs/ssgs/26_train.ipynb #9c45911f
 import hashlib
@@ -26,7 +26,7 @@ from annotated_types import Ge, Interval
 from tqdm.auto import tqdm
 
 from ..audio import AudioError, find_audio_files, read_audio, write_audio
-from ..files import CheckpointError, CheckpointFolder, inspect_checkpoint, save_bytes
+from ..files import inspect_checkpoint, save_bytes
 from .fitting import canonical_order
 from .hmm import GaussianHMM
 from .legacy_models import is_legacy
@@ -439,16 +439,6 @@ class StateLearning(Task):
 
     def end(self, loop): write_results(self.model, loop.folder.path)
 
-# %% ../../nbs/ssgs/26_train.ipynb #0a2b8b97
-def named_checkpoint(
-    resume: str|Path|None,  # as of `TrainConfig`
-) -> str|Path|None:  # the same, a folder replaced by the newest sound checkpoint in it
-    "What to resume from. CheckpointError for a folder that holds none."
-    if resume in (None, "auto") or not Path(resume).is_dir(): return resume
-    found = CheckpointFolder(resume).resolve("auto")
-    if found is None: raise CheckpointError("holds no sound checkpoint to resume from", resume)
-    return found
-
 # %% ../../nbs/ssgs/26_train.ipynb #c17adffc
 def state_trainer(
     config: TrainConfig,  # what to train on and how
@@ -513,7 +503,7 @@ def train_model(
         checkpoint_interval, str(resume_from) if resume_from else None, artifacts=artifacts,
         max_unreadable=max_unreadable, **of_run)
     trainer = state_trainer(config, files, listeners=[TerminalProgress(interval=0)], **of_model)
-    result = trainer.fit(named_checkpoint(resume_from))
+    result = trainer.fit(resume_from)
     stopped = trainer.control.signal or 0 if result.state == "stopped" else 0
     return trainer.task.model, stopped
 
@@ -525,7 +515,7 @@ def train_command(
     started = time.monotonic()
     if config.resume is None and not config.files(): check_files([], config)  # makes no folder
     trainer = state_trainer(config, listeners=[TerminalProgress(interval=0)])
-    result = trainer.fit(named_checkpoint(config.resume))
+    result = trainer.fit(config.resume)
     if result.state == "stopped":
         iteration = trainer.task.model.iteration
         _log.warning("stopped at iteration %d and saved; go on with --resume auto", iteration)
