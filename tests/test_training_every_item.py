@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from audiolab.data import Loader
-from audiolab.files import read_checkpoint
-from audiolab.training import Task, Trainer, TrainingConfig
+from audiolab.files import (
+    CheckpointFolder, pack_state, read_checkpoint, unpack_state, write_checkpoint,
+)
+from audiolab.training import Task, Trainer, TrainingConfig, read_history
 
 HERE = Path(__file__).parent
 
@@ -40,6 +42,11 @@ class Line(Task):
         loss = (self.net(batch["x"]) - 1).square().mean()
         loop.update("net", loss)
         return {"loss": loss}
+
+
+class Counted(Line):
+    "Counts its items"
+    def count(self, batch): return len(batch["index"])
 
 
 def fit(task, folder, resume=None, **settings):
@@ -100,6 +107,35 @@ def test_where_sizes_do_not_divide_nothing_is_left_out(tmp_path, caplog):
     counts = np.bincount([n for _, _, n in task.seen], minlength=64)
     assert counts.min() == 1 and (counts == 2).sum() == 8
     assert "8 items of this epoch come a second time" in caplog.text
+
+
+def as_it_was(folder):
+    "Let the newest checkpoint be one of before epochs counted items: its rows count their steps"
+    path = CheckpointFolder(folder/"checkpoints").resolve("auto")
+    tensors, notes = read_checkpoint(path)
+    state = unpack_state(tensors, notes)["training"]
+    state.pop("epoch_by_steps")
+    rows = [row for row in read_history(folder) if row["kind"] == "log"]
+    losses = [row["values"]["loss"] for row in rows]
+    state["epoch_sums"] = {"loss": [sum(losses), len(rows)]}
+    packed, more = pack_state({"training": state})
+    weights = {key: value for key, value in tensors.items() if not key.startswith("training.")}
+    kept = {key: value for key, value in notes.items() if key not in more}
+    write_checkpoint(path, weights | packed, {**kept, **more})
+
+
+def test_an_epoch_that_an_older_version_began_weighs_its_rows_alike(tmp_path):
+    "16 items, 4 to a batch; 3 batches were made when rows counted their steps"
+    fit(Counted(16), tmp_path/"whole", epochs=1, batch_size=4, log_every=1)
+    for stops in ((3,), (2, 3)):  # saved by this version too, before or after its first row
+        folder = tmp_path/str(stops[0])
+        fit(Counted(16), folder, steps=stops[0], batch_size=4, log_every=1)
+        as_it_was(folder)
+        for steps in stops: fit(Counted(16), folder, "auto", steps=steps, batch_size=4, log_every=1)
+        fit(Counted(16), folder, "auto", epochs=1, batch_size=4, log_every=1)
+        means = [[row["values"]["train"]["loss"] for row in read_history(where)
+                  if row["kind"] == "epoch"] for where in (folder, tmp_path/"whole")]
+        np.testing.assert_allclose(*means, rtol=1e-6)
 
 
 @pytest.mark.parametrize("items, accumulate", [

@@ -136,6 +136,7 @@ class Means:
     ):
         self.unit = unit
         self.sums: dict[str, list] = {}  # name -> [sum, count]
+        self.by_steps: set[str] = set()  # whose counts are steps, as in older checkpoints
 
     def note(self,
         name: str,
@@ -154,6 +155,17 @@ class Means:
         found = self.sums.setdefault(name, [0, 0])
         found[0], found[1] = found[0] + total, found[1] + count
 
+    def add_row(self,
+        sums: dict[str, list],  # name -> [sum, count]
+        steps: int,  # in which they were noted
+    ) -> None:
+        "Take in the sums of a row, and scale those before it that counted steps."
+        for name, (total, count) in sums.items():
+            if name in self.by_steps and count != steps:
+                self.sums[name] = [part * count / steps for part in self.sums[name]]
+            if count: self.by_steps.discard(name)
+            self.add(name, total, count)
+
     def means(self) -> dict[str, float]:
         "By name, of what was noted."
         return {name: float(total) / count for name, (total, count) in self.sums.items() if count}
@@ -161,7 +173,7 @@ class Means:
     def take(self) -> dict[str, float]:
         "The means, and begin anew."
         found = self.means()
-        self.sums = {}
+        self.sums, self.by_steps = {}, set()
         return found
 
     def state_dict(self) -> dict:

@@ -159,9 +159,9 @@ class Recorder:
     ) -> None:
         "Tell the means since the last row; nothing if there was no step. All processes call it."
         row, now = self.row, time.monotonic()
-        if self.progress.step == row.step: return
+        if not (steps := self.progress.step - row.step): return
         sums, self.means.sums = self.sums_of_all(), {}
-        for name, (total, count) in sums.items(): self.epoch_means.add(name, total, count)
+        self.epoch_means.add_row(sums, steps)
         values = {name: total / count for name, (total, count) in sums.items() if count}
         self.row = LastRow(self.progress.step, spent, now)
         wall = max(now - row.at, 1e-9)

@@ -145,7 +145,7 @@ def restore(
         setattr(run.scores, name, getattr(state.scores, name))
     recorder, step = run.recorder, run.progress.step
     recorder.means.sums = _sums_here(run, state.means.sums)
-    recorder.epoch_means.sums = state.epoch_means.sums
+    recorder.epoch_means = state.epoch_means
     recorder.row = LastRow(min(state.logged, step), run.learner.times.seconds, step, step)
     recorder.epoch_began = run.progress.clock.earlier
     run.saver.saved_step = step

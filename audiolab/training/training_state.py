@@ -69,7 +69,7 @@ class TrainingState:
             "sums": self.means.state_dict(), "epoch_sums": self.epoch_means.state_dict(),
             "logged": self.logged, "validation": dict(s.latest), "task": self.task,
             "data": self.data, "optimizers": self.optimizers, "scalers": self.scalers,
-            "average": self.average}
+            "average": self.average, "epoch_by_steps": sorted(self.epoch_means.by_steps)}
         if s.step != p.step: tree["measured"] = False
         return tree if p.taken is None else tree | {"taken": p.taken}
 
@@ -82,6 +82,8 @@ class TrainingState:
         state = cls(_read_progress(tree), _read_scores(tree), logged=logged, **kept)
         state.means.load_state_dict(tree["sums"])
         state.epoch_means.load_state_dict(tree["epoch_sums"])
+        by_steps = tree.get("epoch_by_steps", tree["epoch_sums"])  # all those of older checkpoints
+        state.epoch_means.by_steps = state.epoch_means.sums.keys() & by_steps
         return state
 
     def pack(self,
