@@ -1,4 +1,5 @@
 "A run that goes back to an older checkpoint: a branch that `auto` follows, whenever it is killed"
+import errno
 import hashlib
 import os
 import shutil
@@ -248,6 +249,63 @@ def test_a_folder_of_the_user_stays_and_a_pipe_is_no_list(tmp_path):
     assert (tmp_path/".previous"/"thesis.txt").read_text() == "mine"
     os.mkfifo(tmp_path/"previous-1"/"unfinished.json")
     with pytest.raises(CheckpointError, match="not a regular file"): run.finish_moves()
+
+
+# a folder that cannot be moved, such as a mount point
+
+def refuse(monkeypatch, number, name="checkpoints"):
+    "Let no folder of this name be renamed"
+    def rename(source, target):
+        if Path(source).name == name: raise OSError(number, os.strerror(number), str(source))
+        return real(source, target)
+    real = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+
+
+@pytest.mark.parametrize("whole", ["checkpoints"], indirect=True)
+def test_all_goes_back_where_one_folder_cannot_be_moved(whole, tmp_path, monkeypatch, caplog):
+    folder = tmp_path/"run"
+    shutil.copytree(whole[0], folder)
+    before = digests(folder)
+    with monkeypatch.context() as patched:
+        refuse(patched, errno.EBUSY)
+        with pytest.raises(OSError, match="mount point, move what it holds elsewhere") as error:
+            fit(folder)
+        assert error.value.filename == f"{folder}/checkpoints" and digests(folder) == before
+        (folder/"previous-1").mkdir()  # a start that was killed on the way back
+        (folder/"history.jsonl").rename(folder/"previous-1"/"history.jsonl")
+        listed = '["history.jsonl", "checkpoints"]'
+        (folder/"previous-1"/"unfinished.json").write_text(listed)
+        RunFolder(folder).finish_moves()
+        assert "is put back" in caplog.text and not list(folder.glob("*prev*"))
+        assert digests(folder) == before
+    fit(folder)
+    assert set(before.values()) <= set(digests(folder/"previous-1").values())
+
+
+def test_a_folder_on_another_disk_is_copied_or_stays_whole(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.begin(seed=7)
+    for name in ("a", "b"):
+        run.checkpoints.mkdir(exist_ok=True)
+        (run.checkpoints/name).write_text(name)
+    refuse(monkeypatch, errno.EXDEV)
+    before = digests(tmp_path)
+    with monkeypatch.context() as patched:
+        def full(source, target): raise OSError(errno.ENOSPC, "No space left on device")
+        patched.setattr(shutil, "copy2", full)
+        patched.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+        with pytest.raises(OSError, match="nothing was"): run.step_aside()
+        assert digests(tmp_path) == before and not list(tmp_path.glob("*prev*"))
+    run.step_aside()
+    assert {name.removeprefix("previous-1/") for name in digests(tmp_path)} == set(before)
+
+
+def test_an_empty_folder_of_the_user_is_no_earlier_run(tmp_path, monkeypatch):
+    "Such as a disk that is mounted there for what is to come"
+    (tmp_path/"checkpoints").mkdir()
+    refuse(monkeypatch, errno.EBUSY)
+    assert RunFolder(tmp_path).step_aside() is None
 
 
 # kills

@@ -6,6 +6,7 @@
 __all__ = ['set_aside', 'sample_files', 'RunFolder']
 
 # %% ../../nbs/training/01_run_folder.ipynb #dd039c3e
+import errno
 import json
 import logging
 import os
@@ -50,6 +51,9 @@ def set_aside(
 
 # %% ../../nbs/training/01_run_folder.ipynb #58615aae
 _UNFINISHED, _MAX_LIST = "unfinished.json", 1 << 26  # bytes
+_PREPARED = ".audiolab-previous"  # copies only, until all is ready
+_CANNOT = ("cannot be moved aside ({}), so nothing was; for a mount point, move what "
+           "it holds elsewhere yourself, or choose another folder for the run")
 
 def _is_inside(name: Any) -> bool:
     "Whether a name leads nowhere but into a folder."
@@ -64,20 +68,50 @@ def _read_list(path: Path) -> list[str]:
     if isinstance(names, list) and all(map(_is_inside, names)): return names
     raise CheckpointError("it lists no files of this folder that can be moved; remove it", path)
 
+# %% ../../nbs/training/01_run_folder.ipynb #bca51b01
+def _move(source: Path, target: Path) -> None:
+    "Rename; to another disk, a copy that is whole before the first one goes."
+    try: return os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV or os.path.ismount(source): raise
+    is_folder, begun = source.is_dir() and not source.is_symlink(), os.path.lexists(target)
+    remove = shutil.rmtree if is_folder else os.remove
+    try:
+        if is_folder: shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+        else: shutil.copy2(source, target, follow_symlinks=False)
+    except OSError:
+        if not begun and os.path.lexists(target): remove(target)
+        raise
+    remove(source)
+
 # %% ../../nbs/training/01_run_folder.ipynb #bca51c03
+def _undo_moves(other: Path, names: list[str]) -> None:
+    "Put back what was moved into a folder, and remove it with its copies."
+    here, temp = other.parent, other.with_name(_PREPARED)
+    for name in names[::-1]:
+        if os.path.lexists(other / name) and not os.path.lexists(here / name):
+            _move(other / name, here / name)
+    if any(os.path.lexists(other / name) for name in names): return
+    shutil.rmtree(temp, ignore_errors=True)
+    other.rename(temp)
+    shutil.rmtree(temp)
+
 def _finish_move(other: Path) -> None:
-    "Move what a folder lists into it, from the one that it is in; some may be there already."
-    for name in _read_list(other / _UNFINISHED):
+    "Move what a folder lists into it, from where the folder is; or nothing, and OSError says why."
+    names = _read_list(other / _UNFINISHED)
+    for name in names:
         source, target = other.parent / name, other / name
         if not os.path.lexists(source): continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
+        try: _move(source, target)
+        except OSError as error:
+            _undo_moves(other, names)
+            raise OSError(error.errno, _CANNOT.format(error.strerror), str(source)) from error
     sync_folder(other)
     (other / _UNFINISHED).unlink()
 
-# %% ../../nbs/training/01_run_folder.ipynb #e21b7785
-_PREPARED = ".audiolab-previous"  # copies only, until all is ready
 
+# %% ../../nbs/training/01_run_folder.ipynb #e21b7785
 def _copy(source: Path, target: Path) -> None:
     "Have a file twice; weights, which are replaced and never written to, take no more room."
     if source.suffix == ".safetensors":
@@ -216,6 +250,10 @@ class RunFolder:
         self._history.close()
 
 # %% ../../nbs/training/01_run_folder.ipynb #d16f7d68
+def _holds_something(path: Path) -> bool:
+    "Whether there is a file, or a folder that is not empty."
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
 @patch
 def _left_by_a_run(self: RunFolder, files: list[Path], checkpoints: list[Path]) -> list[Path]:
     "All that an earlier run left here, these files and what was set aside for them included."
@@ -225,7 +263,7 @@ def _left_by_a_run(self: RunFolder, files: list[Path], checkpoints: list[Path]) 
     else:
         places += [*self.path.glob("checkpoint_*.safetensors"), *checkpoints]
         places += [self.path / "latest.json", self.path / "best.json"]
-    return [path for path in dict.fromkeys(places) if path.exists()]
+    return [*filter(_holds_something, dict.fromkeys(places))]
 
 # %% ../../nbs/training/01_run_folder.ipynb #0572487a
 @patch
@@ -250,7 +288,10 @@ def finish_moves(self: RunFolder) -> None:
     "Finish, or undo, what a killed start began to move aside. CheckpointError for a broken list."
     shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
     for unfinished in sorted(self.path.glob(f"previous-*/{_UNFINISHED}")):
-        _finish_move(unfinished.parent)
+        try: _finish_move(unfinished.parent)
+        except OSError as error:
+            if unfinished.exists(): raise
+            _log.warning("what a start began to move aside is put back: %s", error)
 
 # %% ../../nbs/training/01_run_folder.ipynb #136544a5
 _SHARED = "config.yaml", "run.json", "history.jsonl", "best_model.safetensors"
