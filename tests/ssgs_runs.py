@@ -1,18 +1,28 @@
 "What tests of SSGS runs share: short pieces, the command, and what a folder holds."
 import hashlib
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from audiolab.apps import main
+import audiolab.ssgs.state_sounds
 from audiolab.audio import instrument_corpus, read_audio, write_audio
 from audiolab.ssgs import SpectralStateGuidedSynthesis
 
 load = SpectralStateGuidedSynthesis.load_checkpoint
-AUDIOLAB = [sys.executable, "-W", "ignore", "-c",
-            "import sys; from audiolab.apps import main; sys.exit(main())"]
 SIX = dict(n_states=6, n_iterations=5, tolerance=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_measures():
+    "Colours and levels of states, which other tests listen to, are measured on a second each"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("measure_colour", "measure_own_colours", "sampled_level"):
+            measure = getattr(audiolab.ssgs.state_sounds, name)
+            patch.setattr(audiolab.ssgs.state_sounds, name, partial(measure, seconds=1.))
+        yield
 
 
 def short_pieces(folder, whole):

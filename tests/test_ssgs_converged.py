@@ -5,7 +5,9 @@ import logging
 import numpy as np
 import pytest
 from ssgs_models import RATE, noise
-from ssgs_runs import digests, load, names, same_parameters, short_pieces, train
+from ssgs_runs import (
+    digests, load, names, same_parameters, short_measures, short_pieces, train,  # noqa: F401
+)
 
 from audiolab.audio import write_audio
 from audiolab.ssgs import SpectralStateGuidedSynthesis, at_rest

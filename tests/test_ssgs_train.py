@@ -12,7 +12,7 @@ from audiolab.ssgs import SpectralStateGuidedSynthesis, TrainConfig
 from audiolab.training import read_history
 
 from ssgs_runs import (
-    SIX, digests, load, names, same_parameters, short_pieces, train,
+    SIX, digests, load, names, same_parameters, short_measures, short_pieces, train,  # noqa: F401
 )
 
 

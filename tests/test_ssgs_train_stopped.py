@@ -3,8 +3,8 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ from audiolab.files import CheckpointFolder, verify_checkpoint
 from audiolab.ssgs import SpectralStateGuidedSynthesis, ssgs_trainer, train_model
 from audiolab.training import RunLock, read_history, send
 
+from child_processes import Fork, forked_ranks
 from ssgs_runs import (
-    AUDIOLAB, SIX, load, names, same_parameters, short_pieces, train,
+    SIX, load, names, same_parameters, short_measures, short_pieces, train,  # noqa: F401
 )
 
 
@@ -47,10 +48,8 @@ def files_of(folder): return sorted(folder.iterdir())
                           pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
 def test_a_run_told_to_stop_saves_and_goes_on_later(music, tmp_path, number, code):
     out = tmp_path/"out"
-    command = [*AUDIOLAB, "ssgs", "train", "--folders", str(music), "--checkpoint-dir", str(out),
-               "--n-states", "16", "--n-iterations", "100000", "--tolerance", "0",
-               "--checkpoint-interval", "2"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    child = Fork(partial(train, music, out, n_states=16, n_iterations=100000, tolerance=0,
+                         checkpoint_interval=2))
     try:
         deadline = time.monotonic() + 120
         while not (out/"checkpoint_epoch_2.safetensors").exists() and child.poll() is None:
@@ -263,13 +262,8 @@ def test_a_run_is_watched(music, tmp_path):
 # ---- several processes
 
 def several(n, folder, out, *flags, **named):
-    "Start `audiolab ssgs train` in n processes."
-    words = [str(f) for f in flags] + [w for k, v in named.items()
-                                       for w in (f"--{k.replace('_', '-')}", str(v))]
-    return subprocess.Popen([*AUDIOLAB, "ssgs", "train",
-                             *(["--folders", str(folder)] if folder else []), "--checkpoint-dir",
-                             str(out), "--processes", str(n), *words], stderr=subprocess.PIPE,
-                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    "Start `audiolab ssgs train --processes n`."
+    return Fork(partial(train, folder, out, *flags, processes=n, **named))
 
 
 def finish(child):
@@ -285,8 +279,9 @@ def finish(child):
 def test_processes_share_the_work_and_change_nothing(music, tmp_path, mode, dtype):
     how = dict(n_states=6, n_iterations=10, tolerance=0, mode=mode, dtype=dtype,
                checkpoint_interval=0)
-    said = finish(several(2, music, tmp_path/"two", **how))
+    ranks = forked_ranks(partial(train, music, tmp_path/"two", **how))
     assert train(music, tmp_path/"one", **how) == 0
+    said = "".join(map(finish, ranks))
     # to the last bit, so within any tolerance
     same_parameters(tmp_path/"two"/"checkpoint_final.safetensors",
                     tmp_path/"one"/"checkpoint_final.safetensors")
@@ -324,7 +319,7 @@ def test_processes_report_bad_input(music, tmp_path):
                           pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)])
 def test_processes_told_to_stop_save_once(music, tmp_path, number, code):
     out = tmp_path/"out"
-    child = several(2, music, out, n_states=16, n_iterations=100000, tolerance=0,
+    child = several(2, music, out, n_states=6, n_iterations=100000, tolerance=0,
                     checkpoint_interval=2)
     try:
         deadline = time.monotonic() + 240
@@ -342,7 +337,7 @@ def test_processes_told_to_stop_save_once(music, tmp_path, number, code):
     assert saved.count(f"checkpoint_epoch_{stopped.iteration}.safetensors") == 1
     more = stopped.iteration + 3  # in all
     assert train(None, out, resume="auto", n_iterations=more, tolerance=0) == 0
-    unbroken, _ = train_model(files_of(music), n_states=16, n_em_iterations=stopped.iteration + 3,
+    unbroken, _ = train_model(files_of(music), n_states=6, n_em_iterations=stopped.iteration + 3,
                               tolerance=0., checkpoint_dir=tmp_path/"unbroken",
                               checkpoint_interval=0)
     same_parameters(out/"checkpoint_final.safetensors", unbroken)

@@ -74,7 +74,9 @@ def adapted_states(
     keep_unvisited(heard.states, before, visited)
     now, then = heard.states.balance, before.balance
     if not old and then.colour is not None:
-        now.colour, now.own_colours = then.colour, then.own_colours
+        # a level goes with the colours of the new sound: it is measured before they are replaced
+        now.level, now.colour = now.level, then.colour
+        now.own_colours = then.own_colours
     heard.states.occupancy = fit.statistics.counts/fit.statistics.counts.sum()
     return heard.states
 

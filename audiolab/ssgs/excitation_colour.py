@@ -28,9 +28,14 @@ class Colour:
     ):
         self.filter = _minimum_phase(gain, taps)
         self.tail = np.zeros(taps - 1)
+        self.n_fft = self.response = None  # the spectrum of the filter for blocks of one length
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = scipy.signal.fftconvolve(x, self.filter)
+        size = len(x) + len(self.filter) - 1
+        n_fft = scipy.fft.next_fast_len(size, real=True)
+        if n_fft != self.n_fft:
+            self.n_fft, self.response = n_fft, scipy.fft.rfft(self.filter, n_fft)
+        y = scipy.fft.irfft(scipy.fft.rfft(x, n_fft)*self.response, n_fft)[:size]
         y[:len(self.tail)] += self.tail
         self.tail = y[len(x):].copy()
         return y[:len(x)]

@@ -151,7 +151,8 @@ def state_tensors(
     states: States,  # of a model
 ) -> dict:  # name -> array or number
     "States as tensors, without what is in the fit."
-    known = vars(states) | vars(states.limits) | vars(states.balance)
+    balance = {"colour": states.balance.colour, "level": states.balance.level}
+    known = vars(states) | vars(states.limits) | balance
     values = {f"tracks.{name}": known[name] for name in TRACKS}
     values |= {f"colour.{name}": gain for name, gain in states.balance.own_colours.items()}
     return {name: value for name, value in values.items() if value is not None}

@@ -7,6 +7,7 @@ __all__ = ['BLOCK', 'CONTEXT', 'Course', 'PlannedTracks', 'soft_limit', 'BlockRe
            'measure_colour', 'measure_own_colours', 'state_powers', 'measure_level', 'sampled_level']
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #fba1654b
+import itertools
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
@@ -98,9 +99,10 @@ def soft_limit(
     knee: float,  # magnitude up to which nothing changes
 ) -> np.ndarray:  # same shape, magnitudes below 0.98, or below 1.02 times a knee above 0.96
     "Bend magnitudes above `knee` smoothly, sample by sample."
-    knee = max(knee, 0.5)
+    knee, loudness = max(knee, 0.5), np.abs(audio)
+    if not (loudness > knee).any(): return audio
     ceiling = 0.98 if knee <= 0.96 else 1.02*knee
-    room, over = ceiling - knee, np.maximum(np.abs(audio) - knee, 0)
+    room, over = ceiling - knee, np.maximum(loudness - knee, 0)
     return np.where(over > 0, np.sign(audio)*(knee + room*np.tanh(over/room)), audio)
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #b0fd966a
@@ -291,10 +293,11 @@ def measure_colour(
 def measure_own_colours(
     states: States,  # a model without its colour
     recordings: Recordings,  # its training audio
+    seconds: float = 60.,  # how much of it to use, the beginning of each recording
 ) -> dict[str, np.ndarray]:  # gain [bins] by the name of the excitation, in lower case
     "As `measure_colour`, for excitations that say they have a colour of their own."
     plain = replace(states, balance=Balance())
-    return {name.lower(): _measured_gain(plain, recordings, name, 60., 2048)
+    return {name.lower(): _measured_gain(plain, recordings, name, seconds, 2048)
             for name, source in EXCITATIONS.items() if getattr(source, "own_colour", False)}
 
 # %% ../../nbs/ssgs/12_sound_stream.ipynb #bf559838
@@ -337,9 +340,10 @@ def sampled_level(
 ) -> np.ndarray:  # factors for noise- and for pulse-like excitations [2], 0.5 to 2
     "What brings sampled states without real frames to the level of the training audio."
     real, out = np.mean(np.concatenate([o.audio for o in recordings.frames])**2), np.ones(2)
+    rng = np.random.default_rng(0)
+    plans = itertools.tee(sampled_plan(states, states.transition, None, 0., rng))
     for n, name in enumerate(("noise", "pulse")):
-        rng = np.random.default_rng(0)
-        plan = sampled_plan(states, states.transition, None, 0., rng)
-        made = Stream(states, plan, None, 0., name, rng).read(int(seconds*states.sample_rate))
+        stream = Stream(states, plans[n], None, 0., name, np.random.default_rng(0))
+        made = stream.read(int(seconds*states.sample_rate))
         out[n] = np.sqrt(real/max(np.mean(made**2), 1e-12)) if real else 1.
     return np.clip(out, 0.5, 2.)
