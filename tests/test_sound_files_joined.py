@@ -49,6 +49,25 @@ def test_headers_of_one_size_name_both_numbers(tmp_path):
     assert "promises 25400 bytes of samples, 4979 are there" in refusal(path, data[:5000])
 
 
+def test_headers_of_one_size_may_state_too_few(tmp_path):
+    for kind in ("NIST", "AVR", "MAT4", "MAT5", "MPC2K", "WVE", "HTK", "SDS"):
+        _, data = kept(tmp_path/"a", kind, "ALAW" if kind == "WVE" else "PCM_16")
+        assert "promises fewer samples than there seem to be: 4000" in refusal(
+            tmp_path/f"a.{kind.lower()}", data + data[-4000:]), kind
+
+
+def test_a_half_count_of_a_matrix_and_a_second_matrix(tmp_path):
+    for subtype in KINDS["MAT4"]:
+        whole, data = kept(tmp_path/"a.mat", "MAT4", subtype)
+        name = data.index(b"wavedata\0")
+        head, begin = name - 20, name + 9
+        half = data[:head + 8] + (RATE//2).to_bytes(4, "little") + data[head + 12:]
+        missing = (len(data) - begin)//2
+        assert f"seem to be: {missing} bytes follow" in refusal(tmp_path/"b.mat", half)
+        assert "fewer samples" in refusal(tmp_path/"c.mat", data + data[head:])
+        np.testing.assert_array_equal(kept_bytes(tmp_path/"d.mat", data*2), np.tile(whole, 2))
+
+
 def test_what_does_not_count_its_samples_cannot_end_within_a_frame(tmp_path):
     for kind, subtype, frame in (("IRCAM", "FLOAT", 8), ("PAF", "PCM_16", 4), ("PAF", "PCM_24", 64),
                                  ("PVF", "PCM_32", 8)):
@@ -153,6 +172,32 @@ def test_damaged_tags_behind_whole_samples(tmp_path):
     caf = coded("CAF", channels=1) + b"info" + (9999).to_bytes(8, "big") + text
     assert kept_bytes(tmp_path/"a.caf", caf).shape == (1, RATE)
     assert "fewer samples" in refusal(path, wav(sound, b"\xa9nam\1\0\0\0" + text))
+
+
+def test_a_file_behind_a_damaged_tag(tmp_path):
+    "Its size took in the file behind it, wholly or in part"
+    path, text, second = tmp_path/"a.wav", b"words "*800, coded("WAV", channels=1)
+    sound, heard = form() + chunk(b"data", bytes(16_000)), kept_bytes(path, second)[0]
+    for tag in (chunk(b"LIST", text)[:-10], chunk(b"LIST", text)[:-1200],
+                chunk(b"id3 ", text, len(text) + 1), chunk(b"LIST", text, len(text) + 5000),
+                chunk(b"LIST", text, 10**6), chunk(b"LIST", text, 2**32 - 1)):
+        first = wav(sound, chunk(b"fact", bytes(4)), tag)
+        for count in (1, 2):
+            x = kept_bytes(path, first + second*count)[0]
+            np.testing.assert_array_equal(x, np.r_[np.zeros(RATE), np.tile(heard, count)])
+            assert probe_audio(path).frames == RATE*(1 + count)
+
+
+def test_a_file_behind_a_damaged_tag_in_other_families(tmp_path):
+    strange = {"AIFF": b"ANNO" + (9999).to_bytes(4, "big"),
+               "CAF": b"info" + (9999).to_bytes(8, "big"),
+               "W64": b"bext" + bytes.fromhex("f3acd3118cd100c04f8edb8a") + b"\x0f\x27" + bytes(6)}
+    for kind, head in strange.items():
+        path, sound = tmp_path/f"a.{kind.lower()}", coded(kind, "PCM_16", channels=1)
+        whole = kept_bytes(path, sound)
+        for second in (sound, coded("WAV", channels=1)):
+            x = kept_bytes(path, sound + head + b"words "*8 + second)
+            np.testing.assert_array_equal(x, np.tile(whole, 2), err_msg=kind)
 
 
 def test_a_header_of_absurd_frames_costs_no_search(tmp_path):
