@@ -215,10 +215,14 @@ class Zoo(Kind):
 
     def same_elsewhere(self, x, rate):
         "Bytes and ranges give what the whole file gave"
-        from audiolab.audio import read_audio
+        from audiolab.audio import AudioError, read_audio
         from audiolab.data import read_content
-        begin = x.shape[1]*2//3
-        part = read_audio(self.path, start=begin/rate, duration=50/rate)[0]
+        begin, parts = x.shape[1]*2//3, []
+        def read(): parts.append(read_audio(self.path, start=begin/rate, duration=50/rate)[0])
+        # into what is damaged a decoder may find no way, and says so
+        if not self.is_damaged: read()
+        elif not self.tried(read, AudioError): return
+        part, = parts
         crop = x[:, begin:begin+part.shape[1]]
         if "ALAC" not in self.case.note or not self.is_damaged:
             assert np.allclose(part, crop, atol=3e-6), f"{self.case.note}: range at {begin}"

@@ -104,7 +104,7 @@ def level(x): return 10*np.log10(np.mean(np.square(np.asarray(x, float))))
 def test_each_excitation_is_as_loud_as_the_training(model, sounds, kind, excitation, fidelity):
     "The default was up to 3.7 dB too loud, the residual 2 to 4 between 0 and 1; both clipped."
     made = model.generate(90, fidelity=fidelity, excitation_type=excitation, seed=1)
-    assert abs(level(made) - level(np.concatenate(sounds[kind]))) < 1.1
+    assert abs(level(made) - level(np.concatenate(sounds[kind]))) < 1
     assert np.abs(made).max() < .99
 
 
@@ -115,6 +115,6 @@ def test_peaks_above_full_scale_leave_the_limiter_on(sounds, kind, peak):
     sound = sounds[kind][0]*peak/np.abs(sounds[kind][0]).max()
     model = SpectralStateGuidedSynthesis(16).train(sound, n_em_iterations=3)
     made = model.generate(60, seed=0)
-    assert np.abs(made).max() < .99 and abs(level(made) - level(sound)) < 1.5
+    assert np.abs(made).max() < .99 and abs(level(made) - level(sound)) < 1
     again = model.generate(4, fidelity=1)
     assert np.abs(again - sound[:len(again)]).max() < 1e-5  # nothing is bent in a recording

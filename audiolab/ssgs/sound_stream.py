@@ -320,15 +320,17 @@ def measure_level(
     recordings: Recordings,  # its training audio
     fidelity: float,  # 0..1
     excitation_type: str,  # a name in `EXCITATIONS`
-    seconds: float = 30.,  # how much to make
+    seconds: float = 30.,  # of a path
+    takes: int = 3,  # of it; they wander in other ways, which weighs more than the path does
 ) -> float:  # factor, 0.25 to 4; 1 at fidelity 1
     "What brings a sound to the level of the training audio."
     if fidelity >= 1: return 1.
     rng, hop = np.random.default_rng(0), states.hop_size
     plan = sampled_plan(states, states.transition, recordings, fidelity or 0.8, rng)
-    stream = Stream(states, plan, recordings, fidelity, excitation_type, rng)
-    frames = max(8, int(seconds*states.sample_rate/hop))
-    made = np.square(stream.read(frames*hop)).sum()
+    frames, made = max(8, int(seconds*states.sample_rate/hop)), 0.
+    for again in itertools.tee(plan, takes):
+        stream = Stream(states, again, recordings, fidelity, excitation_type, rng)
+        made += np.square(stream.read(frames*hop)).sum()/takes
     real = hop*state_powers(recordings, len(states.mean))[stream.states[:frames]].sum()
     return float(np.clip(np.sqrt(real/max(made, 1e-12)), 0.25, 4.)) if real else 1.
 
