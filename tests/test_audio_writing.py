@@ -9,7 +9,7 @@ import torch
 
 from audiolab.audio import (
     AudioError, find_audio_files, log_mel, mel_filterbank, play, probe_audio, read_audio, resample,
-    show_audio, stft, write_audio,
+    show_audio, stft, write_audio, write_blocks,
 )
 from audio_files import music
 
@@ -136,3 +136,14 @@ def test_pictures_and_players():
         assert png[:4] == b'\x89PNG' and shown['width'] == 576 and len(png) < 60_000
     assert not helpers.Gcf.figs, "no figure is left open"
     assert play(np.array([.5, -3.]), 8000).data[-4:] == struct.pack('<hh', 16_383, -32_767)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory for more"), OSError(5, "no such take"),
+                                   ValueError("a length below 0"), AudioError("b.wav", "cut")])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_what_the_maker_of_blocks_raises_comes_as_itself(blocks, error, tmp_path):
+    def made():
+        for _ in range(blocks): yield np.zeros(1000, np.float32)
+        raise error
+    with pytest.raises(type(error)) as caught: write_blocks(tmp_path/"a.wav", made(), 8000)
+    assert caught.value is error and not any(tmp_path.iterdir())

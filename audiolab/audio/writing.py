@@ -87,13 +87,18 @@ def file_coding(
 
 # %% ../../nbs/audio/09_writing.ipynb #3a956c0e
 def _write_pieces(path, pieces, sample_rate, coding):
-    "Write pieces of sound [T, C]; AudioError where that fails. What making them raises is let through."
+    "Write pieces of sound [T, C]; AudioError where that fails. What making them raises comes as itself."
     kind, subtype = coding
     if '\0' in str(path) or not path.parent.is_dir():
         raise AudioError(path, f"the folder {path.parent} does not exist")
-    pieces, temporary = iter(pieces), path
-    first = next(pieces)
+    made, unmade, temporary = iter(pieces), [], path
+    first = next(made)
 
+    def others():
+        try: yield from made
+        except Exception as e:
+            unmade.append(e)
+            raise
     def failed(e):
         said = str(e).replace(str(temporary), path.name)
         hint = "; opus takes 8, 12, 16, 24 or 48 kHz only" if subtype == 'OPUS' else ''
@@ -104,8 +109,10 @@ def _write_pieces(path, pieces, sample_rate, coding):
             try: file = sf.SoundFile(name, 'w', sample_rate, first.shape[1], subtype, format=kind)
             except ValueError as e: raise failed(e) from None
             with file:
-                for x in chain([first], pieces): file.write(np.ascontiguousarray(x))
-    except (sf.SoundFileError, RuntimeError, OSError) as e: raise failed(e) from None
+                for x in chain([first], others()): file.write(np.ascontiguousarray(x))
+    except (sf.SoundFileError, RuntimeError, OSError) as e:
+        if e in unmade: raise
+        raise failed(e) from None
 
 # %% ../../nbs/audio/09_writing.ipynb #55767935
 def write_audio(
