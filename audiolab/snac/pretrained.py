@@ -24,7 +24,7 @@ from audiolab.files import (
     CheckpointError, CheckpointFolder, checked_tensor, open_regular, read_header, read_tensor,
     read_torch_file, save_bytes, write_checkpoint,
 )
-from .config import SnacError
+from .config import ModelConfig, SnacError, check_layout
 from .generator import SNAC
 
 # %% ../../nbs/snac/04_pretrained.ipynb #c46a5a99
@@ -60,16 +60,21 @@ _RULES = {  # in the order of the constructor
 _DEFAULTS = {key: signature(SNAC).parameters[key].default for key in _RULES}
 
 # %% ../../nbs/snac/04_pretrained.ipynb #b9158123
-def _check_products(config, where):
-    hop, halved = math.prod(config["encoder_rates"]), 2**len(config["decoder_rates"])
+@contextmanager
+def _located(where):
+    "Say in an error of the room where it is."
+    try: yield
+    except SnacError as error: raise SnacError(f"{where}: {error}") from error
+
+
+def _check_fit(config, where):
+    hop, doubled = math.prod(config["encoder_rates"]), 2**len(config["encoder_rates"])
     if hop > 1 << 16:
         raise SnacError(f"{where}: encoder_rates give frames of {hop} samples; at most {1 << 16}")
-    if config["decoder_dim"] % halved:
-        raise SnacError(f"{where}: decoder_dim {config['decoder_dim']} is halved "
-                        f"{halved.bit_length()-1} times and must be a multiple of {halved}")
-    if config["encoder_dim"]*2**len(config["encoder_rates"]) > 1 << 16:
+    if config["encoder_dim"]*doubled > 1 << 16:
         raise SnacError(f"{where}: encoder_dim {config['encoder_dim']} is doubled "
                         f"to more than {1 << 16}")
+    with _located(where): check_layout(ModelConfig(**config))
 
 # %% ../../nbs/snac/04_pretrained.ipynb #3600e661
 def check_config(
@@ -88,17 +93,10 @@ def check_config(
     for key, (check, wanted) in _RULES.items():
         if check(full[key]): continue
         raise SnacError(f"{where}: {key} is {str(full[key])[:60]!r}; it must be {wanted}")
-    _check_products(full, where)
+    _check_fit(full, where)
     return full
 
 # %% ../../nbs/snac/04_pretrained.ipynb #95879393
-@contextmanager
-def _located(where):
-    "Say in an error of the room where it is."
-    try: yield
-    except SnacError as error: raise SnacError(f"{where}: {error}") from error
-
-
 def _skeleton(config):
     with torch.device("meta"): return SNAC(**config)
 
