@@ -138,8 +138,20 @@ def test_an_epoch_that_an_older_version_began_weighs_its_rows_alike(tmp_path):
         np.testing.assert_allclose(*means, rtol=1e-6)
 
 
+def test_a_smaller_batch_counts_its_items_in_one_process_too(tmp_path):
+    "8, 8 and 5 items of one update, and rows and epochs that are means over items"
+    fit(Line(21, drop_last=False), tmp_path/"large", epochs=2, batch_size=21)
+    fit(Line(21, drop_last=False), tmp_path/"small", epochs=2, batch_size=8, accumulate=3)
+    for key, value in weights(tmp_path/"large").items():
+        np.testing.assert_allclose(weights(tmp_path/"small")[key], value, rtol=0, atol=1e-6)
+    told = [[row["values"]["train"]["loss"] for row in read_history(tmp_path/name)
+             if row["kind"] == "epoch"] for name in ("large", "small")]
+    np.testing.assert_allclose(*told, rtol=1e-6)
+
+
 @pytest.mark.parametrize("items, accumulate", [
-    pytest.param(29, 1, marks=pytest.mark.slow), (25, 3)])
+    pytest.param(29, 1, marks=pytest.mark.slow), pytest.param(21, 3, marks=pytest.mark.slow),
+    (25, 3)])
 def test_items_that_fill_up_a_share_do_not_count(items, accumulate, tmp_path):
     "In batches of 8 the last has 5 items, which two processes cannot share, or one alone"
     settings = {"epochs": 3, "batch_size": 8, "accumulate": accumulate}

@@ -377,10 +377,9 @@ def batches(self: Loader,
 @patch
 def _jobs(self: Loader, epoch: int, start: int) -> Iterator[tuple]:
     batches = self.plans.batches(self.seed, epoch, self.shuffle)
-    whole = self.drop_last or self.world == 1  # then nothing is repeated
     for number in range(start, len(batches)):
         indices, repeats = rank_share(batches[number], self.rank, self.world)
-        yield epoch, to_send(indices), None if whole else to_send(repeats)
+        yield epoch, to_send(indices), None if self.drop_last else to_send(repeats)
 
 # %% ../../nbs/data/12_loader.ipynb #185450bc
 @patch

@@ -162,7 +162,8 @@ class LaneReader:
     def _take(self, row, epoch, mark, items, unreadable):
         self.last = name = self.stream.name(row)
         write_mark(mark, name)
-        try: items.append(self.stream.item(row, epoch))
+        own = {} if self.drop_last else {"repeat": False}  # a smaller batch counts its items
+        try: items.append(self.stream.item(row, epoch) | own)
         except UNREADABLE as cause: unreadable.append((name, exception_text(cause)))
         except Exception as cause:
             raise _explained(f"{name}: {type(cause).__name__}", cause) from cause

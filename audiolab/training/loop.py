@@ -231,7 +231,7 @@ def make_step(
 # %% ../../nbs/training/23_loop.ipynb #40c7eef9
 def own_items(
     batch: Any,
-) -> int | None:  # None where nothing in it could be repeated
+) -> int | None:  # None where nothing is marked: batches count alike
     "How many items of a batch are not only there for all processes to have equally many."
     marked = batch.get("repeat") if isinstance(batch, dict) else None
     return None if marked is None else len(marked) - int(sum(marked))
