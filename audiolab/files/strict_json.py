@@ -36,6 +36,8 @@ def _no_duplicates(pairs):
 # %% ../../nbs/files/01_strict_json.ipynb #c6e35462
 def _no_fraction(text): raise ValueError(f"the number {text} is not an integer")
 
+def _no_constant(text): raise ValueError(f"{text} is no number of JSON")
+
 # %% ../../nbs/files/01_strict_json.ipynb #778d0081
 def _is_long(raw: bytes) -> bool:
     items = islice(_ITEM.finditer(raw), _MAX_ITEMS + 1)
@@ -44,10 +46,11 @@ def _is_long(raw: bytes) -> bool:
 # %% ../../nbs/files/01_strict_json.ipynb #8be8867d
 def parse_json(
     raw: bytes,  # from anybody
-):  # nested dicts, lists, text, integers, bools, None
-    "JSON of bounded size, without duplicate keys, fractions or NaN; ValueError otherwise."
+    fractions: bool = False,  # whether numbers may have one
+):  # nested dicts, lists, text, numbers, bools, None
+    "JSON of bounded size, without duplicate keys or NaN, nor fractions unless asked for; ValueError otherwise."
     if _is_long(raw):
         raise ValueError(f"JSON of more than {MAX_JSON:,} bytes or {_MAX_ITEMS:,} items")
-    strict = {"parse_float": _no_fraction, "parse_constant": _no_fraction}
+    strict = {"parse_float": float if fractions else _no_fraction, "parse_constant": _no_constant}
     try: return json.loads(raw.decode(), object_pairs_hook=_no_duplicates, **strict)
     except RecursionError: raise ValueError("JSON nested too deep") from None

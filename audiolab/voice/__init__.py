@@ -1,0 +1,10 @@
+"Voices of synthesizers: what they are made of, and a recording turned into one."
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "style": ["ROW_TOLERANCE", "StyleError", "StyleSpace", "VoiceStyle", "blend", "check_rows",
+        "check_same_teacher", "perturb", "slerp", "slerp_rows", "stack_styles", "unit_rows"],
+    "style_basis": ["StyleBasis", "active_rows", "fit_basis", "principal_directions"],
+    "style_files": ["MAX_STYLE_FILE", "load_style", "named_space", "read_tree", "save_style",
+        "style_json"],
+})
