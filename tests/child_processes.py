@@ -56,6 +56,7 @@ class Fork:
         if not self.pid: _run_forked(function, args, environment, [write for _, write in ends])
         for _, write in ends: os.close(write)
         self.stdout, self.stderr = (open(read, errors="replace") for read, _ in ends)
+        self.said, self.listeners = {}, []
 
     def poll(self): return self._wait(os.WNOHANG)
     def send_signal(self, number): self.poll() is None and os.kill(self.pid, number)
@@ -69,17 +70,17 @@ class Fork:
 
     def communicate(self, timeout=PATIENCE):
         "The rest of what it says, when it is over"
-        said = {}
-        def listen(name): said[name] = getattr(self, name).read()
-        threads = [threading.Thread(target=listen, args=[name], daemon=True)
-                   for name in ("stdout", "stderr")]
-        for thread in threads: thread.start()
+        def listen(name): self.said[name] = getattr(self, name).read()
+        if not self.listeners:
+            self.listeners = [threading.Thread(target=listen, args=[name], daemon=True)
+                              for name in ("stdout", "stderr")]
+            for thread in self.listeners: thread.start()
         end = time.monotonic() + timeout
-        for thread in threads: thread.join(max(0, end - time.monotonic()))
-        if any(thread.is_alive() for thread in threads):
+        for thread in self.listeners: thread.join(max(0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in self.listeners):
             raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout)
         self._wait(0)
-        return said["stdout"], said["stderr"]
+        return self.said["stdout"], self.said["stderr"]
 
 
 def _run_forked(function, args, environment, outputs):

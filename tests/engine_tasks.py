@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from child_processes import Fork, forked_ranks
 
 from audiolab.data import keyed_rng
 from audiolab.data import Loader
@@ -217,9 +218,10 @@ def state_of(path):
 
 def start(task, folder, *words, launcher=(), **environment):
     "This file as a program, in a process of its own"
+    environment = {"SAY": "1", "OMP_NUM_THREADS": "1"} | environment
+    if not launcher: return Fork(program, task, folder, *words, **environment)
     command = [sys.executable, *launcher, __file__, task, str(folder), *words]
-    environment = os.environ | {"SAY": "1", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
+    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
 
 
@@ -227,6 +229,17 @@ def torchrun(task, folder, *words, processes=2, **environment):
     "The same in several processes"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return start(task, folder, *words, launcher=launcher, **environment)
+
+
+def pair(task, folder, *words):
+    "The same in two processes that no launcher watches over"
+    return forked_ranks(program, task, folder, *words, SAY="1")
+
+
+def both_ended(ranks):
+    "Exit codes, output and errors of both"
+    codes, said, errors = zip(*map(ended, ranks))
+    return list(codes), "".join(said), "".join(errors)
 
 
 def ended(process, timeout=120):
@@ -262,15 +275,18 @@ def alive(pid):
     except OSError: return False
 
 
-if __name__ == "__main__":
+def program(name, folder, *rest):
+    "Train, with what `key=value` words say; the exit code"
     torch.set_num_threads(1)
     if hasattr(signal, "SIGHUP"):  # nohup lets what it starts ignore it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    name, folder, *rest = sys.argv[1:]
     given = {key: json.loads(value) for key, value in (word.split("=", 1) for word in rest)}
     task = TASKS[name](**{key: given.pop(key) for key in ("workers", "items", "statistics", "slow",
                                                           "stream", "seen") if key in given})
     trainer = Trainer(task, config(**given), folder)
     if os.environ.get("SAY"):
         trainer.listeners.append(lambda event: print(event.kind, event.step, flush=True))
-    sys.exit(trainer.fit(resume="auto").exit_code)
+    return trainer.fit(resume="auto").exit_code
+
+
+if __name__ == "__main__": sys.exit(program(*sys.argv[1:]))

@@ -29,7 +29,7 @@ from audiolab.training import OutOfMemory, Trainer
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-child = child_of(__file__)
+child = child_of(globals())
 
 
 def no_temporary_files(folder):

@@ -24,7 +24,7 @@ from audiolab.training import Trainer, read_history
 
 
 
-child = child_of(__file__)
+child = child_of(globals())
 
 
 # --- workers

@@ -1,53 +1,30 @@
 "A model in slices learns, saves and resumes as a whole one does, to the bit."
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from engine_tasks import Adversarial, config, rows, state_of
+import torch
+from child_processes import forked_ranks
+from engine_tasks import TASKS, Adversarial, config, ended, network, rows, state_of
 
 from audiolab.files import read_checkpoint
-from audiolab.training import Distributed, Run, RunFolder, Trainer
-
-HERE = Path(__file__).parent
-RUNS = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from engine_tasks import TASKS, config
-from audiolab.training import Distributed, Run, RunFolder, Trainer
-torch.set_num_threads(1)
-group = torch.distributed
-leave_for_good, group.destroy_process_group = group.destroy_process_group, lambda: None
-for name, folder, options, settings, resume in json.loads(sys.argv[2]):
-    Trainer(TASKS[name](**options), config(**settings), folder).fit(resume=resume)
-leave_for_good()
-"""
+from audiolab.training import Distributed, Learner, Run, RunFolder, Trainer, join, own_part
 
 
-def start_pair(*runs, code=RUNS):
-    "Two processes that make runs one after the other: (task, folder, options, settings, resume)"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2",
-               "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, str(HERE), json.dumps(runs, default=str)]
-    return [subprocess.Popen(command, env=os.environ | address | {"RANK": rank, "LOCAL_RANK": rank},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for rank in "01"]
+
+def make(*runs):
+    "In each of two processes: runs one after the other (task, folder, options, settings, resume)"
+    torch.set_num_threads(1)
+    group = torch.distributed
+    leave_for_good, group.destroy_process_group = group.destroy_process_group, lambda: None
+    for name, folder, options, settings, resume in runs:
+        Trainer(TASKS[name](**options), config(**settings), folder).fit(resume=resume)
+    leave_for_good()
 
 
-def run_in_pair(*runs):
-    "Make runs in two processes; what they say on stderr, where all went well"
-    pair = start_pair(*runs)
-    said = [process.communicate(timeout=120) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], said[0][1] + said[1][1]
-    return [err for _, err in said]
+def run_in_pair(function, *args):
+    "Run a function in two processes; what they say, where all went well"
+    codes, said, errors = zip(*map(ended, forked_ranks(function, *args)))
+    assert codes == (0, 0), errors
+    return said
 
 
 def branch(source, target, step):
@@ -63,14 +40,15 @@ def final(folder): return state_of(folder/"checkpoints"/"checkpoint_final.safete
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     "A run in two whole copies and one in slices, which went on from each other's checkpoints"
+    import torch._dynamo, torch.distributed.fsdp  # noqa: E401, F401  # once, not in four copies
     folder, task = tmp_path_factory.mktemp("runs"), "adversarial"
     settings = {"steps": 14, "accumulate": 2, "clip_norm": .05, "sample_every": "6 steps",
                 "recompute": True}
-    run_in_pair((task, folder/"whole", {}, settings, None),
+    run_in_pair(make, (task, folder/"whole", {}, settings, None),
                 (task, folder/"slices", {}, settings | {"shard": True}, None))
     branch(folder/"whole", folder/"into_slices", 7)
     for name in ("out_of_slices", "alone"): branch(folder/"slices", folder/name, 7)
-    run_in_pair((task, folder/"into_slices", {}, settings | {"shard": True}, "auto"),
+    run_in_pair(make, (task, folder/"into_slices", {}, settings | {"shard": True}, "auto"),
                 (task, folder/"out_of_slices", {}, settings, "auto"))
     Trainer(Adversarial(), config(**settings), folder/"alone").fit(resume="auto")
     return folder
@@ -103,35 +81,29 @@ def test_what_is_exported_is_whole(both):
         assert one == other
 
 
-def test_each_process_holds_its_part(tmp_path):
+def hold_a_part():
+    "In each of two processes: say how much of a network is here, and why what is refused is"
+    place = join("cpu")
+    def why(call):
+        try: call()
+        except ValueError as error: return str(error)
+    learner = Learner(config(shard=True), place)
+    net = learner.networks.add("net", network())
+    own = sum(own_part(p).numel() for p in net.parameters())
+    loose, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Linear(2, 2)
+    learner.networks.add("other", other, wrap=False)
+    print(own, sum(p.numel() for p in net.parameters()), sep="\n")
+    print(why(lambda: learner.optimizer("a", torch.optim.Adafactor(net.parameters()))))
+    print(why(lambda: learner.optimizer("a", torch.optim.SGD([loose]))))
+    mixed = [*net.parameters(), *other.parameters()]
+    print(why(lambda: learner.optimizer("a", torch.optim.SGD(mixed))))
+    print(why(Learner(config(shard=True), place).networks.check_shards))
+    place.leave()
+
+
+def test_each_process_holds_its_part():
     "What is refused is refused before the first step, with the remedy"
-    code = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from engine_tasks import config, network
-from audiolab.training import Learner, join, own_part
-place = join("cpu")
-def why(call):
-    try: call()
-    except ValueError as error: return str(error)
-learner = Learner(config(shard=True), place)
-net = learner.networks.add("net", network())
-own = sum(own_part(p).numel() for p in net.parameters())
-loose, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Linear(2, 2)
-learner.networks.add("other", other, wrap=False)
-print(own, sum(p.numel() for p in net.parameters()), sep="\\n")
-print(why(lambda: learner.optimizer("a", torch.optim.Adafactor(net.parameters()))))
-print(why(lambda: learner.optimizer("a", torch.optim.SGD([loose]))))
-mixed = [*net.parameters(), *other.parameters()]
-print(why(lambda: learner.optimizer("a", torch.optim.SGD(mixed))))
-print(why(Learner(config(shard=True), place).networks.check_shards))
-place.leave()
-"""
-    pair = start_pair(code=code)
-    said = [process.communicate(timeout=120) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], said
-    parts = [out.splitlines() for out, _ in said]
+    parts = [out.splitlines() for out in run_in_pair(hold_a_part)]
     own, (_, whole, *refusals) = [int(lines[0]) for lines in parts], parts[0]
     assert sum(own) == int(whole) and max(own) < .75*int(whole)
     for refusal, remedy in zip(refusals, ("use AdamW", "make it after `loop.module`",

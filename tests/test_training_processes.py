@@ -15,7 +15,7 @@ from audiolab.training import Trainer, read_history, send, watch_parent
 sys.path.insert(0, str(Path(__file__).parent))
 from child_processes import children_of
 from engine_tasks import (
-    Denoise, alive, config, copy_run, ended, start, state_of, torchrun, wait_for,
+    Denoise, alive, both_ended, config, copy_run, ended, pair, start, state_of, torchrun, wait_for,
     wait_for_line,
 )
 from fault_runs import one_thread  # noqa: F401
@@ -27,8 +27,8 @@ def test_two_processes_equal_one_and_resume_into_each_other(tmp_path):
     "The same global batches: the loss curve agrees to 1e-4, and a run may change its number of processes"
     words = ["statistics=false", "ema_decay=0", "warmup=0"]
     one = Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0), tmp_path/"one").fit()
-    code, out, err = ended(torchrun("denoise", tmp_path/"two", *words))
-    assert code == 0, err
+    codes, out, err = both_ended(pair("denoise", tmp_path/"two", *words))
+    assert codes == [0, 0], err
     def loss(folder):
         rows = [row for row in read_history(folder) if row["kind"] in ("log", "validation")]
         return np.array([row["values"]["loss"] for row in rows])
@@ -41,8 +41,8 @@ def test_two_processes_equal_one_and_resume_into_each_other(tmp_path):
             Trainer(Denoise(statistics=False), config(ema_decay=0, warmup=0, save_every="never"),
                     tmp_path/name).fit(resume="auto")
         else:
-            code, out, err = ended(torchrun("denoise", tmp_path/name, *words))
-            assert code == 0, out + err
+            codes, out, err = both_ended(pair("denoise", tmp_path/name, *words))
+            assert codes == [0, 0], out + err
         np.testing.assert_allclose(loss(tmp_path/name), loss(tmp_path/"one"), rtol=1e-4)
 
 
@@ -97,12 +97,12 @@ def test_two_nodes_equal_one(tmp_path):
 def test_two_processes_see_each_item_once_also_after_a_kill(stream, tmp_path):
     "80 items in epochs of 10 batches of 8, killed in the second epoch and resumed"
     words = ["items=80", f"stream={json.dumps(stream)}", f'seen="{tmp_path}/seen"', "epochs=2", "steps=0", 'schedule="constant"', "warmup=0", 'save_every="1 step"']
-    process = torchrun("counting", tmp_path/"run", "slow=0.05", *words)
-    wait_for_line(process, "log 12")
-    for pid in [*children_of(process.pid), process.pid]: os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    code, _, err = ended(torchrun("counting", tmp_path/"run", *words))
-    assert code == 0, err
+    ranks = pair("counting", tmp_path/"run", "slow=0.05", *words)
+    wait_for_line(ranks[0], "log 12")
+    for rank in ranks: rank.kill()
+    assert both_ended(ranks)[0] == [-signal.SIGKILL]*2
+    codes, _, err = both_ended(pair("counting", tmp_path/"run", *words))
+    assert codes == [0, 0], err
     seen = {}
     for rank in (0, 1):
         for line in (tmp_path/f"seen.{rank}").read_text().splitlines():

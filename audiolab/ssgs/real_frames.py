@@ -8,6 +8,7 @@ __all__ = ['Recordings', 'sampled_plan', 'replay_plan', 'RealExcitation']
 # %% ../../nbs/ssgs/10_real_frames.ipynb #b9249490
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -171,18 +172,29 @@ def replay_plan(
         start = 0
 
 # %% ../../nbs/ssgs/10_real_frames.ipynb #076a6974
+def _at_least(sound, size):
+    "A sound with silence behind it where it is shorter."
+    return sound if len(sound) >= size else np.pad(sound, (0, size - len(sound)))
+
+
+@lru_cache(maxsize=8)
+def _fades(hop):
+    "Out and in over a hop, of equal power in sum."
+    angle = 0.5*np.pi*(np.arange(hop) + 0.5)/hop
+    return np.cos(angle), np.sin(angle)
+
+
 def _join(tail, source, position, hop):
     "Fade from `tail` to what continues it best near `position` in `source`: the place, the hop."
     reach = hop//2
     lo = max(0, position - reach)
     near = source[lo:position + reach + hop]
-    tail, near = np.pad(tail, (0, hop - len(tail))), np.pad(near, (0, max(0, hop - len(near))))
+    tail, near = _at_least(tail, hop), _at_least(near, hop)
     scores = np.correlate(near, tail, "valid")
-    energy = np.cumsum(np.r_[0., near**2])
+    energy = np.concatenate([[0.], np.cumsum(near**2)])
     scores = scores/np.sqrt(np.maximum(energy[hop:] - energy[:-hop], 0)*(tail@tail) + 1e-9)
     best = int(np.argmax(scores))
-    angle = 0.5*np.pi*(np.arange(hop) + 0.5)/hop
-    fade_out, fade_in = np.cos(angle), np.sin(angle)
+    fade_out, fade_in = _fades(hop)
     joined = fade_out*tail + fade_in*near[best:best + hop]
     return lo + best, joined/np.sqrt(1 + 2*max(0., scores[best])*fade_out*fade_in)
 
