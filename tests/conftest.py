@@ -66,6 +66,13 @@ def ssgs_trained(ssgs_sounds):
     return train_on(ssgs_sounds)
 
 
+@pytest.fixture
+def quick_measures():
+    "The states of what a test trains are measured on a second; for tests of something else"
+    from ssgs_runs import measured_on_a_second
+    with measured_on_a_second(): yield
+
+
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory):
     "A Ceph gateway of its own for this test session, with the bucket `lab`"

@@ -1,5 +1,6 @@
 "What tests of SSGS runs share: short pieces, the command, and what a folder holds."
 import hashlib
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +16,20 @@ load = SpectralStateGuidedSynthesis.load_checkpoint
 SIX = dict(n_states=6, n_iterations=5, tolerance=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_measures():
-    "Colours and levels of states, which other tests listen to, are measured on a second each"
+@contextmanager
+def measured_on_a_second():
+    "Colours and levels of states, which other tests listen to, without the minutes that they take"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("measure_colour", "measure_own_colours", "sampled_level"):
+        for name in ("measure_colour", "measure_own_colours", "sampled_level", "measure_level"):
             measure = getattr(audiolab.ssgs.state_sounds, name)
             patch.setattr(audiolab.ssgs.state_sounds, name, partial(measure, seconds=1.))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_measures():
+    "For a file whose models are all its own"
+    with measured_on_a_second(): yield
 
 
 def short_pieces(folder, whole):

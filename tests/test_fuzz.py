@@ -14,11 +14,11 @@ from fuzz_worker import KINDS, Worker
 
 pytestmark = pytest.mark.skipif(os.name == "nt",
                                 reason="optional: needs the resource module of Unix")
-USUAL = {"checkpoint": 300, "state": 300, "resumed checkpoint": 60, "run folder": 15,
+USUAL = {"checkpoint": 200, "state": 300, "resumed checkpoint": 30, "run folder": 10,
          "pointer": 150, "config.yaml": 150, "config.json": 200, "manifest.jsonl": 300,
          "manifest.csv": 200,
-         "packed store": 200, "store manifest": 60, "history": 200, "curves": 5, "run.json": 60,
-         "control": 100, "run.lock": 150, "npz": 150, "wav": 60, "flac": 60, "ogg": 60, "mp3": 60,
+         "packed store": 200, "store manifest": 60, "history": 200, "curves": 3, "run.json": 60,
+         "control": 100, "run.lock": 150, "npz": 80, "wav": 60, "flac": 60, "ogg": 60, "mp3": 60,
          "opus": 30, "sound zoo": 120, "parquet": 25}
 
 

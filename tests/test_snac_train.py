@@ -133,10 +133,18 @@ def test_a_loop_of_your_own_is_gone_on_with(corpus, tmp_path):
                  {k: v.numpy() for k, v in critics.items()})
 
 
-def test_the_engine_knows_how_long_a_run_by_epochs_is(corpus, tmp_path):
+@pytest.fixture
+def little(corpus, tmp_path):
+    "Two recordings: 12 pieces"
+    (tmp_path/"sound").mkdir()
+    for path in sorted(corpus.iterdir())[:2]: (tmp_path/"sound"/path.name).symlink_to(path)
+    return tmp_path/"sound"
+
+
+def test_the_engine_knows_how_long_a_run_by_epochs_is(little, tmp_path):
     "Both parties follow a cosine to its end; critics after a warm-up of their own"
-    by_epochs = {"steps": 0, "epochs": 2, "batch_size": 16, "save_every": "never"}
-    config = as_config(settings(tmp_path/"run", corpus, {
+    by_epochs = {"steps": 0, "epochs": 2, "batch_size": 4, "save_every": "never"}
+    config = as_config(settings(tmp_path/"run", little, {
         "training": by_epochs | {"schedule": "cosine", "warmup": 3, "final_factor": .1}}))
     result = fit(config)
     assert (result.state, result.step, result.epoch) == ("completed", 6, 2)
@@ -150,14 +158,14 @@ def test_the_engine_knows_how_long_a_run_by_epochs_is(corpus, tmp_path):
     assert len(found) == 6
 
 
-def test_the_small_preset_by_epochs(corpus, tmp_path, monkeypatch):
+def test_the_small_preset_by_epochs(little, tmp_path, monkeypatch):
     "What TensorBoard shows lies in the run folder too: two runs are never one curve"
     monkeypatch.chdir(tmp_path)
-    words = ["--model", "small", "--dataset_path", str(corpus), "--training.steps", "0",
-             "--training.epochs", "2", "--device", "cpu", "--checkpoint_dir", str(tmp_path/"run"),
+    words = ["--model", "small", "--dataset_path", str(little), "--training.steps", "0",
+             "--training.epochs", "2", "--batch_size", "2", "--device", "cpu", "--checkpoint_dir", str(tmp_path/"run"),
              "--training.validate_every", "never"]
     assert cli.main(["snac", "train", *words]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sound"]
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     assert list((tmp_path/"run"/"logs").glob("events.out.tfevents.*"))
     assert (tmp_path/"run"/"snac_16khz_final.safetensors").exists()

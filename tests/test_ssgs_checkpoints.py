@@ -28,6 +28,7 @@ def model(ssgs_trained): return ssgs_trained["instruments"]
 
 # ---- saving and loading
 
+@pytest.mark.usefixtures("quick_measures")
 @pytest.mark.parametrize("minimal", [False, True])
 @pytest.mark.parametrize("mode", ["batch", "incremental", "online"])
 def test_resume_is_bit_exact_from_either_kind_of_checkpoint(sounds, tmp_path, minimal, mode):
@@ -48,6 +49,7 @@ def test_resume_is_bit_exact_from_either_kind_of_checkpoint(sounds, tmp_path, mi
                                   unbroken.generate(1., fidelity=.5, seed=1))
 
 
+@pytest.mark.usefixtures("quick_measures")
 def test_resume_from_float32_is_within_a_millionth(sounds, tmp_path):
     audio = sounds["instruments"]
     settings = dict(n_states=12, dtype="float64", tolerance=-np.inf)
@@ -99,6 +101,7 @@ def test_minimal_checkpoint_without_statistics_still_serves(model, tmp_path):
     assert np.isfinite(loaded.generate(1., seed=0)).all()
 
 
+@pytest.mark.usefixtures("quick_measures")
 def test_files_are_small(sounds, tmp_path):
     model = SpectralStateGuidedSynthesis(34, 12).train(sounds["instruments"], n_em_iterations=1)
     minimal = model.save_checkpoint(tmp_path/"minimal", precision=np.float32,
@@ -235,6 +238,7 @@ def test_cut_and_flipped_files_are_refused(saved, tmp_path):
 
 # ---- models of SSGS 1.x
 
+@pytest.mark.usefixtures("quick_measures")
 @pytest.mark.parametrize("path", LEGACY, ids=lambda p: p.name)
 def test_models_of_ssgs_1_generate_are_saved_adapted_and_trained_on(path, tmp_path):
     with warnings.catch_warnings():

@@ -78,7 +78,7 @@ FIDELITIES = 0., .5, 1.
 
 
 def buzz(model, excitation, fidelity):
-    made = model.generate(60., fidelity=fidelity, excitation_type=excitation, seed=0)
+    made = model.generate(30., fidelity=fidelity, excitation_type=excitation, seed=0)
     return modulation_index(made, RATE, RATE/HOP)
 
 
@@ -104,11 +104,13 @@ def steady():
     return SpectralStateGuidedSynthesis(8).train(coloured, n_em_iterations=5)
 
 
-@pytest.mark.parametrize("fidelity", FIDELITIES)
-@pytest.mark.parametrize("excitation", EXCITATIONS)
-def test_a_hop_ends_as_loud_as_it_begins(steady, excitation, fidelity):
+# at fidelity 1 all excitations are the recording
+@pytest.mark.parametrize("fidelity,excitation", [*((f, name) for f in FIDELITIES[:2]
+                                                   for name in EXCITATIONS), (1., "noise")])
+def test_a_hop_ends_as_loud_as_it_begins(steady, fidelity, excitation):
     how = {"fidelity": fidelity, "excitation_type": excitation, "dtype": float}
-    sound = np.concatenate([steady.generate(30., seed=seed, **how) for seed in range(3)])
+    seconds = 30. if excitation == "Wavelet" else 15.  # which flickers
+    sound = np.concatenate([steady.generate(seconds, seed=seed, **how) for seed in range(3)])
     power = (sound[:len(sound)//HOP*HOP].reshape(-1, 8, HOP//8)**2).mean((0, 2))
     assert np.abs(power/power.mean() - 1).max() < .05
     assert modulation_index(sound, RATE, RATE/HOP) < .05

@@ -5,6 +5,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from ssgs_runs import short_measures  # noqa: F401
 
 from audiolab.audio import probe_audio
 from audiolab.apps import main

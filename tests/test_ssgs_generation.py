@@ -54,6 +54,7 @@ def test_replay_at_fidelity_one_is_the_recording(kind, trained, sounds):
             assert np.abs(made - np.tile(whole, 2)).max() < limit
 
 
+@pytest.mark.usefixtures("quick_measures")
 @pytest.mark.parametrize("order,hop,frame,rate", [(2, 64, 256, 8000), (12, 256, 1024, 16000),
                                                   (24, 100, 700, 22050), (46, 512, 2048, 44100)])
 def test_exact_at_other_settings_and_after_loading(order, hop, frame, rate, tmp_path):
@@ -123,6 +124,7 @@ HOSTILE = {
     "noise": np.random.default_rng(0).standard_normal(2*RATE), "step": (T > RATE)*1.}
 
 
+@pytest.mark.usefixtures("quick_measures")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_sound_gives_stable_filters_and_finite_sound(name):
     audio = np.asarray(HOSTILE[name], np.float32)
@@ -244,12 +246,16 @@ def test_temperature_makes_bolder_choices(model):
         with pytest.raises(ValueError, match="temperature"): model.generate(1., temperature=wrong)
 
 
+def states_of(stream, frames):
+    "What a stream is about to play."
+    return [state for state, *_ in itertools.islice(stream.plan, frames)]
+
+
 def test_smoothness_prefers_small_steps(fresh):
     def step(weight):
         fresh.smoothness_weight = weight
         z = fresh.states.mean[:, :-2]/fresh.states.spread[:-2]
-        path = np.array([state for state,
-                         *_ in itertools.islice(fresh.stream(seed=0).course.plan, 3000)])
+        path = np.array(states_of(fresh.stream(seed=0), 3000))
         path = path[np.r_[True, np.diff(path) != 0]]
         return np.linalg.norm(np.diff(z[path], axis=0), axis=1).mean()
     assert step(4.) < step(.5) < step(0.)*1.05
@@ -263,24 +269,21 @@ def test_forbidden_states_never_appear(fresh, fidelity):
         allowed[:, k] = False
         fresh.allowed_transitions = allowed
         for seed in range(3):
-            stream = fresh.stream(fidelity, seed=seed)
-            stream.read(500*256)
-            assert k not in stream.states, (k, stream.states.index(k), stream.states.count(k))
+            path = states_of(fresh.stream(fidelity, seed=seed), 600)
+            assert k not in path, (k, path.index(k), path.count(k))
 
 
 def test_forbidden_transitions_never_happen(fresh):
-    stream = fresh.stream(seed=0)
-    stream.read(3000*256)
+    path = states_of(fresh.stream(seed=0), 3000)
     steps = np.zeros((16, 16), int)
-    np.add.at(steps, (stream.states[:-1], stream.states[1:]), 1)
+    np.add.at(steps, (path[:-1], path[1:]), 1)
     np.fill_diagonal(steps, 0)
     allowed = np.ones((16, 16), bool)
     allowed[np.unravel_index(steps.argsort(axis=None)[-5:], (16, 16))] = False  # the five commonest
     fresh.allowed_transitions = allowed
     for fidelity in (0., .8):
-        stream = fresh.stream(fidelity, seed=0)
-        stream.read(3000*256)
-        pairs = np.array([stream.states[:-1], stream.states[1:]])
+        path = states_of(fresh.stream(fidelity, seed=0), 3000)
+        pairs = np.array([path[:-1], path[1:]])
         pairs = pairs[:, pairs[0] != pairs[1]]
         assert allowed[pairs[0], pairs[1]].all(), fidelity
     fresh.allowed_transitions = None
@@ -298,9 +301,7 @@ def test_graph_constraints_keep_rare_states_out(fresh, tmp_path):
     assert len(found["removed_states"]) == 4
     again = SpectralStateGuidedSynthesis.load_checkpoint(fresh.save_checkpoint(tmp_path/"m"))
     for one in (fresh, again):
-        stream = one.stream(seed=0)
-        stream.read(2000*256)
-        assert not set(stream.states) & set(found["removed_states"].tolist())
+        assert not set(states_of(one.stream(seed=0), 2000)) & set(found["removed_states"].tolist())
         kept = np.setdiff1d(np.arange(16), found["removed_states"])
         share = one.states.occupancy[kept]/one.states.occupancy[kept].sum()
         # the others keep their share of the time
@@ -327,6 +328,7 @@ def test_number_of_states_is_chosen_among_the_candidates(sounds):
 
 # ---- previews
 
+@pytest.mark.usefixtures("quick_measures")
 def test_last_six_previews_are_kept(sounds):
     heard = []
     model = SpectralStateGuidedSynthesis(8, tolerance=-np.inf).train(
@@ -343,6 +345,7 @@ def test_last_six_previews_are_kept(sounds):
     assert model.preview_snapshots == []
 
 
+@pytest.mark.usefixtures("quick_measures")
 def test_failing_callback_is_a_warning(sounds):
     def fail(snapshot): raise RuntimeError("speaker unplugged")
     model = SpectralStateGuidedSynthesis(4)

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy.signal import lfilter
+from ssgs_runs import short_measures  # noqa: F401
 from ssgs_sounds import (
     HOP, MUSIC, PARAMETERS, RATE, beginnings, music, noise, same_parameters, small_model,
 )

@@ -68,7 +68,7 @@ class StateChain:
         self.excess = np.zeros(len(share))  # frames of each state beyond its share [K]
 
     def _draw(self, row):
-        n = np.searchsorted(row, self.rng.random()*row[-1], side="right")
+        n = row.searchsorted(self.rng.random()*row[-1], side="right")
         return min(int(n), len(row) - 1)
 
     def first(self) -> int:
@@ -78,7 +78,7 @@ class StateChain:
     def after(self, state: int) -> int:
         "A state to go on with."
         too_long = np.minimum(np.maximum(self.excess/self.second, -3), 3)
-        return self._draw(np.cumsum(self.transition[state]*np.exp(-too_long)))
+        return self._draw((self.transition[state]*np.exp(-too_long)).cumsum())
 
     def note(self, state: int) -> None:
         "Count a frame as heard."
