@@ -162,7 +162,8 @@ def test_the_small_preset_by_epochs(little, tmp_path, monkeypatch):
     "What TensorBoard shows lies in the run folder too: two runs are never one curve"
     monkeypatch.chdir(tmp_path)
     words = ["--model", "small", "--dataset_path", str(little), "--training.steps", "0",
-             "--training.epochs", "2", "--batch_size", "2", "--device", "cpu", "--checkpoint_dir", str(tmp_path/"run"),
+             "--training.epochs", "2", "--batch_size", "2", "--device", "cpu",
+             "--checkpoint_dir", str(tmp_path/"run"),
              "--training.validate_every", "never"]
     assert cli.main(["snac", "train", *words]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sound"]

@@ -140,15 +140,20 @@ class BlockReader:
 class MixedExcitation:
     "A synthetic source, coloured, and the residual of real frames, mixed by fidelity."
     def __init__(self, states, recordings, fidelity, name, rng):
-        self.fidelity, self.is_residual = fidelity, name.lower() == "residual"
+        self.fidelity, self.name = fidelity, name.lower()
+        self.is_residual = self.name == "residual"
         self.source = make_excitation(name, states.sample_rate, states.hop_size, rng)
         self.real = self.colour = None
         if recordings and (fidelity > 0 or self.is_residual):
             self.real = RealExcitation(recordings, states.hop_size)
-        own = states.balance.own_colours.get(name.lower())
-        if own is None and states.balance.colour is not None:
-            own = states.balance.colour[int(getattr(self.source, "pulsed", False))]
-        if own is not None and not self.is_residual: self.colour = Colour(own)
+        # a recording and its residual are as they are: no colour has to be measured
+        if fidelity < 1 and not self.is_residual: self.colour = self._colour_in(states.balance)
+
+    def _colour_in(self, balance):
+        gain = balance.own_colours.get(self.name)
+        if gain is None and balance.colour is not None:
+            gain = balance.colour[int(getattr(self.source, "pulsed", False))]
+        return None if gain is None else Colour(gain)
 
     def __call__(self, course: Course, nodes: np.ndarray, first: int, last: int) -> np.ndarray:
         "Samples of the frames first:last of a plan, whose tracks are known."
