@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from audiolab.audio import AudioError
-from audiolab.data import DataError, ExampleStream, Stream, StreamLoader
+from audiolab.data import DataError, ExampleStream, Stream, StreamLoader, StreamMixture
 from audiolab.files import pack_state, unpack_state
 
 
@@ -202,3 +202,37 @@ def test_a_source_that_fails_midway(workers):
     with pytest.raises(DataError, match="cannot be read on after e5: the server is gone"):
         list(StreamLoader(ExampleStream(examples), 2, shuffle_buffer=1,
                           num_workers=workers).batches(0))
+
+
+def tones(height, count=20):
+    time = np.arange(200)
+    return ExampleStream(lambda epoch: (
+        {"audio": np.sin(height*time*(n + 1)).astype(np.float32)*height, "id": f"n{n}"}
+        for n in range(count)))
+
+
+def told(caplog, before, after, **settings):
+    "What is said where a state of a loader of one stream meets another stream"
+    caplog.clear()
+    state = StreamLoader(before, 2).state_dict()
+    tensors, tree = pack_state({"data": state})
+    StreamLoader(after, 2, **settings).load_state_dict(unpack_state(tensors, tree)["data"])
+    return caplog.text
+
+
+def test_another_stream_is_told_on_resume(caplog):
+    assert told(caplog, tones(.1), tones(.1)) == ""
+    assert "another stream than before" in told(caplog, tones(.1), tones(.2))
+    mixed = StreamMixture({"a": tones(.1), "b": tones(.2)})
+    assert told(caplog, mixed, StreamMixture({"a": tones(.1), "b": tones(.2)})) == ""
+    assert "another stream" in told(caplog, mixed, StreamMixture({"a": tones(.1), "b": tones(.3)}))
+    assert told(caplog, tones(.1), tones(.2), rank=1, world=2) == ""  # the first tells for all
+    assert told(caplog, Numbers(20), Numbers(30)) == ""  # it says nothing about itself
+    loader = StreamLoader(tones(.2), 2)
+    loader.load_state_dict({key: value for key, value in StreamLoader(tones(.1), 2).state_dict()
+                            .items() if key != "sounds"})  # of before
+    assert caplog.text == ""
+
+
+def test_a_stream_that_fails_when_it_is_asked_is_not_compared(caplog):
+    assert told(caplog, tones(.1), ExampleStream(lambda epoch: 1/0)) == ""

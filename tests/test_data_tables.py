@@ -2,6 +2,7 @@
 import json
 import logging
 import multiprocessing
+import shutil
 import sys
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_tables_resume_exactly_with_workers(shards):
     second.load_state_dict(state)
     assert head + texts(second.batches(0, 4)) == whole
     second.close()
+
+
+def test_other_tables_are_told_on_resume(shards, tmp_path, room, caplog):
+    shutil.copytree(shards, tmp_path/"moved")
+    write_shards(tmp_path/"other", [5, 7, 4, 6, 1, 5], room, start=1)
+    before = StreamLoader(stream(shards), 2).state_dict()
+    StreamLoader(stream(tmp_path/"moved"), 2).load_state_dict(before)
+    assert "another stream" not in caplog.text
+    StreamLoader(stream(tmp_path/"other"), 2).load_state_dict(before)
+    assert "another stream" in caplog.text
 
 
 def test_pieces_do_not_depend_on_the_division(shards):

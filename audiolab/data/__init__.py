@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "crops": ["Segments", "WholeClips", "frames_at", "read_at"],
     "file_pairs": ["pair_files"],
     "hub_cells": ["cell_content", "probe_content", "read_content"],
-    "hub_streams": ["HubStream", "ShardRows"],
+    "hub_streams": ["HubStream", "ShardRows", "about_table"],
     "hub_tables": ["HubClips", "group_column", "holds_table", "import_datasets",
         "open_hub_table", "open_local_table", "row_clip", "row_name", "sound_column"],
     "keyed_random": ["keyed_rng"],
@@ -33,6 +33,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "scan": ["FileLevel", "ScanReport", "examine_file", "scan_audio"],
     "splits": ["split_clips"],
     "streams": ["ExampleStream", "LaneReader", "ShuffledRows", "Stream", "StreamLoader",
-        "read_mark", "write_mark"],
+        "read_mark", "stream_fingerprint", "write_mark"],
     "workers": ["MARK_SIZE", "Worker", "WorkerPool", "lost_worker", "to_send"],
 })

@@ -265,6 +265,9 @@ class StreamMixture(Stream):
     def _stream(self, row): return list(self.streams.values())[row[0]]
     def name(self, row): return self._stream(row).name(row[2])
 
+    def about(self):
+        return "; ".join(f"{name}: {stream.about()}" for name, stream in self.streams.items())
+
     def item(self, row, epoch):
         item = self._stream(row).item(row[2], turn_epoch(epoch, row[1]))
         return item | {"part": list(self.streams)[row[0]]}

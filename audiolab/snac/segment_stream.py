@@ -81,6 +81,7 @@ class SegmentStream(Stream):
 
     def is_held(self, row): return row[:2] in self.held or row_speaker(row) in self.speakers
     def name(self, row): return self.rows.name(row)
+    def about(self): return self.rows.about()
 
     def open(self, epoch, part, parts, state=None):
         return KeptRows(self.rows.open(epoch, part, parts, state), self.is_held)
