@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from notebook_runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -55,22 +56,12 @@ def run_notebook(tmp_path_factory):
     if not hasattr(os, "fork"):
         yield lambda nb: run(BIN/"nbdev-test", nb, "--n-workers", "0")
         return
-    log = tmp_path_factory.mktemp("notebooks")/"log"
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    runner = subprocess.Popen([sys.executable, Path(__file__).with_name("notebook_runner.py")],
-                              cwd=ROOT, env=env, text=True, stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE)
+    runner = Runner(tmp_path_factory.mktemp("notebooks"))
     def run_one(nb):
-        print(nb, log, sep="\t", file=runner.stdin, flush=True)
-        status, said = runner.stdout.readline().strip(), log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        status, said = runner("notebook", nb)
         assert status == "0" and said.endswith("Success.\n"), f"{name(nb)} ended with {status or 'nothing'}\n{said[-8000:]}"
-        log.unlink()
     try: yield run_one
-    finally:
-        runner.stdin.close()
-        runner.kill()
-        runner.wait()
-        runner.stdout.close()
+    finally: runner.close()
 
 
 @each

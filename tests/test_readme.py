@@ -1,8 +1,9 @@
 "The README does what it says: its commands are those of CI, its Python and its shell examples run."
-import re, shlex, subprocess, sys, tomllib
+import os, re, shlex, subprocess, sys, tomllib
 from pathlib import Path
 
 import pytest
+from notebook_runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -24,11 +25,26 @@ def check(args, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def program(tmp_path_factory):
+    "Runs `python FILE` or `audiolab ...` in a folder, in a process of its own; see notebook_runner.py"
+    if not hasattr(os, "fork"):
+        starts = {"audiolab": [BIN/"audiolab"]}
+        yield lambda folder, name, *words: check([*starts.get(name, [sys.executable, name]), *words], cwd=folder)
+        return
+    runner = Runner(tmp_path_factory.mktemp("programs"))
+    def run_one(folder, name, *words):
+        status, said = runner("python", folder, name, *words)
+        assert status == "0", f"{name} {words} ended with {status or 'nothing'}\n{said[-6000:]}"
+    try: yield run_one
+    finally: runner.close()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, program):
     "A folder where the Python examples have run, all in one namespace, so that what they made is there for the shell examples"
     folder = tmp_path_factory.mktemp("readme")
     (folder/"example.py").write_text("\n".join(blocks("python")), encoding="utf-8")
-    check([sys.executable, "example.py"], cwd=folder)
+    program(folder, "example.py")
     return folder
 
 
@@ -41,7 +57,7 @@ def test_python_examples(workplace):
     assert audio.shape[0] == 5*rate and np.isfinite(audio).all() and np.abs(audio).max() > 1e-3
 
 
-def test_shell_examples(workplace):
+def test_shell_examples(workplace, program):
     "Every `audiolab` line of the README, in its order and for real"
     lines = [line for line in commands() if line.startswith("audiolab ")]
     assert [line for line in lines if " train " in line] and [line for line in lines if " generate " in line]
@@ -52,7 +68,7 @@ def test_shell_examples(workplace):
              if "vocoder train" in line else line
              for line in lines]
     lines = [line.replace("--num_iterations 3000", "--num_iterations 3 --batch_size 2 --discriminators.start 2") for line in lines]
-    for line in lines: check([BIN/"audiolab", *shlex.split(line)[1:]], cwd=workplace)
+    for line in lines: program(workplace, *shlex.split(line))
     assert {p.name for p in (workplace/"models").iterdir()} >= {"checkpoint_epoch_10.safetensors", "checkpoint_final.safetensors"}
     assert (workplace/"outputs/new.wav").stat().st_size > 1000
 
