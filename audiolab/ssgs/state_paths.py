@@ -109,7 +109,7 @@ def _balancing_weights(some, flow):
     for _ in range(2000):
         before, row = row, flow/np.maximum(some@column, 1e-300)
         column = flow/np.maximum(row@some, 1e-300)
-        if np.allclose(row, before, rtol=1e-9, atol=0): break
+        if (np.abs(row - before) <= 1e-9*before).all(): break
     return column/column.mean()
 
 # %% ../../nbs/ssgs/08_state_paths.ipynb #cc405a1a
