@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from ssgs_models import RATE, noise
-from ssgs_runs import names, train
+from ssgs_runs import names, short_measures, train  # noqa: F401
 
 from audiolab.apps import main
 from audiolab.audio import find_audio_files, wanted_endings, write_audio

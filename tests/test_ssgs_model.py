@@ -210,6 +210,7 @@ def test_wrong_training_requests(fresh):
     with pytest.raises(ValueError, match="resample"): fresh.attach_audio(noise(1.), 8000)
 
 
+@pytest.mark.usefixtures("quick_measures")
 @pytest.mark.parametrize("audio", [np.zeros(RATE), np.full(RATE, .5), np.array([.3]), np.zeros(1),
                                    noise(.05)], ids=["silence", "constant", "one sample",
                                                      "one zero", "50 ms"])
