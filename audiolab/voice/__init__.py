@@ -2,9 +2,16 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "parametric_speech": ["BINS", "BURST", "GAINS", "HISSES", "HOP", "Letters", "OTHER", "PAUSE",
+        "ParametricTeacher", "RATE", "SUNG", "VOWEL", "WIDTHS", "WINDOW", "glottal_source",
+        "hiss_place", "letter_segments", "pitch_track", "pulse_places", "say", "smooth", "spell",
+        "throat"],
+    "parametric_style": ["FACTORS", "MOST", "MOST_RATE", "ParametricStyles", "directions_at",
+        "draw_factors", "read_steps"],
     "style": ["ROW_TOLERANCE", "StyleError", "StyleSpace", "VoiceStyle", "blend", "check_rows",
         "check_same_teacher", "perturb", "slerp", "slerp_rows", "stack_styles", "unit_rows"],
     "style_basis": ["StyleBasis", "active_rows", "fit_basis", "principal_directions"],
     "style_files": ["MAX_STYLE_FILE", "load_style", "named_space", "read_tree", "save_style",
         "style_json"],
+    "teacher": ["Speech", "Teacher", "check_lesson", "speaking_rate"],
 })
