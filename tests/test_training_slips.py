@@ -96,6 +96,15 @@ def test_a_command_that_cannot_work_says_why_and_makes_nothing(words, said, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [NO_RUN, ["snac", "train"]])
+def test_a_dry_run_refuses_a_best_metric_that_is_not_measured(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--training.best-metric", "accuracy", "--dry-run"]) == 2
+    assert "best_metric: 'accuracy' is not among" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0
+    assert "# Plan" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("words, said", [
     (["--training.validate-every", "10 min"], "validate-every: '10 min' is no interval"),
     (["--training.steps", "9" * 30], "--training.steps: expected at most"),

@@ -21,7 +21,7 @@ from audiolab.snac.adversarial_step import (
     Comparison, codec_loss, hears_offset, make_discriminators,
 )
 from .codebooks import codebook_use
-from .config import SnacError, TrainConfig, as_config
+from .config import HELD_OUT_MEASURES, SnacError, TrainConfig, as_config
 from .generator import SNAC
 from .pretrained import level_note, save_pretrained
 from .training_data import make_loader
@@ -54,7 +54,7 @@ def _louder(real, sound) -> float | None:  # dB; None: the recording is silent
 # %% ../../nbs/snac/20_task.ipynb #18961336
 class HeldOutMeasures:
     "Means over held-out sounds, and the use of the codebooks by all of them."
-    names = "mel", "stft", "stoi", "level", "offset"  # level in dB; offset: full scale at 1
+    names = HELD_OUT_MEASURES
 
     def __init__(self,
         sample_rate: int,  # Hz
@@ -143,10 +143,7 @@ class SnacTask(Task):
         config: TrainConfig | dict | None = None,  # settings
     ):
         self.config, self.held = as_config(config), []
-        known = not self.config.fine_tuning.weights  # else the size is that of the weights
-        levels = range(len(self.config.model.vq_strides) if known else 12)
-        used = (f"{what}/{level}" for level in levels for what in ("used", "perplexity"))
-        self.measures = *HeldOutMeasures.names, *used
+        self.measures = self.config.measures
 
     def setup(self, loop):
         "Networks, optimizers and data."

@@ -313,13 +313,14 @@ class Task(ABC):
 
 # %% ../../nbs/training/18_task.ipynb #b2724a32
 def check_best_metric(
-    task: Task,
+    name: str,  # of a task
+    known: tuple[str, ...],  # what it measures; () if it does not tell
     config: TrainingConfig,
 ) -> None:
     "ConfigError if a task that tells what it measures does not measure `best_metric`."
-    metric, known = config.best_metric, task.measures
+    metric = config.best_metric
     if not known or metric in known or not Interval.parse(config.validate_every).every: return
-    raise config_error("", f"{metric!r} is not among what validation of {task.name!r} measures: "
+    raise config_error("", f"{metric!r} is not among what validation of {name!r} measures: "
                            f"{', '.join(known[:12])}{did_you_mean(metric, known)}", "best_metric")
 
 # %% ../../nbs/training/18_task.ipynb #17cf55ad

@@ -98,7 +98,7 @@ class Trainer:
         if not (config.steps or config.epochs):
             raise config_error("", "a run needs an end: set steps or epochs")
         Intervals.of(config)  # one that cannot be read shows now
-        check_best_metric(task, config)
+        check_best_metric(task.name, task.measures, config)
         self.task, self.config = task, config
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.control, self.listeners = Control(self.folder.path), list(listeners)

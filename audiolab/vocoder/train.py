@@ -20,7 +20,9 @@ import torch
 
 from ..audio import AudioError, read_audio, write_audio
 from ..data import DataError, Loader, Segments, pair_files, scan_audio, split_clips
-from ..training import Result, Sample, Task, Trainer, TrainingConfig, choose_device
+from audiolab.training import (
+    Result, Sample, Task, Trainer, TrainingConfig, check_best_metric, choose_device,
+)
 from .mel_vocoder import MelVocoder
 from .network import Vocoder, VocoderModel
 from .phase_iteration import MelFormat, VocoderError
@@ -60,7 +62,8 @@ class VocoderConfig:
     training: TrainingConfig = field(default_factory=usual_training)  # how long and how fast
 
     def plan(self) -> str:
-        "What a run would do."
+        "What a run would do. ConfigError if it could not choose its best model."
+        check_best_metric(VocoderTask.name, VocoderTask.measures, self.training)
         data = f"on a demo corpus of {self.corpus_seconds:g} s, made in {self.corpus}"
         if self.folders: data = f"on the audio in {', '.join(self.folders)}"
         ends = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
