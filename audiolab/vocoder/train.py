@@ -45,6 +45,9 @@ def usual_training() -> TrainingConfig:
                           validate_every="250 steps", sample_every="500 steps", save_every="5 minutes")
 
 # %% ../../nbs/vocoder/04_train.ipynb #60626a0c
+_MEASURES = "loss", "mel_error"  # of validation
+
+
 @dataclass
 class VocoderConfig:
     "Train a vocoder on folders of audio."
@@ -63,7 +66,7 @@ class VocoderConfig:
 
     def plan(self) -> str:
         "What a run would do. ConfigError if it could not choose its best model."
-        check_best_metric(VocoderTask.name, VocoderTask.measures, self.training)
+        check_best_metric("vocoder", _MEASURES, self.training)
         data = f"on a demo corpus of {self.corpus_seconds:g} s, made in {self.corpus}"
         if self.folders: data = f"on the audio in {', '.join(self.folders)}"
         ends = f"{self.training.steps} steps" if self.training.steps else f"{self.training.epochs} epochs"
@@ -137,7 +140,7 @@ class VocoderData:
 # %% ../../nbs/vocoder/04_train.ipynb #0e724366
 class VocoderTask(Task):
     "Learns to turn log-mel spectrograms into sound."
-    name, measures = "vocoder", ("loss", "mel_error")
+    name, measures = "vocoder", _MEASURES
 
     def __init__(self,
         config: VocoderConfig,  # what to train, and how
