@@ -38,9 +38,11 @@ def main():
 
 def prepare():
     "Import what is slow to import, and do what every notebook would have done once"
-    import IPython.core.magics.execution, matplotlib.pyplot, numba, numpy, scipy.signal, torch, torch._dynamo  # noqa: E401, F401
+    import IPython.core.magics.execution, matplotlib.pyplot, numba, numpy  # noqa: E401, F401
+    import scipy.signal, torch, torch._dynamo  # noqa: E401, F401
     import av, pandas, pyarrow, pydantic, ruamel.yaml, soundfile, soxr, xxhash  # noqa: E401, F401
-    import fastcore.test, IPython.core.crashhandler, matplotlib_inline.backend_inline, sqlite3  # noqa: E401, F401
+    import fastcore.test, IPython.core.crashhandler, sqlite3  # noqa: E401, F401
+    import matplotlib_inline.backend_inline  # noqa: F401
     import nbdev.config
     from IPython.core import pylabtools
     from matplotlib.backends.registry import backend_registry
@@ -106,11 +108,13 @@ class Runner:
         env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
         env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         self.log, pipe = folder/"log", subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=env, text=True, stdin=pipe, stdout=pipe)
+        self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=env, text=True,
+                                        stdin=pipe, stdout=pipe)
 
     def __call__(self, kind, *words):
         "The exit status of a piece of work as text, '' where the program itself ended, and what was said"
-        print(json.dumps([kind, str(self.log), *map(str, words)]), file=self.process.stdin, flush=True)
+        line = json.dumps([kind, str(self.log), *map(str, words)])
+        print(line, file=self.process.stdin, flush=True)
         status = self.process.stdout.readline().strip()
         said = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         self.log.unlink(missing_ok=True)

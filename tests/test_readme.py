@@ -29,7 +29,9 @@ def program(tmp_path_factory):
     "Runs `python FILE` or `audiolab ...` in a folder, in a process of its own; see notebook_runner.py"
     if not hasattr(os, "fork"):
         starts = {"audiolab": [BIN/"audiolab"]}
-        yield lambda folder, name, *words: check([*starts.get(name, [sys.executable, name]), *words], cwd=folder)
+        def start(folder, name, *words):
+            return check([*starts.get(name, [sys.executable, name]), *words], cwd=folder)
+        yield start
         return
     runner = Runner(tmp_path_factory.mktemp("programs"))
     def run_one(folder, name, *words):

@@ -9,7 +9,7 @@ __all__ = ['Colour', 'smooth_power']
 import numpy as np
 import scipy
 
-# %% ../../nbs/ssgs/11_excitation_colour.ipynb #211759cb
+# %% ../../nbs/ssgs/11_excitation_colour.ipynb #211759cc
 def _minimum_phase(gain, taps):
     "Impulse response [taps] of least delay with a gain [bins] from 0 Hz to Nyquist."
     place = np.linspace(0, 1, len(gain))
@@ -19,7 +19,7 @@ def _minimum_phase(gain, taps):
     fade = np.cos(0.5*np.pi*np.arange(taps)/taps)**0.5
     return np.fft.irfft(np.exp(np.fft.rfft(cepstrum)))[:taps]*fade
 
-
+# %% ../../nbs/ssgs/11_excitation_colour.ipynb #211759cb
 class Colour:
     "A minimum-phase filter with a given gain, applied block by block."
     def __init__(self,

@@ -171,7 +171,7 @@ def replay_plan(
             yield int(recordings.states[frame]), frame, fresh
         start = 0
 
-# %% ../../nbs/ssgs/10_real_frames.ipynb #076a6974
+# %% ../../nbs/ssgs/10_real_frames.ipynb #076a6975
 def _at_least(sound, size):
     "A sound with silence behind it where it is shorter."
     return sound if len(sound) >= size else np.pad(sound, (0, size - len(sound)))
@@ -183,7 +183,7 @@ def _fades(hop):
     angle = 0.5*np.pi*(np.arange(hop) + 0.5)/hop
     return np.cos(angle), np.sin(angle)
 
-
+# %% ../../nbs/ssgs/10_real_frames.ipynb #076a6974
 def _join(tail, source, position, hop):
     "Fade from `tail` to what continues it best near `position` in `source`: the place, the hop."
     reach = hop//2

@@ -32,7 +32,7 @@ def track_changes(
     change[recordings.offsets[:-1]] = 0.
     return change
 
-# %% ../../nbs/ssgs/21_state_sounds.ipynb #667663e9
+# %% ../../nbs/ssgs/21_state_sounds.ipynb #667663ea
 def track_weights(
     recordings: Recordings,  # with their tracks
 ) -> np.ndarray:  # [frames, p + 3]
@@ -41,7 +41,7 @@ def track_weights(
     weight[:, -1] = 0.05 + recordings.tracks[:, -2]**2
     return weight
 
-
+# %% ../../nbs/ssgs/21_state_sounds.ipynb #667663e9
 def mean_tracks(
     recordings: Recordings,  # with their tracks
 ) -> np.ndarray:  # [p + 3]
