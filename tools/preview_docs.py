@@ -199,6 +199,17 @@ def walk(node, change):
     return change(node) if "t" in node else node
 
 
+def visit(node, see):
+    "Call `see` with each typed node of a syntax tree, in the order of the text"
+    left = [node]
+    while left:
+        node = left.pop()
+        if type(node) is list: left.extend(reversed(node))
+        elif type(node) is dict:
+            if "t" in node: see(node)
+            left.extend(reversed(node.values()))
+
+
 def anchors(tree):
     "Every id in a syntax tree"
     found = set()
@@ -207,8 +218,7 @@ def anchors(tree):
         c = node.get("c")
         attr = c[1] if node["t"] == "Header" else c[0] if node["t"] in ("Div", "Span", "Link", "Image", "Code", "CodeBlock", "Figure", "Table") else None
         if attr and attr[0]: found.add(attr[0])
-        return node
-    walk(tree["blocks"], see)
+    visit(tree["blocks"], see)
     return found
 
 
@@ -323,8 +333,7 @@ def highlight(pages, template):
 
     def see(node):
         if node["t"] == "CodeBlock": blocks.append(node)
-        return node
-    for page in pages: page.tree["blocks"] = walk(page.tree["blocks"], see)
+    for page in pages: visit(page.tree["blocks"], see)
     template.write_text(f"$highlighting-css$\n{cut}$body$\n", encoding="utf-8")
     tree = {"pandoc-api-version": pages[0].tree["pandoc-api-version"], "meta": {},
             "blocks": [b for node in blocks
@@ -363,14 +372,19 @@ def broken_links(out):
     "What the finished pages refer to and cannot reach, as sentences"
     pages = {p: Links(p.read_text(encoding="utf-8")) for p in sorted(out.rglob("*.html"))}
     bad = []
+
+    @cache  # all pages of a room have the same links in front
+    def resolve(folder, path):
+        to = Path(os.path.normpath(folder/unquote(path)))
+        return to, to.is_relative_to(out), to.is_file()
     for page, links in pages.items():
+        where = page.relative_to(out)
         for ref in links.refs:
             url = urlsplit(ref)
             if url.scheme or url.netloc: continue
-            to = Path(os.path.normpath(page.parent/unquote(url.path))) if url.path else page
-            where = page.relative_to(out)
-            if url.path.startswith("/") or not to.is_relative_to(out): bad.append(f"{where}: {ref} points outside the site")
-            elif not to.is_file(): bad.append(f"{where}: {ref} does not exist")
+            to, inside, there = resolve(page.parent, url.path) if url.path else (page, True, True)
+            if url.path.startswith("/") or not inside: bad.append(f"{where}: {ref} points outside the site")
+            elif not there: bad.append(f"{where}: {ref} does not exist")
             elif url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids:
                 bad.append(f"{where}: {ref}: no such anchor")
     return bad
