@@ -40,7 +40,7 @@ def prepare():
     "Import what is slow to import, and do what every notebook would have done once"
     import IPython.core.magics.execution, matplotlib.pyplot, numba, numpy  # noqa: E401, F401
     import scipy.signal, torch, torch._dynamo  # noqa: E401, F401
-    import av, pandas, pyarrow, pydantic, ruamel.yaml, soundfile, soxr, xxhash  # noqa: E401, F401
+    import pandas, pyarrow, pydantic, ruamel.yaml, soundfile, soxr, xxhash  # noqa: E401, F401
     import fastcore.test, IPython.core.crashhandler, sqlite3  # noqa: E401, F401
     import matplotlib_inline.backend_inline  # noqa: F401
     import nbdev.config
