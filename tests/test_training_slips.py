@@ -54,7 +54,10 @@ def test_optimizers_and_gradients_that_cannot_be_driven(tmp_path):
         fit(tmp_path, Line(make=torch.optim.LBFGS))
     task = Line(net=torch.nn.Embedding(4, 1, sparse=True))
     task.inputs = lambda: torch.tensor([1, 2])
-    with pytest.raises(TypeError, match="sparse.*Embedding.sparse=False"): fit(tmp_path, task)
+    try: torch.linalg.vector_norm(torch.ones(3).to_sparse())
+    except NotImplementedError:
+        with pytest.raises(TypeError, match="sparse.*Embedding.sparse=False"): fit(tmp_path, task)
+    else: assert fit(tmp_path, task).state == "completed"  # later versions of torch can
 
 
 def test_settings_are_checked_before_work_starts(tmp_path):
