@@ -89,7 +89,7 @@ def named_space(
     teacher, revision = (notes.get(f"teacher_{key}") for key in ("model", "revision"))
     if not isinstance(teacher, str) or not teacher:
         if wanted: return wanted
-        raise StyleError("it does not say which synthesizer it is for; name it, such as --teacher supertonic-3")
+        raise StyleError("it does not say which synthesizer it is for; name it: StyleSpace('supertonic-3')")
     revision = revision if isinstance(revision, str) else ""
     if not wanted: return StyleSpace(teacher, revision)
     if teacher == wanted.teacher and revision in (wanted.revision, ""): return wanted
