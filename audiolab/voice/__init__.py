@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "style_basis": ["StyleBasis", "active_rows", "fit_basis", "principal_directions"],
     "style_files": ["MAX_STYLE_FILE", "load_style", "named_space", "read_tree", "save_style",
         "style_json"],
-    "teacher": ["Speech", "Teacher", "check_lesson", "speaking_rate"],
+    "teacher": ["SILENT", "Speech", "SpeechFailed", "Teacher", "check_lesson", "check_spoken",
+        "speaking_rate"],
 })
