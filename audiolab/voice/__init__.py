@@ -3,9 +3,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "parametric_speech": ["BINS", "BURST", "GAINS", "HISSES", "HOP", "Letters", "OTHER", "PAUSE",
-        "ParametricTeacher", "RATE", "SUNG", "VOWEL", "WIDTHS", "WINDOW", "glottal_source",
-        "hiss_place", "letter_segments", "pitch_track", "pulse_places", "say", "smooth", "spell",
-        "throat"],
+        "ParametricTeacher", "RATE", "SUNG", "VOWEL", "WIDTHS", "WINDOW", "at_samples",
+        "glottal_source", "hiss_place", "letter_segments", "overlap_add", "pitch_track",
+        "pulse_places", "say", "smooth", "sound_of", "spell", "throat"],
     "parametric_style": ["FACTORS", "MOST", "MOST_RATE", "ParametricStyles", "directions_at",
         "draw_factors", "read_steps"],
     "style": ["ROW_TOLERANCE", "StyleError", "StyleSpace", "VoiceStyle", "blend", "check_rows",
