@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "resolve_layers", "save_config"],
     "layers": ["Layer", "changed_part", "dataclass_in", "default_tree", "field_types",
         "fill_sections", "holds_key", "merge_layers", "overlay", "stack_layers", "to_plain"],
-    "setting_names": ["describe_aliases", "flags_of_own_names", "own_names"],
+    "setting_names": ["describe_aliases", "flags_of_own_names", "own_names", "without_retired"],
     "strict_yaml": ["ConfigError", "MAX_DEPTH", "PlainTree", "Problem", "config_error",
         "did_you_mean", "dotted_path", "read_config_file", "read_scalar", "write_value"],
 })

@@ -62,7 +62,7 @@ def _begin_records(run: Run) -> None:
     run.recorder.tell(
         "start", folder=str(folder.given), config=to_plain(settings), total_steps=p.total_steps,
         steps_per_epoch=p.steps_per_epoch, parameters=_count_parameters(run), device=device,
-        resumed=origin, unit=run.task.unit)
+        resumed=origin, unit=run.task.unit, shown=run.task.shown)
     if run.config.push: run.saver.push_to(run.config.push)
 
 # %% ../../nbs/training/23_loop.ipynb #e8cb7c37

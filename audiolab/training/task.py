@@ -230,6 +230,7 @@ class Task(ABC):
     files: tuple[str, ...] = ()  # what `end` writes into the run folder; moved aside with the rest
     unit: str = "step"  # what people call a step
     measures: tuple[str, ...] = ()  # names that `validate` gives, where they are known beforehand
+    shown: tuple[str, ...] = ()  # measures to put first, beside losses; (): a summary has all
     averaged: tuple[str, ...] | None = None  # modules that `ema_decay` averages; None: all
     shardable: bool = True  # whether `shard` may keep its modules in slices
 

@@ -19,6 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "of_how_many", "short_bytes", "short_duration", "short_value"],
     "sample_picture": ["plot_sample", "sample_decibels", "sample_strip", "sound_decibels"],
     "tensorboard": ["TensorBoardLogger", "flat_settings", "settings_table",
-        "summary_writer_class"],
+        "summary_writer_class", "usual_tags"],
     "terminal": ["Screen", "TerminalProgress", "bar_texts", "is_interactive", "validation_line"],
 })

@@ -8,6 +8,7 @@ __all__ = ['short_value', 'short_duration', 'short_bytes', 'find_setting', 'RunL
 
 # %% ../../nbs/watch/03_run_status.ipynb #e21c9696
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fastcore.basics import GetAttr
@@ -78,7 +79,7 @@ class RunStatus(GetAttr):
     def __init__(self):
         self.state, self.reason = "not started", None
         self.step, self.epoch, self.seconds = 0, 0, 0.
-        self.length = RunLength()
+        self.length, self.shown = RunLength(), ()  # the latter: measures that the task puts first
         self.values, self.validation, self.problems = {}, {}, []
 
     def take(self,
@@ -91,6 +92,7 @@ class RunStatus(GetAttr):
     def _on_start(self, values):
         known = self.length.epochs
         self.state, self.reason, self.problems = "running", None, []
+        self.shown = tuple(values.get("shown") or ())
         self.length = RunLength.of(values)
         self.length.epochs = self.length.epochs or known
 
@@ -134,9 +136,11 @@ class RunStatus(GetAttr):
         return min(self.epoch + 1, self.epochs or self.epoch + 1)
 
     def numbers(self) -> list[str]:
-        "Loss, speed, time left, memory, gradient norm and learning rate, those that are known."
+        """Loss, what the task puts first, speed, time left, memory, gradient norm and learning rate,
+        those that are known."""
         v, losses = self.values, loss_names(self.values)[:3] or task_names(self.values)[:3]
         shown = [f"{name} {short_value(v[name])}" for name in (["loss"] if "loss" in v else losses)]
+        for name in self.shown: shown += self._named(name)
         if v.get("steps_per_second") is not None: shown.append(f"{v['steps_per_second']:.3g} {self.unit}s/s")
         if v.get("seconds_left") is not None and self.state == "running":
             shown.append(f"{short_duration(v['seconds_left'])} left")
@@ -151,8 +155,9 @@ class RunStatus(GetAttr):
 
 # %% ../../nbs/watch/03_run_status.ipynb #549cb2e0
 def name_as_title(name: str) -> str:
-    "A name as a heading: ttl_loss is TTL, cosine_sim is Cosine Sim."
+    "A name as a heading: ttl_loss and loss_ttl are TTL, cosine_sim is Cosine Sim."
     bare = name.replace("loss/", "").replace("/loss", "").removesuffix("_loss")
+    if len(bare) > 6: bare = bare.removeprefix("loss_")  # of loss_d one letter would be left
     words = bare.replace("/", " ").replace("_", " ").split()
     return " ".join(w.upper() if len(w) <= 3 and w != "sim" else w.capitalize() for w in words)
 
@@ -171,11 +176,24 @@ def _best_line(validation, best_metric):
     shown = f": {short_value(value)}" if is_number(value) else ""
     return f"  ✓ New best validation {name.replace('_', ' ')}{shown}"
 
+# %% ../../nbs/watch/03_run_status.ipynb #d11f4a1c
+def _measure_line(name, both):
+    "A measure of training and of validation; empty where it stands beside another."
+    set_name, _, plain = name.rpartition("/")
+    if set_name and any(plain in values for values in both.values()): return ""
+    def told(heading, values):
+        beside = [f"{name_as_title(other[:-len(name) - 1])}: {short_value(values[other])}"
+                  for other in task_names(values) if other.endswith(f"/{name}")]
+        behind = f" ({', '.join(beside)})" if beside else ""
+        return f"{heading} {name_as_title(name)}: {short_value(values[name])}{behind}"
+    return "  " + ", ".join(told(*item) for item in both.items() if name in item[1])
+
 # %% ../../nbs/watch/03_run_status.ipynb #ba89344a
 def epoch_summary(
     event: Event,  # of kind "epoch"
     learning_rate: float | None = None,  # now; None if the event's own values say it
     best_metric: str = "loss",  # what "best" is judged by
+    shown: Collection[str] = (),  # which measures beside losses; (): all
 ) -> str:  # some lines
     "How an epoch went: losses with their parts, other measures, learning rate, and whether it is the best."
     about = event.values
@@ -184,10 +202,8 @@ def epoch_summary(
     lines = [f"{title} - {short_duration(about.get('seconds') or 0)}"]
     lines += filter(None, (_loss_line(heading, values) for heading, values in both.items()))
     names = dict.fromkeys(name for values in both.values() for name in task_names(values))
-    for name in (name for name in names if "loss" not in name):
-        parts = [f"{heading} {name_as_title(name)}: {short_value(values[name])}"
-                 for heading, values in both.items() if name in values]
-        lines.append("  " + ", ".join(parts))
+    lines += filter(None, (_measure_line(name, both) for name in names
+                           if "loss" not in name and (not shown or name in shown)))
     rate = both["Train"].get("learning_rate", learning_rate)
     if rate is not None: lines.append(f"  Learning Rate: {short_value(rate)}")
     if about.get("best"): lines.append(_best_line(both["Val"], best_metric))

@@ -9,6 +9,7 @@ __all__ = ['is_interactive', 'validation_line', 'bar_texts', 'Screen', 'Terminal
 import logging
 import sys
 import time
+from collections.abc import Collection
 
 from tqdm import tqdm
 
@@ -26,11 +27,12 @@ def is_interactive(stream) -> bool:
     return bool(getattr(stream, "isatty", lambda: False)())
 
 # %% ../../nbs/watch/04_terminal.ipynb #888c47cc
-def validation_line(event: Event, unit: str) -> str:
-    "A validation in one line."
+def validation_line(event: Event, unit: str, shown: Collection[str] = ()) -> str:
+    "A validation in one line: losses and measures, of which those that are shown if any are named."
     values = event.values
-    shown = [f"{name.replace('_', ' ')} {short_value(values[name])}" for name in task_names(values)]
-    return f"Validation at {unit} {event.step}: {', '.join(shown)}"
+    told = [name for name in task_names(values) if not shown or "loss" in name or name in shown]
+    told = [f"{name.replace('_', ' ')} {short_value(values[name])}" for name in told]
+    return f"Validation at {unit} {event.step}: {', '.join(told)}"
 
 # %% ../../nbs/watch/04_terminal.ipynb #88513e3c
 def bar_texts(
@@ -106,7 +108,8 @@ class TerminalProgress:
 
     def _tell_validation(self, event):
         summed_up = event.kind == "epoch" and self.status.steps_per_epoch  # the summary says it
-        if not summed_up: self.screen.say(validation_line(self._checked, self.status.unit))
+        line = validation_line(self._checked, self.status.unit, self.status.shown)
+        if not summed_up: self.screen.say(line)
         self._checked = None
 
     def _on_start(self, event):
@@ -132,7 +135,7 @@ class TerminalProgress:
     def _on_epoch(self, event):
         if not self.status.steps_per_epoch: return
         rate = self.status.values.get("learning_rate")
-        self.screen.say(epoch_summary(event, rate, self.status.best_metric))
+        self.screen.say(epoch_summary(event, rate, self.status.best_metric, self.status.shown))
 
     def _on_problem(self, event): self.screen.say(self.status.problems[-1], logging.WARNING)
 
