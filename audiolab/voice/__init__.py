@@ -13,6 +13,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "style_basis": ["StyleBasis", "active_rows", "fit_basis", "principal_directions"],
     "style_files": ["MAX_STYLE_FILE", "load_style", "named_space", "read_tree", "save_style",
         "style_json"],
+    "supertonic": ["PAUSE_SECONDS", "SUPERTONIC_NOTICE", "SupertonicTeacher", "check_pace",
+        "files_digest", "global_noise", "model_folder", "model_languages", "model_revision",
+        "say_with_engine", "stub_duration", "stub_estimator", "stub_text", "stub_vocoder",
+        "supertonic_package", "write_stub_engine"],
     "teacher": ["SILENT", "Speech", "SpeechFailed", "Teacher", "check_lesson", "check_spoken",
         "speaking_rate"],
 })
