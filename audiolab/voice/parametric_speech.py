@@ -235,6 +235,10 @@ class ParametricTeacher:
         made = self.styles.encode(*draw_factors(10, keyed_rng(10)))
         return {f"P{n + 1}": made[n] for n in range(10)}
 
+    def draw(self, rng: np.random.Generator) -> VoiceStyle:
+        "A voice that nobody has."
+        return self.styles.encode(*draw_factors(1, rng))[0]
+
     def fingerprint(self) -> str:
         "SHA-256 of the directions of its styles and of its letters."
         constants = repr((SUNG, HISSES, VOWEL, PAUSE, OTHER, GAINS)).encode()

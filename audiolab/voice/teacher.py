@@ -18,9 +18,11 @@ class Speech(NamedTuple):
     audio: np.ndarray  # mono, float32 [T]
     seconds: float  # how long the words last
 
-# %% ../../nbs/voice/03_teacher.ipynb #c0e129a9
+# %% ../../nbs/voice/03_teacher.ipynb #b498013a
 class Teacher(Protocol):
-    "A synthesizer. The same text, style and seed give the same bytes."
+    """A synthesizer. The same text, style and seed give the same bytes, alone or beside others. One that knows which
+    voices there are may also have `draw(rng)`, a new voice; one with more than presets to learn directions from
+    `anchors()`, a stack; and `licence`, a notice for all that was learnt from it."""
     space: StyleSpace  # of its styles
     sample_rate: int  # Hz
     languages: tuple[str, ...]  # codes such as "en"
@@ -37,7 +39,8 @@ class Teacher(Protocol):
         speed: float = 1.05,  # 1 is its natural one
         seeds: list[int] | None = None,  # one for each text; None: 0 for all
     ) -> list[Speech]:
-        "Speak texts. StyleError for styles of another teacher; ValueError for a language it lacks."
+        """Speak texts. StyleError for styles of another teacher; ValueError for a language it lacks; SpeechFailed
+        where a clip is silent or not finite."""
 
     def fingerprint(self) -> str:
         "SHA-256 of all that its speech depends on: of files of weights, or of constants."
