@@ -33,7 +33,7 @@ def import_package(
     "A module that is not always installed; ImportError with the remedy."
     try: return importlib.import_module(name)
     except ImportError as e:
-        raise ImportError(f"this measure needs the package {name} ({e}): "
+        raise ImportError(f"this needs the package {name} ({e}): "
                           f"pip install 'audiolab[{extra}]'") from None
 
 # %% ../../nbs/measure/02_listeners.ipynb #7d1f0c52
@@ -44,7 +44,7 @@ def package_folder(
     "Where an installed package lies whose data are wanted, not its code; ImportError with the remedy."
     found = importlib.util.find_spec(name)
     if found is not None and found.origin: return Path(found.origin).parent
-    raise ImportError(f"this measure needs the package {name}, which is not installed: "
+    raise ImportError(f"this needs the package {name}, which is not installed: "
                       f"pip install 'audiolab[{extra}]'")
 
 # %% ../../nbs/measure/02_listeners.ipynb #8c02285f
