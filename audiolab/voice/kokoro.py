@@ -65,7 +65,8 @@ def read_voices(
     except CheckpointError as error: raise StyleError(f"{error}; this is no file of Kokoro's voices") from None
     for name, rows in found.items():
         if rows.shape != (510, 1, 256) or rows.dtype.kind != "f" or not np.isfinite(rows).all():
-            raise StyleError(f"{path}: {name} is {rows.dtype} {list(rows.shape)}; a voice is finite numbers, [510, 1, 256]")
+            this = f"{rows.dtype} {list(rows.shape)}"
+            raise StyleError(f"{path}: {name} is {this}; a voice is finite numbers, [510, 1, 256]")
     if not found: raise StyleError(f"{path}: holds no voices")
     return {name: rows[:, 0].astype(np.float32) for name, rows in found.items()}
 
@@ -134,7 +135,8 @@ class KokoroTeacher:
 
     def _say(self, text, style, lang, speed):
         tokens = sound_tokens(phonemes(text, lang), self._table)
-        feeds = {"tokens": tokens, "style": joined_row(style), "speed": np.array([speed], np.float32)}
+        pace = np.array([speed], np.float32)
+        feeds = {"tokens": tokens, "style": joined_row(style), "speed": pace}
         return check_spoken(self._graph.run(None, feeds)[0].reshape(-1), text)
 
     def synthesize(self, texts, styles, *, lang="en", steps=5, speed=1., seeds=None):

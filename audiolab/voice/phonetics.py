@@ -27,7 +27,7 @@ def espeak_library() -> tuple[ctypes.CDLL, int]:  # and its sample rate (Hz)
                              f"pip install espeakng-loader [{error}]") from None
     library = ctypes.CDLL(str(path))
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    rate = library.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)  # synchronous; no exit on errors
+    rate = library.espeak_Initialize(2, 0, os.fsencode(data), 0x8000)  # 2: synchronous; no exit
     if rate > 0: return library, rate
     raise MissingProgram(f"{path}: eSpeak NG cannot start with the data in {data}; install espeakng-loader anew")
 
@@ -55,8 +55,8 @@ def _clause(library: ctypes.CDLL, text: str) -> str:
     "The phonemes of a text without marks."
     buffer = ctypes.create_string_buffer(text.encode())
     place, found = ctypes.c_void_p(ctypes.addressof(buffer)), []
-    while place.value:
-        found.append(library.espeak_TextToPhonemes(ctypes.byref(place), 1, 2) or b"")  # from UTF-8, to IPA
+    while place.value:  # 1: from UTF-8, 2: to IPA
+        found.append(library.espeak_TextToPhonemes(ctypes.byref(place), 1, 2) or b"")
     return " ".join(part.decode().strip() for part in found)
 
 

@@ -31,7 +31,7 @@ _MIX = "perturb", "interpolate", "dirichlet", "pca"
 @dataclass
 class SamplerConfig:
     "Which voices to draw."
-    mode: Literal[MODES] = "mixed"  # mixed: as the teacher draws them, if it does; else four of these
+    mode: Literal[MODES] = "mixed"  # mixed: the teacher's own way, or else four of these
     perturb_std: _Positive = .1  # perturb: size of the step, as a share of a row's length
     interp_alpha_min: _Share = 0.  # interpolate: least share of the second voice
     interp_alpha_max: _Share = 1.  # interpolate: largest share
@@ -84,8 +84,8 @@ class StyleSampler:
         if self.config.interp_alpha_min > self.config.interp_alpha_max:
             raise StyleError("interp_alpha_min is above interp_alpha_max; no share of a voice lies between")
         if self.config.mode == "random":
-            _log.warning("random styles are no voices: %s has never been near them, and what it says in them "
-                         "teaches an encoder little; the other modes stay among its voices", teacher.space)
+            _log.warning("random styles are no voices: %s has never been near them, and what it says "
+                         "so teaches little; the other modes stay among its voices", teacher.space)
 
     @cached_property
     def bases(self) -> dict[str, StyleBasis]:
@@ -108,7 +108,8 @@ class StyleSampler:
 
     def _pca(self, rng):
         start, c = self._dirichlet(rng), self.config
-        ttl, dp = (stepped(start.part(part), self.bases[part], c.pca_sigma, rng) for part in ("ttl", "dp"))
+        ttl, dp = (stepped(start.part(part), self.bases[part], c.pca_sigma, rng)
+                   for part in ("ttl", "dp"))
         return VoiceStyle(ttl, dp, start.space)
 
     def _random(self, rng): return random_style(self.teacher.space, rng, self.known)
