@@ -2,6 +2,13 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "encoder": ["EncoderNotes", "EncoderSpec", "FAINTEST", "OPEN_RAIL", "Prediction",
+        "VoiceEncoder", "build_encoder", "check_recording", "encoder_weights", "find_encoder",
+        "licence_notice", "load_encoder", "read_basis", "read_notes", "save_encoder"],
+    "features": ["FeatureSpec", "Features", "LEVEL", "at_one_level", "band_powers",
+        "centred_logarithm", "valid_mask"],
+    "heads": ["Answer", "AttentionPool", "BasisHead", "HEADS", "TorchBasis", "make_heads",
+        "zeroed"],
     "kokoro": ["KokoroTeacher", "MOST_SOUNDS", "PACKAGE", "TIMBRE", "USUAL", "joined_row",
         "packaged_graph", "read_voices", "sound_tokens", "split_rows"],
     "parametric_speech": ["BINS", "BURST", "GAINS", "HISSES", "HOP", "Letters", "OTHER", "PAUSE",
@@ -23,4 +30,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "supertonic_package", "write_stub_engine"],
     "teacher": ["SILENT", "Speech", "SpeechFailed", "Teacher", "check_lesson", "check_spoken",
         "speaking_rate"],
+    "trunks": ["ConvNeXtBlock", "ConvNeXtTrunk", "FrameNorm", "MaskedConv", "NATURAL", "TRUNKS",
+        "make_trunk"],
 })
