@@ -2,6 +2,8 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "config": ["AugmentationConfig", "DataConfig", "LossConfig", "PathsConfig", "TrainConfig",
+        "VoiceTrainingConfig", "as_config", "engine_settings", "halves_well", "warmup_share"],
     "encoder": ["EncoderNotes", "EncoderSpec", "FAINTEST", "OPEN_RAIL", "Prediction",
         "VoiceEncoder", "build_encoder", "check_recording", "encoder_weights", "find_encoder",
         "licence_notice", "load_encoder", "read_basis", "read_notes", "save_encoder"],
