@@ -13,6 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "zeroed"],
     "kokoro": ["KokoroTeacher", "MOST_SOUNDS", "PACKAGE", "TIMBRE", "USUAL", "joined_row",
         "packaged_graph", "read_voices", "sound_tokens", "split_rows"],
+    "losses": ["PartLoss", "StyleLoss", "batch_terms", "contrast", "directions_with_floor",
+        "disagreement", "original_terms", "same_voice", "style_variance"],
     "parametric_speech": ["BINS", "BURST", "GAINS", "HISSES", "HOP", "Letters", "OTHER", "PAUSE",
         "ParametricTeacher", "RATE", "SUNG", "VOWEL", "WIDTHS", "WINDOW", "at_samples",
         "glottal_source", "hiss_place", "letter_segments", "overlap_add", "pitch_track",
