@@ -22,6 +22,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "parametric_style": ["FACTORS", "MOST", "MOST_RATE", "ParametricStyles", "directions_at",
         "draw_factors", "read_steps"],
     "phonetics": ["ESPEAK_LOCK", "ESPEAK_VOICES", "choose_voice", "espeak_library", "phonemes"],
+    "recording_checks": ["BEST_SNR", "FULL_BANDWIDTH", "LEAST_SECONDS", "MOST_SECONDS",
+        "Recording", "RecordingQuality", "SHORT_SECONDS", "SILENCE", "best_half_minute",
+        "best_windows", "clipped_share", "fit_recording", "frame_levels", "frame_powers",
+        "heard_frames", "noise_powers", "noise_ratio", "read_recording", "recording_quality",
+        "take_recording", "voice_bandwidth"],
     "style": ["ROW_TOLERANCE", "StyleError", "StyleSpace", "VoiceStyle", "blend", "check_rows",
         "check_same_teacher", "perturb", "slerp", "slerp_rows", "stack_styles", "unit_rows"],
     "style_basis": ["StyleBasis", "active_rows", "fit_basis", "principal_directions"],
@@ -36,4 +41,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "speaking_rate"],
     "trunks": ["ConvNeXtBlock", "ConvNeXtTrunk", "FrameNorm", "MaskedConv", "NATURAL", "TRUNKS",
         "make_trunk"],
+    "voice_files": ["check_ending", "kokoro_voice", "load_kokoro_voice", "load_voice",
+        "save_voice", "voice_ending", "voice_name"],
 })
