@@ -1099,6 +1099,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'audiolab.data.loader._replacement': ('data/loader.html#_replacement', 'audiolab/data/loader.py'),
                                       'audiolab.data.loader.fingerprint': ('data/loader.html#fingerprint', 'audiolab/data/loader.py'),
                                       'audiolab.data.loader.name_of': ('data/loader.html#name_of', 'audiolab/data/loader.py'),
+                                      'audiolab.data.loader.read_at_once': ('data/loader.html#read_at_once', 'audiolab/data/loader.py'),
                                       'audiolab.data.loader.read_or_replace': ( 'data/loader.html#read_or_replace',
                                                                                 'audiolab/data/loader.py'),
                                       'audiolab.data.loader.tell_differences': ( 'data/loader.html#tell_differences',

@@ -231,3 +231,38 @@ def test_collate_kinds():
     with pytest.raises(DataError, match="has the keys"): collate([{"a": 1}, {"b": 1}])
     with pytest.raises(DataError, match="axes"):
         collate([{"id": "p", "x": np.ones(3)}, {"id": "q", "x": np.ones((3, 1))}])
+
+class AtOnce(Items):
+    "The same items, read all at once; and how often"
+    calls = 0
+    def batch(self, indices, epoch):
+        self.calls += 1
+        return collate([self.item(index, epoch) for index in indices.tolist()])
+
+
+@pytest.mark.parametrize("options", [{}, {"bucket": Bucket(max_seconds=2)},
+                                     {"drop_last": False, "rank": 1, "world": 2}], ids=str)
+def test_batches_read_at_once_are_those_of_items(options):
+    "Also where items cannot be read: the same ones are named, replaced and counted"
+    found = []
+    for kind in (Items, AtOnce):
+        loader = Loader(kind(41, unreadable=[3, 8]), 6, seed=4, max_unreadable=.5, **options)
+        batches = [plain(b) for epoch in (0, 1) for b in loader.batches(epoch)]
+        found.append((batches, loader.state_dict(), loader.report()))
+    assert found[0] == found[1] and found[0][2]["unreadable"] > 0
+
+
+def test_a_way_of_ones_own_to_join_items_is_kept():
+    data = AtOnce(12)
+    def joined(items): return {"index": torch.tensor([item["index"] for item in items])}
+    assert all(set(batch) == {"index"} for batch in Loader(data, 4, collate=joined).batches(0))
+    assert not data.calls
+    indices(Loader(data, 4))
+    assert data.calls == 3
+
+
+def test_a_mistake_in_reading_at_once_is_told_with_names():
+    data = AtOnce(8)
+    data.batch = lambda indices, epoch: 1/0
+    with pytest.raises(DataError, match=r"no batch could be made of \['file0.wav'.*ZeroDivision"):
+        indices(Loader(data, 4, shuffle=False))

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "open_hub_table", "open_local_table", "row_clip", "row_name", "sound_column"],
     "keyed_random": ["keyed_rng"],
     "loader": ["Account", "BatchFeed", "BatchReader", "EpochPlans", "Loader", "Padding",
-        "fingerprint", "name_of", "read_or_replace", "tell_differences"],
+        "fingerprint", "name_of", "read_at_once", "read_or_replace", "tell_differences"],
     "manifest": ["ScanConfig", "read_manifest", "scan_command", "write_durably",
         "write_manifest"],
     "mixtures": ["EndlessRows", "Laps", "MixedEpoch", "MixedRows", "Mixture", "StreamMixture",
