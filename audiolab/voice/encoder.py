@@ -7,7 +7,7 @@ __all__ = ['FAINTEST', 'OPEN_RAIL', 'EncoderSpec', 'Prediction', 'check_recordin
            'EncoderNotes', 'encoder_weights', 'save_encoder', 'read_notes', 'read_basis', 'build_encoder',
            'find_encoder', 'load_encoder']
 
-# %% ../../nbs/voice/19_encoder.ipynb #e9f9958d
+# %% ../../nbs/voice/19_encoder.ipynb #a9892a97
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from .style import StyleSpace, VoiceStyle
 from .style_basis import StyleBasis
 from .trunks import NATURAL, make_trunk
 
-# %% ../../nbs/voice/19_encoder.ipynb #a88f8d0d
+# %% ../../nbs/voice/19_encoder.ipynb #22673f5d
 @dataclass(frozen=True)
 class EncoderSpec:
     "How an encoder is built. ValueError for what cannot be built."
@@ -55,7 +55,7 @@ class EncoderSpec:
         given = {name: getattr(self, name) for name in NATURAL[self.trunk]}
         return NATURAL[self.trunk] | {name: value for name, value in given.items() if value is not None}
 
-# %% ../../nbs/voice/19_encoder.ipynb #3203dbec
+# %% ../../nbs/voice/19_encoder.ipynb #0e14d5bf
 class Prediction(NamedTuple):
     "The styles of a batch of recordings, as an encoder hears them."
     ttl: torch.Tensor  # float32 [B, rows, columns]
@@ -63,7 +63,7 @@ class Prediction(NamedTuple):
     ttl_coefficients: torch.Tensor | None = None  # in standard deviations [B, k]; None: the head has none
     dp_coefficients: torch.Tensor | None = None  # likewise
 
-# %% ../../nbs/voice/19_encoder.ipynb #38d48bfe
+# %% ../../nbs/voice/19_encoder.ipynb #2d15424e
 FAINTEST = 1e-4  # peak, -80 dB of full scale: less than three steps of 16 bits
 
 
@@ -81,7 +81,7 @@ def check_recording(
         raise ValueError("the recording is silent: nobody is heard in it; record again, closer to the microphone")
     return audio
 
-# %% ../../nbs/voice/19_encoder.ipynb #423492ab
+# %% ../../nbs/voice/19_encoder.ipynb #6b6c96b6
 class VoiceEncoder(nn.Module):
     "Hears a recording, says the style of its voice for one synthesizer."
     def __init__(self,
@@ -151,7 +151,7 @@ def licence_notice(
     "What the licence of a synthesizer asks of an encoder that learnt from it."
     return OPEN_RAIL if space.teacher.lower().startswith("supertonic") else ""
 
-# %% ../../nbs/voice/19_encoder.ipynb #bdc9eca4
+# %% ../../nbs/voice/19_encoder.ipynb #bd559249
 @dataclass(frozen=True)
 class EncoderNotes:
     "What stands beside the weights of an encoder."
@@ -174,7 +174,7 @@ def save_encoder(
     "Write an encoder, durably and with digests. CheckpointError or OSError where that cannot be."
     return write_checkpoint(path, *encoder_weights(encoder))
 
-# %% ../../nbs/voice/19_encoder.ipynb #f30abf31
+# %% ../../nbs/voice/19_encoder.ipynb #92707534
 def read_notes(
     metadata: dict[str, str],  # of a file
 ) -> EncoderNotes:
@@ -200,7 +200,7 @@ def read_basis(
         raise ValueError(f"its basis of {part} is not one of [{rows}, {columns}]")
     return StyleBasis(*found, space.unit)
 
-# %% ../../nbs/voice/19_encoder.ipynb #2879158e
+# %% ../../nbs/voice/19_encoder.ipynb #6527cfc2
 def build_encoder(
     notes: EncoderNotes,
     tensors: dict,  # by name
@@ -217,7 +217,7 @@ def build_encoder(
     encoder.load_state_dict(tensors)
     return encoder.eval()
 
-# %% ../../nbs/voice/19_encoder.ipynb #c3594274
+# %% ../../nbs/voice/19_encoder.ipynb #de25f583
 def find_encoder(
     path: str | Path,  # file, or run folder
 ) -> Path:  # file of weights
