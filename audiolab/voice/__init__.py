@@ -44,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "supertonic_package", "write_stub_engine"],
     "teacher": ["SILENT", "Speech", "SpeechFailed", "Teacher", "check_lesson", "check_spoken",
         "speaking_rate"],
+    "training_data": ["VoiceClips", "at_rate", "piece_lengths", "rescaled"],
     "trunks": ["Attention", "CnnTrunk", "ConvNeXtBlock", "ConvNeXtTrunk", "EcapaBlock",
         "EcapaLayer", "EcapaTrunk", "FrameNorm", "MaskedBatchNorm", "MaskedConv", "NATURAL",
         "TRUNKS", "TransformerBlock", "TransformerTrunk", "make_trunk", "place_sines"],
