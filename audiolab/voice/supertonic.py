@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['SUPERTONIC_NOTICE', 'PAUSE_SECONDS', 'supertonic_package', 'model_languages', 'model_revision', 'model_folder',
            'stub_duration', 'stub_text', 'stub_estimator', 'stub_vocoder', 'write_stub_engine', 'global_noise',
-           'check_pace', 'files_digest', 'say_with_engine', 'SupertonicTeacher']
+           'check_pace', 'say_with_engine', 'SupertonicTeacher']
 
-# %% ../../nbs/voice/10_supertonic.ipynb #56cbefb6
+# %% ../../nbs/voice/10_supertonic.ipynb #e7433622
 SUPERTONIC_NOTICE = (
     "Learned from speech of Supertonic, whose weights are under the Open RAIL-M licence: its use restrictions hold for "
     "this encoder and for whatever is made with it, and go with every copy. Imitate nobody who has not consented, and "
     "say of what it makes that a machine made it.")
 
-# %% ../../nbs/voice/10_supertonic.ipynb #5e14b59b
-import hashlib
+# %% ../../nbs/voice/10_supertonic.ipynb #dfbb838d
 import json
 import re
 import threading
@@ -26,9 +25,9 @@ import numpy as np
 from ..files import durable_write
 from .style import StyleSpace, VoiceStyle, unit_rows
 from .style_files import load_style, style_json
-from .teacher import SpeechFailed, Speech, check_lesson, check_spoken
+from .teacher import SpeechFailed, Speech, check_lesson, check_spoken, files_digest
 
-# %% ../../nbs/voice/10_supertonic.ipynb #a2d768c2
+# %% ../../nbs/voice/10_supertonic.ipynb #8d623a85
 def supertonic_package():
     "The package `supertonic`; ImportError with the remedy where it is missing."
     try:
@@ -38,7 +37,7 @@ def supertonic_package():
         raise ImportError(f"the teacher Supertonic needs its package ({error}): "
                           'pip install "audiolab[supertonic]"') from None
 
-# %% ../../nbs/voice/10_supertonic.ipynb #5611c34b
+# %% ../../nbs/voice/10_supertonic.ipynb #5848fdd9
 def model_languages(
     model: str,  # "supertonic", "supertonic-2" or "supertonic-3"
 ) -> tuple[str, ...]:  # codes; "na" is a text of no known language
@@ -49,7 +48,7 @@ def model_languages(
     few = {"supertonic": ("en",), "supertonic-2": ("en", "ko", "es", "pt", "fr")}
     return few.get(model, tuple(package.AVAILABLE_LANGUAGES))
 
-# %% ../../nbs/voice/10_supertonic.ipynb #f6252997
+# %% ../../nbs/voice/10_supertonic.ipynb #48f1d530
 def model_revision(
     folder: Path,  # of a model
     model: str,  # that it should be
@@ -65,7 +64,7 @@ def model_revision(
             raise ValueError(f"{folder} holds the model {name}, not {model}; their voices have nothing to do with each other")
     return found
 
-# %% ../../nbs/voice/10_supertonic.ipynb #0828425f
+# %% ../../nbs/voice/10_supertonic.ipynb #4b74e386
 def model_folder(
     model_dir: str | Path | None,  # None: where the package keeps the model
     model: str,
@@ -86,7 +85,7 @@ def model_folder(
                          "name an empty or a new folder")
     return folder
 
-# %% ../../nbs/voice/10_supertonic.ipynb #57dc6e6d
+# %% ../../nbs/voice/10_supertonic.ipynb #828922dc
 def _graph(name, nodes, inputs, output, constants):
     "An ONNX graph of one output; sizes that are words may be any."
     from onnx import TensorProto, helper, numpy_helper
@@ -103,7 +102,7 @@ def _graph(name, nodes, inputs, output, constants):
 _TEXT = [("text_ids", "INT64", ["B", "letters"]), ("text_mask", "FLOAT", ["B", 1, "letters"])]
 _SOUND, _TIME = ("style_ttl", "FLOAT", ["B", 50, 256]), ("style_dp", "FLOAT", ["B", 8, 16])
 
-# %% ../../nbs/voice/10_supertonic.ipynb #e3a9c332
+# %% ../../nbs/voice/10_supertonic.ipynb #e3601798
 def stub_duration(rng: np.random.Generator):  # an ONNX model
     "From text and `style_dp` to seconds [B]."
     return _graph("duration_predictor", [
@@ -115,7 +114,7 @@ def stub_duration(rng: np.random.Generator):  # an ONNX model
         "last_two": np.array([1, 2]), "each": np.float32(.05),
         "slope": rng.normal(0, .15, (8, 16)).astype(np.float32)})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #3bc24381
+# %% ../../nbs/voice/10_supertonic.ipynb #4283d4c1
 def stub_text():  # an ONNX model
     "From text and `style_ttl` to one number a letter [B, 1, letters]."
     return _graph("text_encoder", [
@@ -126,7 +125,7 @@ def stub_text():  # an ONNX model
     ], [*_TEXT, _SOUND], ("text_emb", "FLOAT", ["B", 1, "letters"]),
         {"middle": np.array([1]), "last_two": np.array([1, 2])})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #c808ddee
+# %% ../../nbs/voice/10_supertonic.ipynb #193e75c4
 def stub_estimator(rng: np.random.Generator):  # an ONNX model
     "A step from noise to latents [B, 144, frames]."
     nodes = [
@@ -147,7 +146,7 @@ def stub_estimator(rng: np.random.Generator):  # an ONNX model
         "most": np.float32(.8),
         "timbre": rng.normal(0, 3, (256, 144)).astype(np.float32)})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #83fb7238
+# %% ../../nbs/voice/10_supertonic.ipynb #a2d8d67e
 def stub_vocoder(rng: np.random.Generator):  # an ONNX model
     "From latents [B, 144, frames] to sound [B, frames * 3072]."
     overtone, time = np.arange(1, 145)[:, None], np.arange(3072)/3072
@@ -158,7 +157,7 @@ def stub_vocoder(rng: np.random.Generator):  # an ONNX model
     ], [("latent", "FLOAT", ["B", 144, "frames"])], ("wav", "FLOAT", ["B", "samples"]),
         {"waves": (.2*waves).astype(np.float32), "whole": np.array([0, -1])})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #8c9fcae9
+# %% ../../nbs/voice/10_supertonic.ipynb #12b6e380
 def _stub_voices(rng):
     "{name: JSON of a style}; like the released ones they do not say whose they are."
     space = StyleSpace("stub")
@@ -188,7 +187,7 @@ def write_stub_engine(
         durable_write(path, [content])
     return Path(folder)
 
-# %% ../../nbs/voice/10_supertonic.ipynb #bd8639b0
+# %% ../../nbs/voice/10_supertonic.ipynb #7a939351
 _turn = threading.Lock()
 
 
@@ -204,7 +203,7 @@ def global_noise(
         try: yield
         finally: np.random.set_state(kept)
 
-# %% ../../nbs/voice/10_supertonic.ipynb #9fc69f31
+# %% ../../nbs/voice/10_supertonic.ipynb #7ad0a561
 def check_pace(
     steps: int,
     speed: float,
@@ -217,18 +216,7 @@ def check_pace(
         if not least <= value <= most:
             raise ValueError(f"{name} must be {least} to {most}, and is {value}")
 
-# %% ../../nbs/voice/10_supertonic.ipynb #37d1454b
-def files_digest(
-    folder: Path,
-) -> str:  # hexadecimal
-    "SHA-256 of the names and contents of a folder's files."
-    whole = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with open(path, "rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.name} {digest}\n".encode())
-    return whole.hexdigest()
-
-# %% ../../nbs/voice/10_supertonic.ipynb #5ad46657
+# %% ../../nbs/voice/10_supertonic.ipynb #b107e5df
 PAUSE_SECONDS = .3  # between the pieces of a long text
 
 
@@ -259,7 +247,7 @@ def say_with_engine(
         pieces += [pause, _say_piece(tts, piece, style, lang, steps, speed)]
     return np.concatenate(pieces[1:])
 
-# %% ../../nbs/voice/10_supertonic.ipynb #a26736b0
+# %% ../../nbs/voice/10_supertonic.ipynb #8bb3a7fb
 class SupertonicTeacher:
     "Speaks in styles of Supertonic, through its own package. A `Teacher`."
     licence = SUPERTONIC_NOTICE
