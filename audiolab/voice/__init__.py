@@ -2,6 +2,8 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "augmentation": ["AugmentSpec", "Change", "augment", "changed", "companded", "draw_change",
+        "hide_parts", "line_response", "noise_spectrum", "room_response"],
     "config": ["AugmentationConfig", "DataConfig", "LossConfig", "PathsConfig", "TrainConfig",
         "VoiceTrainingConfig", "as_config", "engine_settings", "halves_well", "warmup_share"],
     "encoder": ["EncoderNotes", "EncoderSpec", "FAINTEST", "OPEN_RAIL", "Prediction",
