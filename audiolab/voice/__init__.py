@@ -18,6 +18,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "TokenLayer", "TorchBasis", "make_heads", "usual_deviation", "zeroed"],
     "kokoro": ["KokoroTeacher", "MOST_SOUNDS", "PACKAGE", "TIMBRE", "USUAL", "joined_row",
         "packaged_graph", "read_voices", "sound_tokens", "split_rows"],
+    "lesson_files": ["FiledLesson", "METADATA", "lesson_arrays", "open_lessons", "pack_lessons",
+        "read_lesson", "unpack_lessons"],
     "lesson_store": ["ABOUT", "Lessons", "SPLITS", "about_lessons", "add_lesson",
         "lesson_writer", "lessons_digest", "read_about", "space_of", "split_folders"],
     "lesson_texts": ["DOES", "ENDS", "WHAT", "WHO", "made_sentences", "split_texts",
