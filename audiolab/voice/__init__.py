@@ -54,6 +54,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "write_stub_engine"],
     "teacher": ["SILENT", "Speech", "SpeechFailed", "Teacher", "check_lesson", "check_spoken",
         "files_digest", "speaking_rate"],
+    "teachers": ["TEACHERS", "TEACHER_EXTRAS", "licence_of", "open_teacher", "teacher_for",
+        "teacher_list", "teacher_of"],
     "training_data": ["VoiceClips", "at_rate", "piece_lengths", "rescaled"],
     "trunks": ["Attention", "CnnTrunk", "ConvNeXtBlock", "ConvNeXtTrunk", "EcapaBlock",
         "EcapaLayer", "EcapaTrunk", "FrameNorm", "MaskedBatchNorm", "MaskedConv", "NATURAL",
