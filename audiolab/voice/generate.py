@@ -129,12 +129,12 @@ def _write_split(folder, plan, split, numbers, settings, speaking, overwrite):
 
 # %% ../../nbs/voice/13_generate.ipynb #0258b2cf
 def _shard_of(shard: str | None) -> tuple[int, int]:
-    "Which part of how many. ValueError for what is none."
+    "Which part of how many. DataError for what is none."
     try:
         number, count = map(int, (shard or "1/1").split("/"))
         if 1 <= number <= count <= 10_000: return number, count
     except ValueError: pass
-    raise ValueError(f"shard {shard!r}: write which part of how many, such as 2/4")
+    raise DataError(f"shard {shard!r}: write which part of how many, such as 2/4")
 
 
 def _note_set(folder, about, overwrite):
@@ -166,13 +166,12 @@ def make_lessons(
     shard: str | None = None,  # "2/4": only this part, for one of four machines
     overwrite: bool = False,  # make it anew even if it is there
 ) -> Path:  # the folder
-    """Make a set of lessons, or go on where one was interrupted. DataError where another set is there;
-    ValueError for too few texts or an impossible shard."""
+    """Make a set of lessons, or go on where one was interrupted. DataError where another set is there, for too few texts or an impossible shard."""
     folder, texts = Path(folder), texts or {"en": usual_texts("en")}
     counts = counts or _USUAL
     number, parts = _shard_of(shard)
     if parts > min(count for count in counts.values() if count):
-        raise ValueError(f"shard {shard}: a split has fewer clips than parts; make fewer parts")
+        raise DataError(f"shard {shard}: a split has fewer clips than parts; make fewer parts")
     plan = LessonPlan(StyleSampler(teacher, sampler, more), texts, seed, clips_per_style)
     about = about_lessons(
         teacher, counts=counts, seed=seed, clips_per_style=clips_per_style, steps=steps,

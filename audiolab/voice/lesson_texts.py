@@ -9,7 +9,7 @@ __all__ = ['WHO', 'DOES', 'WHAT', 'ENDS', 'words_of', 'made_sentences', 'usual_t
 import numpy as np
 
 from ..audio import SENTENCES
-from ..data import keyed_rng
+from ..data import DataError, keyed_rng
 
 # %% ../../nbs/voice/12_lesson_texts.ipynb #1ab61b94
 WHO = """The old captain|My youngest sister|A quiet stranger|The village baker|Our new teacher|The girl with the violin
@@ -33,11 +33,11 @@ def made_sentences(
     count: int,  # how many, at most 8,000
     seed: int = 0,
 ) -> list[str]:  # English, all different
-    "Sentences of three parts. ValueError for more than there are."
+    "Sentences of three parts. DataError for more than there are."
     lists = [words_of(parts) for parts in (WHO, DOES, WHAT)]
     sizes = [len(parts) for parts in lists]
     most = int(np.prod(sizes))
-    if not 1 <= count <= most: raise ValueError(f"{count} sentences; there are 1 to {most:,}")
+    if not 1 <= count <= most: raise DataError(f"{count} sentences; there are 1 to {most:,}")
     numbers = keyed_rng(seed, 7).choice(most, count, replace=False)
     places = np.stack(np.unravel_index(numbers, sizes), 1).tolist()
     made = (" ".join(parts[n] for parts, n in zip(lists, place)) for place in places)
@@ -45,21 +45,21 @@ def made_sentences(
 
 # %% ../../nbs/voice/12_lesson_texts.ipynb #0de3548c
 def usual_texts(lang: str) -> list[str]:
-    "What is said where nothing is given. ValueError for a language without sentences here."
+    "What is said where nothing is given. DataError for a language without sentences here."
     if lang in ("en", "en-gb"): return made_sentences(2000)
     if lang in SENTENCES: return SENTENCES[lang]
-    raise ValueError(f"there are no sentences for {lang!r} here; give some: --texts sentences.txt")
+    raise DataError(f"there are no sentences for {lang!r} here; give some: --texts sentences.txt")
 
 
 def split_texts(
     texts: list[str],
 ) -> dict[str, list[int]]:  # numbers of texts for train, val and test
-    """Which texts are said in which split; none in two. ValueError for fewer than three, or for one
+    """Which texts are said in which split; none in two. DataError for fewer than three, or for one
     that is there twice."""
     texts = [text.strip() for text in texts]
-    if len(texts) < 3: raise ValueError(f"{len(texts)} texts; learning, choosing and judging need one each at least")
+    if len(texts) < 3: raise DataError(f"{len(texts)} texts; learning, choosing and judging need one each at least")
     if len(set(texts)) < len(texts) or not all(texts):
-        raise ValueError("a text is empty, or there twice: it would be learnt, and then judged")
+        raise DataError("a text is empty, or there twice: it would be learnt, and then judged")
     few = max(1, len(texts)//20)
     parts = {"train": (2*few, len(texts)), "val": (0, few), "test": (few, 2*few)}
     return {split: list(range(*ends)) for split, ends in parts.items()}
