@@ -38,6 +38,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "best_windows", "clipped_share", "fit_recording", "frame_levels", "frame_powers",
         "heard_frames", "noise_powers", "noise_ratio", "read_recording", "recording_quality",
         "take_recording", "voice_bandwidth"],
+    "ridge": ["PENALTIES", "Ridge", "StyleRidge", "fit_ridge", "fit_style_ridge",
+        "mel_statistics", "ridge_measures", "ridge_weights"],
     "style": ["ROW_TOLERANCE", "StyleError", "StyleSpace", "VoiceStyle", "blend", "check_rows",
         "check_same_teacher", "perturb", "slerp", "slerp_rows", "stack_styles", "unit_rows"],
     "style_basis": ["StyleBasis", "active_rows", "fit_basis", "principal_directions"],
