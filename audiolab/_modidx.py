@@ -6201,8 +6201,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'audiolab/voice/losses.py'),
                                        'audiolab.voice.losses.PartLoss.coefficient_error': ( 'voice/losses.html#partloss.coefficient_error',
                                                                                              'audiolab/voice/losses.py'),
-                                       'audiolab.voice.losses.PartLoss.coefficients': ( 'voice/losses.html#partloss.coefficients',
-                                                                                        'audiolab/voice/losses.py'),
                                        'audiolab.voice.losses.PartLoss.direction': ( 'voice/losses.html#partloss.direction',
                                                                                      'audiolab/voice/losses.py'),
                                        'audiolab.voice.losses.PartLoss.forward': ( 'voice/losses.html#partloss.forward',

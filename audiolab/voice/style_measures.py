@@ -7,7 +7,7 @@ __all__ = ['STYLE_MEASURES', 'PARAMETRIC_MEASURES', 'ALL_STYLE_MEASURES', 'RATE_
            'measures_of_sums', 'rate_scores', 'factor_scores', 'Examination', 'StyleMeasures', 'sum_over',
            'style_table', 'of_several_clips']
 
-# %% ../../nbs/voice/21_style_measures.ipynb #8f35984c
+# %% ../../nbs/voice/21_style_measures.ipynb #489aee9a
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .parametric_style import ParametricStyles
 from .style import VoiceStyle, unit_rows
 from .style_basis import StyleBasis
 
-# %% ../../nbs/voice/21_style_measures.ipynb #cd4e500e
+# %% ../../nbs/voice/21_style_measures.ipynb #2336bd6b
 def directions(
     rows: np.ndarray,  # [B, ...]
 ) -> np.ndarray:  # of length 1, or 0 [B, D]
@@ -25,7 +25,7 @@ def directions(
     flat = np.asarray(rows, np.float64).reshape(len(rows), -1)
     return flat/np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
-# %% ../../nbs/voice/21_style_measures.ipynb #6712902e
+# %% ../../nbs/voice/21_style_measures.ipynb #f0d6a145
 def retrieval(
     likeness: np.ndarray,  # of each guess and each voice [B, S]
     right: np.ndarray,  # number of the voice that is meant [B]
@@ -38,7 +38,7 @@ def retrieval(
     first = np.where(better == 0, 1/np.maximum(alike, 1), 0)
     return first, (until[better + alike] - until[better])/np.maximum(alike, 1)
 
-# %% ../../nbs/voice/21_style_measures.ipynb #9ca34838
+# %% ../../nbs/voice/21_style_measures.ipynb #91d37432
 class ExaminedPart:
     "A part of the voices that are examined."
     def __init__(self,
@@ -63,7 +63,7 @@ class ExaminedPart:
         active = {f"active_{name}": o[:, self.basis.active].sum(1) for name, o in sums.items()}
         return {name: o.sum(1) for name, o in sums.items()} | active
 
-# %% ../../nbs/voice/21_style_measures.ipynb #8641e68e
+# %% ../../nbs/voice/21_style_measures.ipynb #25283b97
 STYLE_MEASURES = (
     "cosine", "centred_cosine", "centred_cosine_ttl", "centred_cosine_dp", "r2", "r2_ttl", "r2_dp",
     "skill", "retrieval_top1", "mrr", "rate_r2")
@@ -71,7 +71,7 @@ PARAMETRIC_MEASURES = "rate_error", "factor_r2"
 ALL_STYLE_MEASURES = tuple(f"{prefix}{name}" for prefix in ("", "together/")
                            for name in STYLE_MEASURES + PARAMETRIC_MEASURES)
 
-# %% ../../nbs/voice/21_style_measures.ipynb #93624dbc
+# %% ../../nbs/voice/21_style_measures.ipynb #2f2d9d1d
 def measures_of_sums(
     sums: dict[str, np.ndarray],  # over clips, of what `Examination.scores` gives
 ) -> dict[str, float]:
@@ -90,7 +90,7 @@ def measures_of_sums(
         values |= {"factor_r2": share("factor_"), "rate_error": float(sums["rate_away"])/count}
     return {name: values[name] for name in STYLE_MEASURES + PARAMETRIC_MEASURES if name in values}
 
-# %% ../../nbs/voice/21_style_measures.ipynb #5a3b66ad
+# %% ../../nbs/voice/21_style_measures.ipynb #fce4fcfd
 def rate_scores(
     basis: StyleBasis,  # of durations
     guessed: np.ndarray,  # [B, rows, columns]
@@ -101,7 +101,7 @@ def rate_scores(
     said, right, mean = (basis.encode(rows)[..., 0] for rows in (guessed, true, usual))
     return {"rate_error": (said - right)**2, "rate_variance": (mean - right)**2}
 
-# %% ../../nbs/voice/21_style_measures.ipynb #83a00c71
+# %% ../../nbs/voice/21_style_measures.ipynb #314bce01
 RATE_STEP = .18  # of the logarithm of the parametric teacher's rate, a standard deviation
 
 
@@ -119,7 +119,7 @@ def factor_scores(
     return {"factor_error": (said - right)**2, "factor_variance": (mean - right)**2,
             "rate_away": RATE_STEP*abs(said_rate - rate)}
 
-# %% ../../nbs/voice/21_style_measures.ipynb #50e3aff0
+# %% ../../nbs/voice/21_style_measures.ipynb #ec4fcd43
 class Examination:
     "Voices that are examined, each once."
     def __init__(self,
@@ -130,7 +130,7 @@ class Examination:
         self.parts = {name: ExaminedPart(bases[name], true[name]) for name in ("ttl", "dp")}
         self.parametric = parametric
 
-# %% ../../nbs/voice/21_style_measures.ipynb #f7bf9279
+# %% ../../nbs/voice/21_style_measures.ipynb #075b70a4
 @patch
 def scores(self: Examination,
     ttl: np.ndarray,  # guessed [B, rows, columns]
@@ -154,7 +154,7 @@ def scores(self: Examination,
     usual = [part.centre for part in parts.values()]
     return found | factor_scores(self.parametric, (ttl, dp), right.values(), usual)
 
-# %% ../../nbs/voice/21_style_measures.ipynb #37e5736f
+# %% ../../nbs/voice/21_style_measures.ipynb #fa4c1a60
 class StyleMeasures:
     "Measures of guesses, summed over clips. ValueError for a clip of a voice that is not examined."
     def __init__(self,
@@ -182,7 +182,7 @@ class StyleMeasures:
                              "that are examined")
         return found
 
-# %% ../../nbs/voice/21_style_measures.ipynb #6bfadb59
+# %% ../../nbs/voice/21_style_measures.ipynb #fc90e25a
 @patch
 def add(self: StyleMeasures,
     ttl,  # guessed, array or tensor [B, rows, columns]
@@ -198,7 +198,7 @@ def add(self: StyleMeasures,
     for guessed, some in zip(self.guessed.values(), rows): np.add.at(guessed, numbers, some)
     np.add.at(self.counts, numbers, 1)
 
-# %% ../../nbs/voice/21_style_measures.ipynb #933fb686
+# %% ../../nbs/voice/21_style_measures.ipynb #aa5c5eb2
 def sum_over(
     place,  # of a run, with `sum`; None: this process alone
     arrays: dict[str, np.ndarray],
@@ -221,7 +221,7 @@ def values(self: StyleMeasures, place=None) -> dict[str, float]:
     together = measures_of_sums({name: values.sum(0) for name, values in scores})
     return measures_of_sums(sums) | {f"together/{name}": value for name, value in together.items()}
 
-# %% ../../nbs/voice/21_style_measures.ipynb #d18654da
+# %% ../../nbs/voice/21_style_measures.ipynb #ce7bae1d
 @patch
 def mean_voice(self: StyleMeasures, place=None) -> dict[str, float]:
     "The measures of somebody who always answers with the mean voice, for the same clips."
@@ -232,7 +232,7 @@ def mean_voice(self: StyleMeasures, place=None) -> dict[str, float]:
     scores = self.exam.scores(*rows, seen).items()
     return measures_of_sums({name: np.tensordot(counts[seen], o, 1) for name, o in scores})
 
-# %% ../../nbs/voice/21_style_measures.ipynb #331e02eb
+# %% ../../nbs/voice/21_style_measures.ipynb #5038d208
 def style_table(
     rows: dict[str, dict[str, float]],  # name of a row -> measures
     mean_voice: dict[str, float],  # its measures
@@ -245,7 +245,7 @@ def style_table(
     return compare_table({row: {name: values[name] for name in names if name in values}
                           for row, values in rows.items()})
 
-# %% ../../nbs/voice/21_style_measures.ipynb #d809bf80
+# %% ../../nbs/voice/21_style_measures.ipynb #174d2d66
 def of_several_clips(
     values: dict[str, float],  # of `StyleMeasures.values`
 ) -> dict[str, float]:  # under the names of single clips
