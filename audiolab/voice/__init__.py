@@ -18,6 +18,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "TokenLayer", "TorchBasis", "make_heads", "usual_deviation", "zeroed"],
     "kokoro": ["KokoroTeacher", "MOST_SOUNDS", "PACKAGE", "TIMBRE", "USUAL", "joined_row",
         "packaged_graph", "read_voices", "sound_tokens", "split_rows"],
+    "lesson_commands": ["GenerateConfig", "PackLessonsConfig", "UnpackLessonsConfig",
+        "generate_command", "lesson_lines", "pack_command", "styles_in", "unpack_command"],
     "lesson_files": ["FiledLesson", "METADATA", "lesson_arrays", "open_lessons", "pack_lessons",
         "read_lesson", "unpack_lessons"],
     "lesson_store": ["ABOUT", "Lessons", "SPLITS", "about_lessons", "add_lesson",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lesson', 'LessonPlan', 'speak', 'make_lessons']
 
-# %% ../../nbs/voice/13_generate.ipynb #8475291b
+# %% ../../nbs/voice/13_generate.ipynb #fbb499b6
 import json
 import logging
 import time
@@ -27,7 +27,7 @@ from .teacher import Speech, SpeechFailed, Teacher
 
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/voice/13_generate.ipynb #06425e59
+# %% ../../nbs/voice/13_generate.ipynb #ec43c965
 @dataclass
 class Lesson:
     "What is said in one clip, and how."
@@ -35,7 +35,7 @@ class Lesson:
     style: VoiceStyle
     notes: dict  # plain values that are kept with it: style_id, text_id, text, lang, seed, mode
 
-# %% ../../nbs/voice/13_generate.ipynb #b642a2c9
+# %% ../../nbs/voice/13_generate.ipynb #1c09d4be
 class LessonPlan:
     "Which voice says which text, for any clip of any split."
     def __init__(self,
@@ -67,7 +67,14 @@ class LessonPlan:
                  "lang": lang, "seed": seed, "mode": mode}
         return Lesson(f"{split}-{number:06d}", style, notes)
 
-# %% ../../nbs/voice/13_generate.ipynb #7b192e70
+# %% ../../nbs/voice/13_generate.ipynb #d89e14f7
+def _say(teacher, lessons, **pace):
+    "Let a teacher say lessons of one language, all or none."
+    texts, seeds = ([lesson.notes[key] for lesson in lessons] for key in ("text", "seed"))
+    styles, lang = stack_styles([lesson.style for lesson in lessons]), lessons[0].notes["lang"]
+    return teacher.synthesize(texts, styles, lang=lang, seeds=seeds, **pace)
+
+# %% ../../nbs/voice/13_generate.ipynb #e6fbad19
 def speak(
     teacher: Teacher,
     lessons: list[Lesson],
@@ -75,11 +82,7 @@ def speak(
     speed: float = 1.05,
 ) -> list[Speech | SpeechFailed]:
     "Let a teacher say lessons; for those that fail their error."
-    def say(some):
-        texts = [lesson.notes["text"] for lesson in some]
-        styles = stack_styles([lesson.style for lesson in some])
-        seeds, lang = [lesson.notes["seed"] for lesson in some], some[0].notes["lang"]
-        return teacher.synthesize(texts, styles, lang=lang, steps=steps, speed=speed, seeds=seeds)
+    def say(some): return _say(teacher, some, steps=steps, speed=speed)
     out = {}
     for lang in dict.fromkeys(lesson.notes["lang"] for lesson in lessons):
         some = [lesson for lesson in lessons if lesson.notes["lang"] == lang]
@@ -90,10 +93,10 @@ def speak(
                 except SpeechFailed as error: out[lesson.name] = error
     return [out[lesson.name] for lesson in lessons]
 
-# %% ../../nbs/voice/13_generate.ipynb #b12889f2
+# %% ../../nbs/voice/13_generate.ipynb #b84aaaf3
 _BATCH, _SAVE_EVERY = 8, 30.  # clips spoken at once; s
 
-
+# %% ../../nbs/voice/13_generate.ipynb #1632f15e
 def _keep(writer, lesson, said):
     "Write down what came of a lesson."
     audio, outcome = None, {"failed": str(said)[:500]}
@@ -101,7 +104,7 @@ def _keep(writer, lesson, said):
     else: audio, outcome = said.audio, {"seconds": said.seconds}
     add_lesson(writer, lesson.name, audio, lesson.style, lesson.notes | outcome)
 
-
+# %% ../../nbs/voice/13_generate.ipynb #22b875b0
 def _write_lessons(writer, plan, split, numbers, speaking, told):
     "Speak clips and write them down; `told` hears how many."
     saved = time.monotonic()
@@ -114,7 +117,7 @@ def _write_lessons(writer, plan, split, numbers, speaking, told):
         writer.save()
         saved = time.monotonic()
 
-# %% ../../nbs/voice/13_generate.ipynb #d0f8822f
+# %% ../../nbs/voice/13_generate.ipynb #a31a3b79
 def _write_split(folder, plan, split, numbers, settings, speaking, overwrite):
     "Make the clips of a split, or those that are missing."
     if (folder/"index.json").exists() and not overwrite:
@@ -127,7 +130,7 @@ def _write_split(folder, plan, split, numbers, settings, speaking, overwrite):
                   disable=None) as bar:
             _write_lessons(writer, plan, split, left, speaking, bar.update)
 
-# %% ../../nbs/voice/13_generate.ipynb #0258b2cf
+# %% ../../nbs/voice/13_generate.ipynb #f4062e43
 def _shard_of(shard: str | None) -> tuple[int, int]:
     "Which part of how many. DataError for what is none."
     try:
@@ -147,7 +150,7 @@ def _note_set(folder, about, overwrite):
     folder.mkdir(parents=True, exist_ok=True)
     durable_write(folder/ABOUT, [json.dumps(about, ensure_ascii=False, indent=1).encode()])
 
-# %% ../../nbs/voice/13_generate.ipynb #6daed3c3
+# %% ../../nbs/voice/13_generate.ipynb #79a726ee
 _USUAL = {"train": 10_000, "val": 1000, "test": 500}  # clips
 
 

@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'ABOUT', 'about_lessons', 'space_of', 'read_about', 'lesson_writer', 'add_lesson', 'split_folders',
            'Lessons', 'lessons_digest']
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #c8862b11
+# %% ../../nbs/voice/12_lesson_store.ipynb #23fe77fb
 import json
 import re
 from dataclasses import asdict
@@ -21,11 +21,11 @@ from ..files import durable_write, open_regular, parse_json
 from .style import StyleSpace, VoiceStyle
 from .teacher import Teacher
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #c8c72079
+# %% ../../nbs/voice/12_lesson_store.ipynb #058b433e
 SPLITS = "train", "val", "test"
 ABOUT = "dataset.json"
 
-
+# %% ../../nbs/voice/12_lesson_store.ipynb #bba532c1
 def about_lessons(
     teacher: Teacher,
     **notes,  # plain values: how the set was made
@@ -35,7 +35,7 @@ def about_lessons(
     return {"format": "audiolab.lessons", "version": 1, "sample_rate": teacher.sample_rate,
             "licence": getattr(teacher, "licence", ""), "space": whose, **notes}
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #80ab1a54
+# %% ../../nbs/voice/12_lesson_store.ipynb #15926c25
 def space_of(
     about: dict,  # of `dataset.json`
 ) -> StyleSpace:
@@ -45,7 +45,7 @@ def space_of(
     for shape in ("ttl_shape", "dp_shape"): told[shape] = tuple(map(int, told[shape]))
     return StyleSpace(**told)
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #f68693cc
+# %% ../../nbs/voice/12_lesson_store.ipynb #982e0c61
 def read_about(
     folder: str | Path,  # of a set
 ) -> dict:
@@ -65,7 +65,7 @@ def read_about(
         raise DataError(f"{path}: damaged: {error}; make the lessons again") from None
     return about
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #b841f8ea
+# %% ../../nbs/voice/12_lesson_store.ipynb #09f8da91
 def lesson_writer(
     folder: Path,  # of a split
     space: StyleSpace,
@@ -77,7 +77,7 @@ def lesson_writer(
     # rows of a table follow each other in the file; a clip has one table of each kind
     return PackedWriter(folder, {"audio": ("int16", ()), **tables}, settings, overwrite=overwrite)
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #a816177f
+# %% ../../nbs/voice/12_lesson_store.ipynb #a1999df1
 def add_lesson(
     writer: PackedWriter,
     name: str,
@@ -93,7 +93,7 @@ def add_lesson(
     tables = {f"style_{part}": style.part(part)[None] for part in ("ttl", "dp")}
     writer.add(name, {"audio": sound, **tables}, notes)
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #ae094025
+# %% ../../nbs/voice/12_lesson_store.ipynb #1bff4e98
 _SHARD = re.compile(r"\.(\d+)of(\d+)")
 
 
@@ -118,7 +118,7 @@ def split_folders(
                         f"make it: --shard {missing[0]}/{count}")
     return [parts[n, count] for n in range(1, count + 1)]
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #4fd4311f
+# %% ../../nbs/voice/12_lesson_store.ipynb #f0751fad
 class Lessons:
     "The clips of a split that could be spoken. DataError names what is wrong with the set."
     def __init__(self,
@@ -141,7 +141,7 @@ class Lessons:
 
     def __repr__(self): return f"Lessons({str(self.folder)!r}: {len(self)} clips of {self.space})"
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #83d56148
+# %% ../../nbs/voice/12_lesson_store.ipynb #0ffb58dc
 def _check_store(store: PackedStore, space: StyleSpace) -> None:
     "DataError for a store that holds something else than lessons of a space."
     tables = {f"style_{part}": ("float32", space.shape(part)) for part in ("ttl", "dp")}
@@ -153,7 +153,7 @@ def _check_store(store: PackedStore, space: StyleSpace) -> None:
             raise DataError(f"{store.folder}: a clip has no {name}, or more than one; "
                             "make the lessons again")
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #206cdf01
+# %% ../../nbs/voice/12_lesson_store.ipynb #63ca0dc0
 @patch
 def info(self: Lessons, index: int) -> dict:
     "Notes on a clip: id, style_id, text_id, text, lang, seconds, seed, mode."
@@ -184,7 +184,7 @@ def audio(self: Lessons, index: int) -> np.ndarray:  # float32 [T]
     "A clip."
     return self.sound(index)*np.float32(2**-15)
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #fa753aa9
+# %% ../../nbs/voice/12_lesson_store.ipynb #a52360cf
 @patch
 def part(self: Lessons,
     name: str,  # "ttl" or "dp"
@@ -216,7 +216,7 @@ def seconds(self: Lessons) -> np.ndarray:  # [N]
     "How long each clip is."
     return np.array([self.length(n) for n in range(len(self))])/self.sample_rate
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #275e17e2
+# %% ../../nbs/voice/12_lesson_store.ipynb #4aa90db3
 @patch
 def gather(self: Lessons,
     indices,  # B clips
@@ -235,7 +235,7 @@ def gather(self: Lessons,
         out[here], lengths[here] = found
     return out, lengths
 
-# %% ../../nbs/voice/12_lesson_store.ipynb #0461aee7
+# %% ../../nbs/voice/12_lesson_store.ipynb #f7f58c3d
 def lessons_digest(
     folder: str | Path,  # of a set
 ) -> str:  # 32 hexadecimal digits
