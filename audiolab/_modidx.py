@@ -6372,6 +6372,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'audiolab.voice.ridge.fit_ridge': ('voice/ridge.html#fit_ridge', 'audiolab/voice/ridge.py'),
                                       'audiolab.voice.ridge.fit_style_ridge': ( 'voice/ridge.html#fit_style_ridge',
                                                                                 'audiolab/voice/ridge.py'),
+                                      'audiolab.voice.ridge.heard_in': ('voice/ridge.html#heard_in', 'audiolab/voice/ridge.py'),
+                                      'audiolab.voice.ridge.measure_ridge': ('voice/ridge.html#measure_ridge', 'audiolab/voice/ridge.py'),
                                       'audiolab.voice.ridge.mel_statistics': ('voice/ridge.html#mel_statistics', 'audiolab/voice/ridge.py'),
                                       'audiolab.voice.ridge.ridge_measures': ('voice/ridge.html#ridge_measures', 'audiolab/voice/ridge.py'),
                                       'audiolab.voice.ridge.ridge_weights': ('voice/ridge.html#ridge_weights', 'audiolab/voice/ridge.py')},

@@ -4,8 +4,8 @@ import pytest
 
 from audiolab.audio import log_mel
 from audiolab.voice import (
-    StyleError, StyleMeasures, fit_ridge, fit_style_ridge, mel_statistics, ridge_measures,
-    ridge_weights,
+    StyleError, StyleMeasures, StyleSpace, fit_ridge, fit_style_ridge, measure_ridge,
+    mel_statistics, ridge_measures, ridge_weights,
 )
 
 
@@ -70,3 +70,22 @@ def test_statistics_of_mels():
     found, bands = mel_statistics(sound, 24000), log_mel(sound, 24000, f_max=8000.).numpy()
     assert found.shape == (160,) and np.allclose(found[:80], bands.mean(1), atol=1e-5)
     assert mel_statistics(sound, 8000).shape == (160,)
+
+
+def test_on_any_lessons():
+    "With anything that makes one list of numbers of a clip"
+    class Heard:
+        sample_rate = 8000
+        def __init__(self, seed):
+            rng = np.random.default_rng(seed)
+            self.style_ids = np.repeat(np.arange(30), 2)
+            self.levels = rng.uniform(.1, 1, (30, 2))[self.style_ids]
+            self.space = StyleSpace("levels", ttl_shape=(1, 4), dp_shape=(1, 4), unit=False)
+
+        def __len__(self): return 60
+        def audio(self, index): return np.repeat(self.levels[index], 50)
+        def part(self, name): return (self.levels@np.arange(8).reshape(2, 4)/8)[:, None]
+
+    def listen(audio, rate): return np.array([audio[:50].mean(), audio[50:].mean()])
+    found, mean = measure_ridge(Heard(0), Heard(1), listen)
+    assert found["r2"] > .99 and found["together/retrieval_top1"] == 1 and mean["r2"] == 0

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'mel_statistics', 'ridge_weights', 'Ridge', 'fit_ridge', 'StyleRidge', 'fit_style_ridge',
-           'ridge_measures']
+           'ridge_measures', 'heard_in', 'measure_ridge']
 
-# %% ../../nbs/voice/22_ridge.ipynb #df68097a
+# %% ../../nbs/voice/22_ridge.ipynb #c5875b0c
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..audio import log_mel
+from .parametric_style import ParametricStyles
 from .style_basis import StyleBasis, fit_basis
 from .style_measures import StyleMeasures
 
-# %% ../../nbs/voice/22_ridge.ipynb #5e42eb0c
+# %% ../../nbs/voice/22_ridge.ipynb #9c4372e7
 def mel_statistics(
     audio: np.ndarray,  # mono [T]
     sample_rate: int,  # Hz
@@ -27,7 +28,7 @@ def mel_statistics(
     bands = log_mel(audio, sample_rate, n_mels=n_mels, f_max=highest).numpy()
     return np.concatenate([bands.mean(-1), bands.std(-1)])
 
-# %% ../../nbs/voice/22_ridge.ipynb #5317f38b
+# %% ../../nbs/voice/22_ridge.ipynb #1ef7d5b8
 def ridge_weights(
     inputs: np.ndarray,  # centred [N, P]
     outputs: np.ndarray,  # centred [N, Q]
@@ -39,7 +40,7 @@ def ridge_weights(
     shrunk = turned/(values.clip(min=0) + np.asarray(penalties)[:, None])[..., None]
     return vectors@shrunk
 
-# %% ../../nbs/voice/22_ridge.ipynb #dda82190
+# %% ../../nbs/voice/22_ridge.ipynb #284bdb6e
 PENALTIES = 10.**np.arange(-6, 3.1, .5)
 
 
@@ -84,7 +85,7 @@ def fit_ridge(
 def _moments(inputs, outputs):
     return inputs.mean(0), np.maximum(inputs.std(0), 1e-9), outputs.mean(0)
 
-# %% ../../nbs/voice/22_ridge.ipynb #f3620088
+# %% ../../nbs/voice/22_ridge.ipynb #ae23f13f
 @dataclass(frozen=True, eq=False)
 class StyleRidge:
     "A regression from a list of numbers to a style."
@@ -115,7 +116,7 @@ def fit_style_ridge(
                    for basis, rows in zip(bases, (ttl, dp)))
     return StyleRidge(bases, tuple(regressions))
 
-# %% ../../nbs/voice/22_ridge.ipynb #de2f02df
+# %% ../../nbs/voice/22_ridge.ipynb #60dfb037
 def ridge_measures(
     ridge: StyleRidge,
     inputs: np.ndarray,  # of clips that are held out [N, P]
@@ -125,3 +126,26 @@ def ridge_measures(
     "Measures of a regression."
     measures.add(*ridge.predict(np.asarray(inputs, np.float64)), style_ids)
     return measures.values()
+
+# %% ../../nbs/voice/22_ridge.ipynb #1e58f70c
+def heard_in(
+    lessons,  # `Lessons`
+    listen,  # listen(audio [T], sample_rate) -> [P]
+) -> np.ndarray:  # [N, P]
+    "What is told of each clip."
+    return np.stack([listen(lessons.audio(n), lessons.sample_rate) for n in range(len(lessons))])
+
+
+def measure_ridge(
+    train,  # `Lessons` to learn from
+    held_out,  # `Lessons` to be examined on
+    listen=mel_statistics,  # listen(audio [T], sample_rate) -> [P]
+    parametric: ParametricStyles | None = None,  # reads factors, where styles are its
+) -> tuple[dict[str, float], dict[str, float]]:  # measures; those of the mean voice
+    "How well a regression hears lessons. StyleError or ValueError for too few voices."
+    space, tables = train.space, [train.part(part) for part in ("ttl", "dp")]
+    ridge = fit_style_ridge(heard_in(train, listen), *tables, train.style_ids, space.unit)
+    true = [held_out.part(part) for part in ("ttl", "dp")]
+    measures = StyleMeasures(*ridge.bases, held_out.style_ids, *true, parametric)
+    found = ridge_measures(ridge, heard_in(held_out, listen), held_out.style_ids, measures)
+    return found, measures.mean_voice()
