@@ -45,14 +45,19 @@ def frame_powers(
     blocks = cut_frames(np.asarray(audio, np.float32), size, size//2)
     return np.concatenate([np.abs(scipy.fft.rfft(block*window))**2@filters for block in blocks])
 
-# %% ../../nbs/voice/29_recording_checks.ipynb #9c6bb139
+# %% ../../nbs/voice/29_recording_checks.ipynb #2d0459b1
 _QUIET = .05  # share of the frames of a band that hold nothing but noise
 
 
-def _quietest(powers: np.ndarray) -> np.ndarray:
-    "What the quietest frames of each band have; files with holes of digital silence are judged by the rest."
+def _sounding(powers: np.ndarray) -> np.ndarray:
+    "The frames that are no digital silence: a file with holes is judged by the rest."
     whole = powers.sum(1)
-    return np.quantile(powers[whole > 1e-9*whole.max()], _QUIET, axis=0)
+    return powers[whole > 1e-9*whole.max()] if whole.any() else powers
+
+# %% ../../nbs/voice/29_recording_checks.ipynb #e7e6ace6
+def _quietest(powers: np.ndarray) -> np.ndarray:
+    "What the quietest frames of each band have."
+    return np.quantile(_sounding(powers), _QUIET, axis=0)
 
 # %% ../../nbs/voice/29_recording_checks.ipynb #48c9bbc1
 @lru_cache(maxsize=8)
@@ -69,7 +74,7 @@ def noise_powers(
     "Power of the steady noise in each band."
     return _quietest(powers)*_noise_bias(sample_rate) if powers.any() else np.zeros(powers.shape[1])
 
-# %% ../../nbs/voice/29_recording_checks.ipynb #f1c3b016
+# %% ../../nbs/voice/29_recording_checks.ipynb #c8c6e9af
 BEST_SNR = 40.  # dB: more cannot be told from the quiet of a studio
 
 
@@ -78,7 +83,7 @@ def noise_ratio(
     noise: np.ndarray,  # [bands]
 ) -> float:  # dB, -20 to 40
     "How far the voice is above the noise."
-    whole, noise = float(powers.mean(0).sum()), float(noise.sum())
+    whole, noise = float(_sounding(powers).mean(0).sum()), float(noise.sum())
     if not whole: return -20.
     voice = max(whole - noise, 1e-2*whole)
     return float(np.clip(10*np.log10(voice/max(noise, 1e-4*voice)), -20, BEST_SNR))
@@ -101,14 +106,14 @@ def heard_frames(
     above_noise = 10*np.log10(max(float(noise.sum()), 1e-12)) + 3
     return levels >= min(max(loud - 35, above_noise, -100), loud - 3)
 
-# %% ../../nbs/voice/29_recording_checks.ipynb #32a051dd
+# %% ../../nbs/voice/29_recording_checks.ipynb #f7f599ae
 def voice_bandwidth(
     powers: np.ndarray,  # [frames, bands]
     noise: np.ndarray,  # [bands]
     sample_rate: int,  # Hz
 ) -> float:  # Hz
     "Upper edge of the highest band that holds voice: at most 60 dB below the strongest, and above the noise."
-    voice = powers.mean(0) - noise
+    voice = _sounding(powers).mean(0) - noise
     there = np.flatnonzero((voice > 1e-6*voice.max()) & (voice > .5*noise))
     if not len(there): return 0.
     filters = _band_filters(sample_rate, fft_size(sample_rate, .032))
@@ -127,7 +132,7 @@ def clipped_share(
     cut[:-1] |= flat
     return float(cut.mean()) if size.any() else 0.
 
-# %% ../../nbs/voice/29_recording_checks.ipynb #6da5e2cc
+# %% ../../nbs/voice/29_recording_checks.ipynb #81b6a40a
 SHORT_SECONDS = 3.  # below, a voice is a guess
 FULL_BANDWIDTH = 6000.  # Hz; what reaches so high is not muffled
 
@@ -147,7 +152,8 @@ class RecordingQuality:
     def weight(self) -> float:
         "Among other recordings: as so many seconds of clean speech."
         clean = 1/(1 + 10**((10 - self.snr)/10))
-        return self.heard*clean*min(1, self.bandwidth/FULL_BANDWIDTH)/(1 + self.clipped/.01)
+        clear = np.clip(self.bandwidth/FULL_BANDWIDTH, .05, 1)
+        return float(self.heard*clean*clear/(1 + self.clipped/.01))
 
     def remarks(self) -> list[str]:
         "What should be known of it, in sentences."
@@ -164,7 +170,7 @@ class RecordingQuality:
             (self.level < -50, f"very soft: {-self.level:.0f} dB below full scale")]
         return [text for true, text in found if true]
 
-# %% ../../nbs/voice/29_recording_checks.ipynb #8136efe0
+# %% ../../nbs/voice/29_recording_checks.ipynb #d45543fc
 def recording_quality(
     audio: np.ndarray,  # [T], what is listened to
     sample_rate: int,  # Hz
@@ -175,7 +181,7 @@ def recording_quality(
     powers = frame_powers(audio, sample_rate)
     noise, used = noise_powers(powers, sample_rate), len(audio)/sample_rate
     heard = heard_frames(powers, noise)
-    level = 10*np.log10(max(float(powers[heard].sum(1).mean()), 1e-12))
+    level = float(10*np.log10(max(float(powers[heard].sum(1).mean()), 1e-12)))
     snr, bandwidth = noise_ratio(powers, noise), voice_bandwidth(powers, noise, sample_rate)
     spoken = float(heard.mean())*used
     return RecordingQuality(seconds or used, used, spoken, level, snr, clipped, bandwidth)
