@@ -45,6 +45,16 @@ COMMANDS = {
         "learn to make sound from log-mel spectrograms"),
     ("vocoder", "resynth"): Command("audiolab.vocoder:ResynthConfig:vocoder_apply_command",
         "pass audio through a vocoder, to hear what it keeps", True),
+    ("voice", "generate"): Command("audiolab.voice:GenerateConfig:generate_command",
+        "let a synthesizer speak lessons for an encoder of voices"),
+    ("voice", "pack"): Command("audiolab.voice:PackLessonsConfig:pack_command", "make a file for each clip into lessons", True),
+    ("voice", "unpack"): Command("audiolab.voice:UnpackLessonsConfig:unpack_command", "write lessons as a file for each clip", True),
+    ("voice", "train"): Command("audiolab.voice:TrainConfig:voice_train_command", "learn to hear a voice as a synthesizer's style"),
+    ("voice", "clone"): Command("audiolab.voice:CloneConfig:clone_command", "make recordings of a person into a voice", True),
+    ("voice", "refine"): Command("audiolab.voice:RefineConfig:refine_command",
+        "bring a voice nearer to recordings by listening to the synthesizer", True),
+    ("voice", "evaluate"): Command("audiolab.voice:EvaluateConfig:evaluate_command", "measure an encoder on voices it has not heard"),
+    ("voice", "export"): Command("audiolab.voice:ExportConfig:export_command", "write an encoder as an ONNX graph", True),
 }
 
 # %% ../../nbs/apps/00_commands.ipynb #120a5cd4
@@ -53,6 +63,7 @@ GROUPS = {
     ("vocoder",): "sound from log-mel spectrograms",
     ("ssgs",): "spectral-state-guided synthesis",
     ("snac",): "a neural codec: sound to few numbers and back",
+    ("voice",): "from a recording to a voice that a synthesizer speaks",
 }
 
 EXAMPLES = """\
@@ -65,6 +76,9 @@ EXAMPLES = """\
   audiolab snac train --model small --dataset_path my_audio --num_iterations 3000
   audiolab snac encode my_audio codes --model checkpoints
   audiolab snac eval checkpoints my_audio
+  audiolab voice generate --teacher parametric --output-dir lessons
+  audiolab voice train --data-dir lessons --preset cpu
+  audiolab voice clone me.wav --encoder checkpoints --i-have-consent -o me.json
   audiolab control runs/vocoder pause
   audiolab push runs/vocoder s3://my-bucket/vocoder"""
 
