@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from audiolab.voice import (
-    SpeechFailed, StyleError, SupertonicTeacher, load_style, perturb, save_style, stack_styles,
-    write_stub_engine,
+    SUPERTONIC_NOTICE, SpeechFailed, StyleError, SupertonicTeacher, load_style, make_lessons,
+    open_lessons, perturb, save_style, stack_styles, write_stub_engine,
 )
 
 pytest.importorskip("supertonic", reason="optional: needs the package supertonic")
@@ -21,7 +21,7 @@ def stub(tmp_path_factory): return write_stub_engine(tmp_path_factory.mktemp("st
 
 
 @pytest.fixture(scope="module")
-def teacher(stub): return SupertonicTeacher(stub, threads=1)
+def teacher(stub): return SupertonicTeacher(stub)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def spoiled(stub, folder, part, name, value):
             old = onnx.numpy_helper.to_array(array)
             array.CopyFrom(onnx.numpy_helper.from_array(np.full_like(old, value), name))
     onnx.save(graph, path)
-    return SupertonicTeacher(folder, threads=1)
+    return SupertonicTeacher(folder)
 
 
 @pytest.mark.parametrize("part, name, value, why", [
@@ -133,8 +133,18 @@ def test_what_is_no_speech_is_told_by_its_text(part, name, value, why, stub, voi
         spoiled(stub, tmp_path/"model", part, name, value).synthesize([TEXT], voices[:1])
 
 
+def test_lessons_are_made_without_those_that_failed(teacher, tmp_path):
+    texts = {"en": [f"Sentence {n}." for n in range(9)] + ["ሰላም.", "ላም.", "ሰም."]}
+    counts = {"train": 12, "val": 4, "test": 4}
+    folder = make_lessons(tmp_path/"set", teacher, counts=counts, texts=texts, clips_per_style=2)
+    lessons = open_lessons(folder)
+    assert 0 < len(lessons) < 12 and lessons.space == teacher.space
+    assert lessons.about["licence"] == SUPERTONIC_NOTICE
+    assert all(lessons.info(n)["text"].isascii() for n in range(len(lessons)))
+
+
 def test_what_cannot_be_asked_is_refused(teacher, voices):
-    with pytest.raises(SpeechFailed, match="has not learned ላ ም ሰ"):
+    with pytest.raises(SpeechFailed, match="has not learnt ላ ም ሰ"):
         teacher.synthesize(["ሰላም."], voices[:1])
     wrongs = {"steps": 0}, {"speed": 2.5}, {"speed": np.nan}, {"lang": "am"}, {"seeds": [1, 2]}
     for wrong in wrongs:

@@ -7,13 +7,13 @@ __all__ = ['SUPERTONIC_NOTICE', 'PAUSE_SECONDS', 'supertonic_package', 'model_la
            'stub_duration', 'stub_text', 'stub_estimator', 'stub_vocoder', 'write_stub_engine', 'global_noise',
            'check_pace', 'say_with_engine', 'SupertonicTeacher']
 
-# %% ../../nbs/voice/10_supertonic.ipynb #e7433622
+# %% ../../nbs/voice/10_supertonic.ipynb #934ce63d
 SUPERTONIC_NOTICE = (
-    "Learned from speech of Supertonic, whose weights are under the Open RAIL-M licence: its use restrictions hold for "
+    "Learnt from speech of Supertonic, whose weights are under the Open RAIL-M licence: its use restrictions hold for "
     "this encoder and for whatever is made with it, and go with every copy. Imitate nobody who has not consented, and "
     "say of what it makes that a machine made it.")
 
-# %% ../../nbs/voice/10_supertonic.ipynb #dfbb838d
+# %% ../../nbs/voice/10_supertonic.ipynb #10f72a7d
 import json
 import re
 import threading
@@ -27,7 +27,7 @@ from .style import StyleSpace, VoiceStyle, unit_rows
 from .style_files import load_style, style_json
 from .teacher import SpeechFailed, Speech, check_lesson, check_spoken, files_digest
 
-# %% ../../nbs/voice/10_supertonic.ipynb #8d623a85
+# %% ../../nbs/voice/10_supertonic.ipynb #c746491c
 def supertonic_package():
     "The package `supertonic`; ImportError with the remedy where it is missing."
     try:
@@ -37,7 +37,7 @@ def supertonic_package():
         raise ImportError(f"the teacher Supertonic needs its package ({error}): "
                           'pip install "audiolab[supertonic]"') from None
 
-# %% ../../nbs/voice/10_supertonic.ipynb #5848fdd9
+# %% ../../nbs/voice/10_supertonic.ipynb #e12c8d09
 def model_languages(
     model: str,  # "supertonic", "supertonic-2" or "supertonic-3"
 ) -> tuple[str, ...]:  # codes; "na" is a text of no known language
@@ -48,7 +48,7 @@ def model_languages(
     few = {"supertonic": ("en",), "supertonic-2": ("en", "ko", "es", "pt", "fr")}
     return few.get(model, tuple(package.AVAILABLE_LANGUAGES))
 
-# %% ../../nbs/voice/10_supertonic.ipynb #48f1d530
+# %% ../../nbs/voice/10_supertonic.ipynb #f89b5982
 def model_revision(
     folder: Path,  # of a model
     model: str,  # that it should be
@@ -64,7 +64,7 @@ def model_revision(
             raise ValueError(f"{folder} holds the model {name}, not {model}; their voices have nothing to do with each other")
     return found
 
-# %% ../../nbs/voice/10_supertonic.ipynb #4b74e386
+# %% ../../nbs/voice/10_supertonic.ipynb #566bd46a
 def model_folder(
     model_dir: str | Path | None,  # None: where the package keeps the model
     model: str,
@@ -85,7 +85,7 @@ def model_folder(
                          "name an empty or a new folder")
     return folder
 
-# %% ../../nbs/voice/10_supertonic.ipynb #828922dc
+# %% ../../nbs/voice/10_supertonic.ipynb #6121c867
 def _graph(name, nodes, inputs, output, constants):
     "An ONNX graph of one output; sizes that are words may be any."
     from onnx import TensorProto, helper, numpy_helper
@@ -102,7 +102,7 @@ def _graph(name, nodes, inputs, output, constants):
 _TEXT = [("text_ids", "INT64", ["B", "letters"]), ("text_mask", "FLOAT", ["B", 1, "letters"])]
 _SOUND, _TIME = ("style_ttl", "FLOAT", ["B", 50, 256]), ("style_dp", "FLOAT", ["B", 8, 16])
 
-# %% ../../nbs/voice/10_supertonic.ipynb #e3601798
+# %% ../../nbs/voice/10_supertonic.ipynb #f9166200
 def stub_duration(rng: np.random.Generator):  # an ONNX model
     "From text and `style_dp` to seconds [B]."
     return _graph("duration_predictor", [
@@ -114,7 +114,7 @@ def stub_duration(rng: np.random.Generator):  # an ONNX model
         "last_two": np.array([1, 2]), "each": np.float32(.05),
         "slope": rng.normal(0, .15, (8, 16)).astype(np.float32)})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #4283d4c1
+# %% ../../nbs/voice/10_supertonic.ipynb #dc2616e8
 def stub_text():  # an ONNX model
     "From text and `style_ttl` to one number a letter [B, 1, letters]."
     return _graph("text_encoder", [
@@ -125,7 +125,7 @@ def stub_text():  # an ONNX model
     ], [*_TEXT, _SOUND], ("text_emb", "FLOAT", ["B", 1, "letters"]),
         {"middle": np.array([1]), "last_two": np.array([1, 2])})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #193e75c4
+# %% ../../nbs/voice/10_supertonic.ipynb #f73b621e
 def stub_estimator(rng: np.random.Generator):  # an ONNX model
     "A step from noise to latents [B, 144, frames]."
     nodes = [
@@ -146,7 +146,7 @@ def stub_estimator(rng: np.random.Generator):  # an ONNX model
         "most": np.float32(.8),
         "timbre": rng.normal(0, 3, (256, 144)).astype(np.float32)})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #a2d8d67e
+# %% ../../nbs/voice/10_supertonic.ipynb #4a3f785b
 def stub_vocoder(rng: np.random.Generator):  # an ONNX model
     "From latents [B, 144, frames] to sound [B, frames * 3072]."
     overtone, time = np.arange(1, 145)[:, None], np.arange(3072)/3072
@@ -157,7 +157,7 @@ def stub_vocoder(rng: np.random.Generator):  # an ONNX model
     ], [("latent", "FLOAT", ["B", 144, "frames"])], ("wav", "FLOAT", ["B", "samples"]),
         {"waves": (.2*waves).astype(np.float32), "whole": np.array([0, -1])})
 
-# %% ../../nbs/voice/10_supertonic.ipynb #12b6e380
+# %% ../../nbs/voice/10_supertonic.ipynb #b488d0d7
 def _stub_voices(rng):
     "{name: JSON of a style}; like the released ones they do not say whose they are."
     space = StyleSpace("stub")
@@ -187,7 +187,7 @@ def write_stub_engine(
         durable_write(path, [content])
     return Path(folder)
 
-# %% ../../nbs/voice/10_supertonic.ipynb #7a939351
+# %% ../../nbs/voice/10_supertonic.ipynb #b4ea268a
 _turn = threading.Lock()
 
 
@@ -203,7 +203,7 @@ def global_noise(
         try: yield
         finally: np.random.set_state(kept)
 
-# %% ../../nbs/voice/10_supertonic.ipynb #7ad0a561
+# %% ../../nbs/voice/10_supertonic.ipynb #d96e085e
 def check_pace(
     steps: int,
     speed: float,
@@ -216,7 +216,7 @@ def check_pace(
         if not least <= value <= most:
             raise ValueError(f"{name} must be {least} to {most}, and is {value}")
 
-# %% ../../nbs/voice/10_supertonic.ipynb #b107e5df
+# %% ../../nbs/voice/10_supertonic.ipynb #397c71f2
 PAUSE_SECONDS = .3  # between the pieces of a long text
 
 
@@ -240,14 +240,14 @@ def say_with_engine(
     "Say a text, with noise of NumPy's global generator. SpeechFailed for letters that the model lacks."
     from supertonic.utils import chunk_text
     _, unknown = tts.model.text_processor.validate_text(text)
-    if unknown: raise SpeechFailed(f"{text!r}: this model has not learned {' '.join(unknown)}")
+    if unknown: raise SpeechFailed(f"{text!r}: this model has not learnt {' '.join(unknown)}")
     pause = np.zeros(int(PAUSE_SECONDS*tts.sample_rate), np.float32)
     pieces = []
     for piece in chunk_text(text, 120 if lang == "ko" else 300):
         pieces += [pause, _say_piece(tts, piece, style, lang, steps, speed)]
     return np.concatenate(pieces[1:])
 
-# %% ../../nbs/voice/10_supertonic.ipynb #8bb3a7fb
+# %% ../../nbs/voice/10_supertonic.ipynb #e0f97b2b
 class SupertonicTeacher:
     "Speaks in styles of Supertonic, through its own package. A `Teacher`."
     licence = SUPERTONIC_NOTICE
@@ -256,7 +256,7 @@ class SupertonicTeacher:
         model_dir: str | Path | None = None,  # of the model; None: the package's own folder
         model: str = "supertonic-3",  # or "supertonic-2" (5 languages), "supertonic" (English)
         auto_download: bool = False,  # fetch some 400 MB if it lies nowhere
-        threads: int | None = None,  # that compute; None: as many as the runtime likes
+        threads: int = 1,  # of the CPU; with another number the last bits may be others
     ):
         self.languages = model_languages(model)
         folder = model_folder(model_dir, model, auto_download)

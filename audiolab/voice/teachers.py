@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEACHERS', 'TEACHER_EXTRAS', 'teacher_list', 'open_teacher', 'teacher_of', 'licence_of', 'teacher_for']
 
-# %% ../../nbs/voice/11_teachers.ipynb #90baabd9
+# %% ../../nbs/voice/11_teachers.ipynb #1261b318
 import difflib
 import inspect
 import re
@@ -17,7 +17,7 @@ from .style import StyleError, StyleSpace
 from .supertonic import SupertonicTeacher
 from .teacher import Teacher
 
-# %% ../../nbs/voice/11_teachers.ipynb #36d8f0f7
+# %% ../../nbs/voice/11_teachers.ipynb #d0010619
 TEACHERS = {"parametric": ParametricTeacher, "espeak": EspeakTeacher, "kokoro": KokoroTeacher,
             "supertonic": SupertonicTeacher}
 TEACHER_EXTRAS = {"parametric": "", "espeak": "speech", "kokoro": "kokoro",  # of audiolab
@@ -30,7 +30,7 @@ def teacher_list() -> str:
               for name, extra in TEACHER_EXTRAS.items()}
     return ", ".join(f"{name} ({how})" for name, how in extras.items())
 
-# %% ../../nbs/voice/11_teachers.ipynb #a9a3cd3a
+# %% ../../nbs/voice/11_teachers.ipynb #37ccea72
 def open_teacher(
     name: str,  # of `TEACHERS`
     **options,  # of its class
@@ -47,7 +47,7 @@ def open_teacher(
             raise ValueError(f"the teacher {name} has no option {option!r}; it has {', '.join(known)}")
     return TEACHERS[name](**options)
 
-# %% ../../nbs/voice/11_teachers.ipynb #da540aba
+# %% ../../nbs/voice/11_teachers.ipynb #3b7447fb
 def teacher_of(
     space: StyleSpace,
 ) -> str:  # of `TEACHERS`
@@ -64,7 +64,7 @@ def licence_of(
     known = space.teacher in TEACHERS or space.teacher.startswith("supertonic")
     return getattr(TEACHERS[teacher_of(space)], "licence", "") if known else ""
 
-# %% ../../nbs/voice/11_teachers.ipynb #b65f6edd
+# %% ../../nbs/voice/11_teachers.ipynb #95bf3cea
 def teacher_for(
     space: StyleSpace,  # of a style, an encoder, a set of lessons
     **options,  # of the teacher: where its model lies
