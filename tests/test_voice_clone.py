@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from voice_encoders import KOKORO, kokoro_encoder, parametric_encoder, speech
 
-from audiolab.audio import AudioError, write_audio
+from audiolab.audio import AudioError, read_audio, write_audio
 from audiolab.config import config_cli
 from audiolab.files import CheckpointError
 from audiolab.voice import (
@@ -170,6 +170,18 @@ def test_the_command(folder, tmp_path, monkeypatch, caplog):
     with pytest.raises(AudioError, match="silence.flac: silent"):
         clone_command(CloneConfig((bad,), **here, output="b.json"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["Anna_B.json", "page"]
+
+
+def test_a_sentence_where_the_synthesizer_is_at_hand(folder, tmp_path, caplog):
+    given = dict(encoder=str(folder/"encoder.safetensors"), i_have_consent=True, test=True)
+    recordings = (str(folder/"studio.wav"),)
+    assert clone_command(CloneConfig(recordings, **given, output=str(tmp_path/"anna.json"))) == 0
+    assert read_audio(tmp_path/"anna.wav")[0].size > 24_000
+    save_encoder(kokoro_encoder(), tmp_path/"kokoro.safetensors")
+    given["encoder"] = str(tmp_path/"kokoro.safetensors")  # of another revision than can be installed
+    assert clone_command(CloneConfig(recordings, **given, output=str(tmp_path/"kai.npz"))) == 2
+    assert "no test sentence: " in caplog.text and (tmp_path/"kai.npz").is_file()
+    assert not (tmp_path/"kai.wav").exists()
 
 
 def test_clone_of_one_recording_in_memory(encoder):

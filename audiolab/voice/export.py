@@ -278,7 +278,7 @@ def why_not_plain(
             return f"loops or branches ({node.op_type[:40]})"
     return ""
 
-# %% ../../nbs/voice/27_export.ipynb #9f4cdc45
+# %% ../../nbs/voice/27_export.ipynb #f5ac0216
 def read_graph(
     path: str | Path,  # an ONNX file that may be from anybody
 ) -> tuple[bytes, dict[str, str]]:  # the file, and what it says of itself
@@ -295,7 +295,9 @@ def read_graph(
     except DecodeError: raise CheckpointError("no ONNX file, or a damaged one", path) from None
     if not proto.graph.node: raise CheckpointError("no ONNX file, or one without operations", path)
     if found := why_not_plain(proto): raise CheckpointError(f"its graph has {found}; an encoder has none", path)
-    return raw, {entry.key: entry.value for entry in proto.metadata_props}
+    notes = {entry.key: entry.value for entry in proto.metadata_props}
+    if all(isinstance(text, str) for pair in notes.items() for text in pair): return raw, notes
+    raise CheckpointError("what it says of itself is no text; the file is damaged", path)
 
 # %% ../../nbs/voice/27_export.ipynb #dc79fff5
 def _check_ports(session, space, features) -> None:
