@@ -18,7 +18,7 @@ from ..files import CheckpointError, read_npz
 from ..measure import package_folder
 from .phonetics import phonemes
 from .style import StyleError, StyleSpace, VoiceStyle, stack_styles
-from .teacher import Speech, check_lesson, check_spoken
+from .teacher import Speech, SpeechFailed, check_lesson, check_spoken
 
 # %% ../../nbs/voice/08_kokoro.ipynb #1692a5e5
 MOST_SOUNDS = 510  # of a text: what the model takes at once
@@ -28,11 +28,11 @@ def sound_tokens(
     sounds: str,  # of `phonemes`
     table: dict[str, int],  # of the model
 ) -> np.ndarray:  # int64 [1, n + 2], with 0 at both ends
-    "Numbers of sounds; what the model does not know is left out. ValueError for none, and for more than it takes."
+    "Numbers of sounds; what the model does not know is left out. SpeechFailed for none or too many."
     known = [table[sound] for sound in sounds if sound in table]
-    if not known: raise ValueError(f"nothing in {sounds[:60]!r} is a sound that this model knows")
+    if not known: raise SpeechFailed(f"nothing in {sounds[:60]!r} is a sound that this model knows")
     if len(known) > MOST_SOUNDS:
-        raise ValueError(f"{len(known)} sounds at once, and the model takes {MOST_SOUNDS}: give it a sentence at a time")
+        raise SpeechFailed(f"{len(known)} sounds at once, and the model takes {MOST_SOUNDS}: give it a sentence at a time")
     return np.array([[0, *known, 0]])
 
 # %% ../../nbs/voice/08_kokoro.ipynb #986c2f32
