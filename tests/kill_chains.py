@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import voice_runs
 from child_processes import children_of
 from engine_tasks import Adversarial, alive, config, rows, state_of
 from snac_runs import fit, forked, over, settings
@@ -68,6 +69,13 @@ def codec(folder, sounds, **more):
         "data": {"validation": .2, "validation_clips": 1, "validation_seconds": .1}}, more), "auto")
 
 
+def encoder(folder, sounds):
+    lessons = sounds.with_name("lessons")
+    if not lessons.exists(): voice_runs.small_lessons(lessons)
+    voice_runs.fit(voice_runs.settings(lessons, folder, epochs=4, keep_checkpoints=3, training={
+        "save_every": "2 steps", "sample_every": "never"}), "auto")
+
+
 @dataclass(frozen=True)
 class Kind:
     "A kind of training, and what it leaves."
@@ -81,6 +89,7 @@ class Kind:
 
 
 _SSGS = "model_final.npz", "training_history.json", "test_generation.wav"
+_VOICE = "model_final.safetensors", "best_model.safetensors", "test_metrics.json"
 _SNAC = "model_final.safetensors", "best_model.safetensors", "pytorch_model.bin", "config.json"
 KINDS = {
     "two optimizers": Kind(adversarial),
@@ -96,6 +105,7 @@ KINDS = {
     "snac, ema, accumulated": Kind(partial(codec, codebooks={"mode": "ema"},
                                            training={"accumulate": 2}),
                                    "snac_16khz_final.safetensors", _SNAC),
+    "voice": Kind(encoder, "final_checkpoint.safetensors", _VOICE, 2),
 }
 
 

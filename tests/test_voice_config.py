@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from audiolab.config import ConfigError, config_cli, load_config, save_config
+from audiolab.data import DataError
 from audiolab.voice import (
     as_config, engine_settings, TrainConfig, VoiceTrainingConfig, warmup_share,
 )
@@ -169,3 +170,25 @@ def test_every_short_form_leads_to_a_setting():
         assert here in known, name
         found = getattr(TrainConfig(), here)
         for key in rest: found = getattr(found, key)
+
+
+def test_plan_names_data_teacher_sizes_and_steps(tmp_path):
+    for split, count in (("train", 70), ("val", 3)):
+        (tmp_path/split).mkdir()
+        for n in range(count): (tmp_path/split/f"sample_{n:06d}.npz").touch()
+    plan = as_config({"data_dir": str(tmp_path), "epochs": 10}).plan()
+    assert "70 clips of a teacher that they do not name, 3 to choose the best by" in plan
+    assert "32 clips at a time, 10 epochs, 30 steps, into ./checkpoints" in plan
+    with pytest.raises(DataError, match="nowhere: there is no such folder.*voice generate"):
+        as_config({"data_dir": "nowhere"}).plan()
+
+
+def test_impossible_ranges_are_refused():
+    with pytest.raises(ConfigError, match="augmentation: snr is from 50 to 40"):
+        as_config({"augment_noise_snr_min": 50.}).check()
+    with pytest.raises(ConfigError, match="shortest piece is longer"):
+        as_config({"crop_seconds_min": 9.}).check()
+
+
+def test_null_under_a_short_form_is_the_setting_s_own_null():
+    assert as_config({"hidden_dim": None, "speak_samples": None}) == TrainConfig()

@@ -65,10 +65,12 @@ def _put(tree, path, value, over=True):
 # %% ../../nbs/config/01_setting_names.ipynb #9313cbfa
 def _move_alias(cls, name, content, tree, file):
     "Replace a value under another name by what it stands for, and move its position along."
-    path = _dotted(name)
+    path, is_key = _dotted(name), isinstance(cls.aliases[name], str)
     inner = _below(content, path[:-1])
-    value = None if inner is None else inner.get(path[-1])
-    if value is None or callable(cls.aliases[name]) and not isinstance(value, str): return
+    if inner is None or path[-1] not in inner: return
+    value = inner[path[-1]]
+    in_words = isinstance(value, str) or not callable(cls.aliases[name])
+    if not is_key and (value is None or not in_words): return
     position = tree and (tree.values.get(path), tree.keys.get(path))
     del inner[path[-1]]
     try: found, recipe = _meaning(cls, name, value)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DataConfig', 'LossConfig', 'AugmentationConfig', 'PathsConfig', 'VoiceTrainingConfig', 'warmup_share', 'halves_well',
-           'engine_settings', 'TrainConfig', 'as_config']
+           'engine_settings', 'count_lessons', 'TrainConfig', 'as_config']
 
-# %% ../../nbs/voice/24_config.ipynb #be905e10
-import logging
+# %% ../../nbs/voice/24_config.ipynb #7eb4aa56
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -17,14 +17,15 @@ import torch
 from pydantic import AfterValidator
 
 from ..config import config_error, load_config, own_names, to_plain
+from ..data import DataError, PackedStore
 from audiolab.training import (
     HowOften, RunLength, TrainingConfig, choose_device, kept_number,
 )
+from .augmentation import AugmentSpec
 from .encoder import EncoderSpec
+from .lesson_store import ABOUT, SPLITS, read_about, space_of, split_folders
 
-_log = logging.getLogger(__name__)
-
-# %% ../../nbs/voice/24_config.ipynb #b7a0a090
+# %% ../../nbs/voice/24_config.ipynb #c2778f15
 _Positive = Annotated[float, annotated_types.Gt(0)]
 _Weight = Annotated[float, annotated_types.Ge(0)]
 _Count = Annotated[int, annotated_types.Ge(0)]
@@ -32,7 +33,7 @@ _AtLeastOne = Annotated[int, annotated_types.Ge(1)]
 _Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
 _Kept = Annotated[int, annotated_types.Ge(0), AfterValidator(kept_number)]
 
-# %% ../../nbs/voice/24_config.ipynb #1883d108
+# %% ../../nbs/voice/24_config.ipynb #bfc6b776
 @dataclass
 class DataConfig:
     "What to learn from."
@@ -40,8 +41,9 @@ class DataConfig:
     crop_seconds_min: _Positive = 2.0  # s of the shortest piece of a clip
     crop_seconds_max: _Positive = 8.0  # s of the longest
     validation_seconds: _Positive = 20.0  # s of a held-out clip that are heard at most
+    speak_samples: bool | None = None  # ask the teacher for samples; null: the parametric one
 
-# %% ../../nbs/voice/24_config.ipynb #0159c487
+# %% ../../nbs/voice/24_config.ipynb #f0f9b294
 @dataclass
 class LossConfig:
     "What a guess costs; each part is about 1 where an encoder answers with the mean voice."
@@ -52,7 +54,7 @@ class LossConfig:
     lambda_contrast: _Weight = 0.0  # of telling the voices of a batch apart
     lambda_agreement: _Weight = 0.0  # of hearing one voice in clips of one voice
 
-# %% ../../nbs/voice/24_config.ipynb #a1b42106
+# %% ../../nbs/voice/24_config.ipynb #56001c03
 @dataclass
 class AugmentationConfig:
     "What is done to clips in training: each with its probability, as if others had recorded them."
@@ -63,15 +65,29 @@ class AugmentationConfig:
     augment_volume_max: _Positive = 1.2  # and at most
     spec_augment_time_mask: _Count = 20  # frames left out at once, at most
     spec_augment_freq_mask: _Count = 10  # bands left out at once, at most
+    augment_room_min: _Positive = 0.1  # s until reverberation is 60 dB softer, at least
+    augment_room_max: _Positive = 0.5  # and at most
+    augment_tilt: _Weight = 3.0  # dB between low and high frequencies, at most
+    augment_line_min: _Positive = 3400.0  # Hz, the highest that a line lets through, at least
+    augment_line_max: _Positive = 8000.0  # and at most
 
-# %% ../../nbs/voice/24_config.ipynb #a16f5e51
+    def spec(self) -> AugmentSpec:
+        "The same as ranges. ValueError for one that is none."
+        return AugmentSpec(
+            self.augment_prob, (self.augment_noise_snr_min, self.augment_noise_snr_max),
+            (self.augment_volume_min, self.augment_volume_max),
+            (self.augment_room_min, self.augment_room_max), self.augment_tilt,
+            (self.augment_line_min, self.augment_line_max), self.spec_augment_time_mask,
+            self.spec_augment_freq_mask)
+
+# %% ../../nbs/voice/24_config.ipynb #1a92c64b
 @dataclass
 class PathsConfig:
     "Where everything is written."
     checkpoint_dir: str = "./checkpoints"  # run folder: config, history, checkpoints, weights
     use_tensorboard: bool = True  # write logs/ in it, if TensorBoard is installed
 
-# %% ../../nbs/voice/24_config.ipynb #ef4af232
+# %% ../../nbs/voice/24_config.ipynb #0687cf6f
 @dataclass
 class VoiceTrainingConfig(TrainingConfig):
     "How long, how fast and how carefully to train."
@@ -84,14 +100,14 @@ class VoiceTrainingConfig(TrainingConfig):
     use_amp: bool = True  # half precision, where the processor or GPU does that well
     ema_decay: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.998  # of weights
     log_every: _AtLeastOne = 10  # steps between rows of the history
-    sample_every: HowOften = "never"  # how often to speak in voices that are heard
+    sample_every: HowOften = "5 epochs"  # how often to speak in voices that are heard
     save_every: HowOften = "5 epochs"  # how often to write a checkpoint; at the end there is one
     keep_last: _Kept = 3  # newest checkpoints to keep, at least 2; 0: all
     patience: _Count = 10  # stop after this many validations without a better one; 0: never
     num_workers: _Count = 4  # processes that prepare data
     seed: _Count = 42  # same seed, same run
 
-# %% ../../nbs/voice/24_config.ipynb #ebab2335
+# %% ../../nbs/voice/24_config.ipynb #ec300cc1
 def warmup_share(
     training: VoiceTrainingConfig,
 ) -> float:  # 0 to 0.5
@@ -99,7 +115,7 @@ def warmup_share(
     if training.steps: return 0.05 if training.warmup_epochs else 0.
     return min(training.warmup_epochs/max(training.epochs, 1), .5)
 
-# %% ../../nbs/voice/24_config.ipynb #7c8a38de
+# %% ../../nbs/voice/24_config.ipynb #f5630aea
 def halves_well(
     device: torch.device,
 ) -> bool:
@@ -108,7 +124,7 @@ def halves_well(
     known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
-# %% ../../nbs/voice/24_config.ipynb #abd9cc19
+# %% ../../nbs/voice/24_config.ipynb #984b004c
 def engine_settings(
     training: VoiceTrainingConfig,
 ) -> VoiceTrainingConfig:
@@ -121,7 +137,7 @@ def engine_settings(
     return replace(training, warmup=training.warmup or warmup_share(training), precision=precision,
                    epochs=0 if training.steps else training.epochs)
 
-# %% ../../nbs/voice/24_config.ipynb #f9953727
+# %% ../../nbs/voice/24_config.ipynb #5c91eee4
 _ENCODER = {"encoder_type": "trunk", "fmin": "features.f_min", "fmax": "features.f_max"}
 _ENCODER |= {name: name for name in ("hidden_dim", "num_layers", "num_heads", "dropout")}
 _FEATURES = "sample_rate", "n_fft", "hop_length", "win_length", "n_mels"
@@ -131,7 +147,7 @@ _TRAINING = {
 _OWN = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs", "use_amp",
         "num_workers", "seed", "device", "processes")
 
-# %% ../../nbs/voice/24_config.ipynb #c0220c56
+# %% ../../nbs/voice/24_config.ipynb #defd9cfd
 def _short_forms() -> dict:
     forms = {name: f"encoder.{there}" for name, there in _ENCODER.items()}
     forms |= {name: f"encoder.features.{name}" for name in _FEATURES}
@@ -142,7 +158,7 @@ def _short_forms() -> dict:
         forms |= {f.name: f"{section}.{f.name}" for f in fields(cls) if f.name != "kind"}
     return forms | {"save_interval": ("training.save_every", "{} epochs")}
 
-# %% ../../nbs/voice/24_config.ipynb #97451f7f
+# %% ../../nbs/voice/24_config.ipynb #029f5598
 _HARM = ("it changes what the label says ({}), so that an encoder learns to be wrong; make lessons "
          "of more voices instead (audiolab voice generate)")
 _GENERATES = "it belongs to audiolab voice generate"
@@ -160,7 +176,25 @@ _RETIRED |= dict.fromkeys(
      "voice_styles_dir", "tts_total_step", "tts_speed", "style_sample_mode", "style_perturb_std",
      "style_interp_alpha_min", "style_interp_alpha_max"), _GENERATES)
 
-# %% ../../nbs/voice/24_config.ipynb #442459e8
+# %% ../../nbs/voice/24_config.ipynb #1e93989a
+def count_lessons(
+    folder: str | Path,  # of a set
+) -> tuple[str, dict[str, int]]:  # whose styles they are; clips of each split
+    "What a set of lessons holds. DataError where there is none."
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; make lessons: audiolab voice generate "
+                        f"--output-dir {folder}, or name another one with --data-dir")
+    files = {split: len(list((folder/split).glob("*.npz"))) for split in SPLITS}
+    if any(files.values()) and not (folder/ABOUT).exists():
+        return "a teacher that they do not name", files
+    whose, counts = str(space_of(read_about(folder))), {}
+    for split in SPLITS:
+        with suppress(DataError):
+            counts[split] = sum(len(PackedStore(path)) for path in split_folders(folder, split))
+    return whose, counts
+
+# %% ../../nbs/voice/24_config.ipynb #0bdf65b6
 _ON_A_CPU = {
     "encoder": {"trunk": "convnext", "head": "basis", "dropout": 0.0},
     "training": {
@@ -169,7 +203,7 @@ _ON_A_CPU = {
         "best_metric": "centred_cosine", "best_mode": "max"},
     "data": {"crop_seconds_min": 3.0, "crop_seconds_max": 3.0}}
 
-# %% ../../nbs/voice/24_config.ipynb #012c956b
+# %% ../../nbs/voice/24_config.ipynb #83628856
 @dataclass
 class TrainConfig:
     "Train an encoder that hears a recording and says the style of its voice."
@@ -187,21 +221,28 @@ class TrainConfig:
 
     def check(self) -> None:
         "ConfigError for what cannot be trained, whatever the lessons."
+        try: self.augmentation.spec()
+        except ValueError as cause: raise config_error("", str(cause), "augmentation") from None
         shortest, longest = self.data.crop_seconds_min, self.data.crop_seconds_max
         if shortest > longest:
             raise config_error("", f"crop_seconds_min is {shortest} and crop_seconds_max {longest}:"
                                    " the shortest piece is longer than the longest", "data")
 
     def plan(self) -> str:
-        "What a run would do. ConfigError, DataError or StyleError if it could not begin."
+        "What a run would do. ConfigError or DataError if it could not begin."
         self.check()
-        training, encoder = self.training, self.encoder
-        length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
-        return (f"train an encoder ({encoder.trunk}, {encoder.head}) on {self.data.data_dir}, "
-                f"{training.batch_size} clips at a time, {length}, "
+        whose, counts = count_lessons(self.data.data_dir)
+        apart = {"val": "to choose the best by", "test": "to judge it"}
+        told = [f"{counts[split]} {what}" for split, what in apart.items() if counts.get(split)]
+        clips, training = counts.get("train", 0), self.training
+        steps = training.steps or training.epochs*-(-clips//training.batch_size)
+        length = "" if training.steps else f"{training.epochs} epochs, "
+        return (f"train an encoder ({self.encoder.trunk}, {self.encoder.head}) on "
+                f"{self.data.data_dir}: {', '.join([f'{clips} clips of {whose}', *told])}; "
+                f"{training.batch_size} clips at a time, {length}{steps} steps, "
                 f"into {self.paths.checkpoint_dir}")
 
-# %% ../../nbs/voice/24_config.ipynb #daabe065
+# %% ../../nbs/voice/24_config.ipynb #c57e1886
 def as_config(
     config: TrainConfig | dict | str | Path | None = None,  # also a YAML or JSON file
 ) -> TrainConfig:  # checked; of None, the defaults
