@@ -1,4 +1,4 @@
-"A search for a voice: convergence, the same for the same seed, in pieces, within its budget, and past failures."
+"A search for a voice: convergence, one result for one seed, in pieces, in budget, past failures."
 import json
 
 import numpy as np
@@ -25,10 +25,11 @@ def course(height, trials, seed=0, size=SIZE):
 
 
 def test_search_finds_the_bottom_of_a_sphere_and_of_a_turned_ellipsoid():
-    # CMA-ES (cma 4.5.0, step .5, in these limits) is at .44 and .51 after 64 trials, .25 and .35 after 120
+    # CMA-ES (cma 4.5.0, same step and limits): .44 and .51 after 64 trials, .25 and .35 after 120
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal(SIZE).clip(-2, 2)
-    turned, steepness = np.linalg.qr(rng.standard_normal((SIZE, SIZE)))[0], 10**np.linspace(0, 1, SIZE)
+    turned = np.linalg.qr(rng.standard_normal((SIZE, SIZE)))[0]
+    steepness = 10**np.linspace(0, 1, SIZE)
     assert course(lambda x: ((x - hidden)**2).mean(), 64)[-1] < .05
     assert course(lambda x: steepness@(turned@(x - hidden))**2, 96)[-1] < .08
 
@@ -42,7 +43,7 @@ def test_failures_and_outliers_do_not_flatten_the_map():
     values = tame(np.array([3., 2, 3, np.nan, 1e9, 1]), first=5)
     assert values.tolist() == [3, 2, 3, 5, 5, 1]
     assert not tame(np.full(3, np.nan), first=3).any()
-    assert region_width(np.full((3, 2), np.nan), 1., 4.) == 2  # what failed says nothing against a region
+    assert region_width(np.full((3, 2), np.nan), 1., 4.) == 2  # failures do not make it smaller
 
 
 def test_budgets():
@@ -70,19 +71,22 @@ class FlatTeacher:
         from audiolab.voice import Speech
         self.calls += 1
         if (styles.ttl[:, 0, 0] > self.limit).any(): raise SpeechFailed("too much")
-        return [Speech(np.concatenate([ttl[0], dp[0]]), 1.) for ttl, dp in zip(styles.ttl, styles.dp)]
+        pairs = zip(styles.ttl, styles.dp)
+        return [Speech(np.concatenate([ttl[0], dp[0]]), 1.) for ttl, dp in pairs]
 
 
 def to_one(clips): return float(np.mean([((audio - 1)**2).mean() for audio, _ in clips]))
 
 
 def search(trials, folder=None, teacher=None, distance=to_one, **more):
-    return refine(START, teacher or FlatTeacher(), distance, BASES, f"{trials} trials", folder=folder, **more)
+    teacher = teacher or FlatTeacher()
+    return refine(START, teacher, distance, BASES, f"{trials} trials", folder=folder, **more)
 
 
 def test_same_seed_same_search():
     one, other = search(24), search(24)
-    assert np.array_equal(one.points, other.points) and np.array_equal(one.distances, other.distances)
+    assert np.array_equal(one.points, other.points)
+    assert np.array_equal(one.distances, other.distances)
     assert not np.array_equal(one.points, search(24, seed=1).points)
     assert np.array_equal(search(40).points[:24], one.points)
     assert one.after < .3*one.before and one.style.notes["consent"] == "mine"
@@ -162,7 +166,8 @@ def test_wrong_starts_and_bases():
     other = VoiceStyle(START.ttl, START.dp, StyleSpace("flat", "2", (1, 4), (1, 3), unit=False))
     with pytest.raises(StyleError, match="nothing to do with"):
         refine(other, FlatTeacher(), to_one, BASES, "8 trials")
-    with pytest.raises(StyleError, match="no bases"): refine(START, FlatTeacher(), to_one, {}, "8 trials")
+    with pytest.raises(StyleError, match="no bases"):
+        refine(START, FlatTeacher(), to_one, {}, "8 trials")
     with pytest.raises(StyleError, match="no bases"):
         refine(START, FlatTeacher(), to_one, {"dp": BASES["ttl"]}, "8 trials")
     with pytest.raises(ValueError, match="give texts"): search(8, lang="xx")

@@ -35,7 +35,7 @@ class RefineConfig:
     recordings: tuple[str, ...]  # audio files of the voice that is wanted
     output: str = ""  # file to write; none: the voice's name with _refined
     budget: str = "5 minutes"  # of CPU, or "300 trials", or both with a comma between
-    evaluations: Annotated[int, annotated_types.Ge(0)] = 0  # trials at most; 0: what the budget says
+    evaluations: Annotated[int, annotated_types.Ge(0)] = 0  # trials at most; 0: as the budget says
     distance: Literal["speaker", "mel", "both"] = "speaker"  # by an encoder, by the spectrum
     text: tuple[str, ...] = ()  # sentences that every voice says; none: one with many sounds
     language: str = "en"  # of the sentences
@@ -124,9 +124,11 @@ def refine_command(
 ) -> int:  # exit code
     "Refine a voice, write it, and tell how much nearer it came."
     budget, start = config.spending(), with_consent(load_voice(config.voice), config)
-    target, recordings = check_ending(config.target(), start.space), mono_recordings(config.recordings)
+    target = check_ending(config.target(), start.space)
+    recordings = mono_recordings(config.recordings)
     options = {"model_dir": config.onnx_dir} if config.onnx_dir else {}
-    teacher, distance = teacher_for(start.space, **options), voice_distance(config.distance, recordings)
+    teacher = teacher_for(start.space, **options)
+    distance = voice_distance(config.distance, recordings)
     bases = search_directions(teacher, config.components)
     found = refine(start, teacher, distance, bases, budget, config.seed, config.trials(),
                    texts=config.text, lang=config.language, progress=TrialBar())
