@@ -6,7 +6,7 @@
 __all__ = ['AugmentSpec', 'Change', 'draw_change', 'room_response', 'line_response', 'noise_spectrum', 'companded', 'changed',
            'augment', 'hide_parts']
 
-# %% ../../nbs/voice/16_augmentation.ipynb #c06fa67e
+# %% ../../nbs/voice/16_augmentation.ipynb #3cce119b
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 
 from ..data import keyed_rng
 
-# %% ../../nbs/voice/16_augmentation.ipynb #c760cdde
+# %% ../../nbs/voice/16_augmentation.ipynb #815f9bb9
 @dataclass(frozen=True)
 class AugmentSpec:
     "How much a recording may be changed. ValueError for ranges that are none."
@@ -30,19 +30,20 @@ class AugmentSpec:
     band_mask: int = 10  # bands at most that are
 
     def __post_init__(self):
-        if not 0 <= self.prob <= 1: raise ValueError(f"prob is {self.prob}; it is a probability, 0 to 1")
+        if not 0 <= self.prob <= 1: raise ValueError(f"prob is {self.prob}; it is from 0 to 1")
         for name in ("snr", "gain", "room", "top"):
             low, high = getattr(self, name)
-            if not low <= high: raise ValueError(f"{name} is from {low:g} to {high:g}; the first must not be larger")
+            if low > high:
+                raise ValueError(f"{name} is from {low:g} to {high:g}; the first is the lower one")
         if min(self.gain[0], self.room[0], self.top[0]) <= 0:
             raise ValueError("gain, room and top must be more than 0")
 
-# %% ../../nbs/voice/16_augmentation.ipynb #c22f377c
+# %% ../../nbs/voice/16_augmentation.ipynb #f03920ab
 class Change(NamedTuple):
     "What happens to one recording; nothing of it unless told."
     gain: float = 1.
     snr: float = np.inf  # dB
-    colour: float = 0.  # of the noise: its power falls with frequency to this power; 0 white, 2 brown
+    colour: float = 0.  # of the noise: 0 white, 1 pink, 2 brown
     room: float = 0.  # s of reverberation
     dry: float = 0.  # dB by which what comes straight is louder than the room
     tilt: float = 0.  # dB from 60 Hz to 8 kHz
@@ -57,13 +58,14 @@ def draw_change(
     "What happens to a recording; the same number of draws whatever happens."
     happens, share = rng.random(6) < spec.prob, rng.random(8)
     def between(n, low, high): return float(low + share[n]*(high - low))
-    drawn = {"gain": between(0, *spec.gain), "snr": between(1, *spec.snr), "room": between(2, *spec.room),
-             "tilt": between(3, -spec.tilt, spec.tilt), "top": between(4, *spec.top)}
+    drawn = {"gain": between(0, *spec.gain), "snr": between(1, *spec.snr),
+             "room": between(2, *spec.room), "tilt": between(3, -spec.tilt, spec.tilt),
+             "top": between(4, *spec.top)}
     chosen = {name: value for name, value, there in zip(drawn, drawn.values(), happens) if there}
     companded = "top" in chosen and bool(happens[5]) and share[7] < .5
     return Change(**chosen, colour=between(5, 0, 2), dry=between(6, 5, 20), companded=companded)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #7ff5ec33
+# %% ../../nbs/voice/16_augmentation.ipynb #f7261423
 def room_response(
     seconds: float,  # until it is 60 dB softer
     dry: float,  # dB by which what comes straight is louder than all that follows
@@ -72,13 +74,14 @@ def room_response(
 ) -> np.ndarray:  # float32 [n]
     "What a room makes of a click."
     n = max(2, int(seconds*sample_rate))
-    tail = rng.standard_normal(n, np.float32)*np.exp(np.float32(-6.9/n)*np.arange(n, dtype=np.float32))
+    fall = np.exp(np.float32(-6.9/n)*np.arange(n, dtype=np.float32))
+    tail = rng.standard_normal(n, np.float32)*fall
     tail[:max(1, int(.0025*sample_rate))] = 0
     tail *= np.float32(10**(-dry/20))/np.sqrt((tail**2).sum() + np.float32(1e-12))
     tail[0] = 1
     return tail
 
-# %% ../../nbs/voice/16_augmentation.ipynb #82a8eef6
+# %% ../../nbs/voice/16_augmentation.ipynb #a933dd80
 def line_response(
     change: Change,
     size: int,  # samples of the transform
@@ -93,7 +96,7 @@ def line_response(
         out *= .5 + .5*np.cos(np.pi*past)
     return out
 
-# %% ../../nbs/voice/16_augmentation.ipynb #914bf2fc
+# %% ../../nbs/voice/16_augmentation.ipynb #ce18490b
 def noise_spectrum(
     size: int,  # samples of the transform
     power: float,  # mean square
@@ -109,7 +112,7 @@ def noise_spectrum(
     total = 2*float((np.abs(out)**2).sum())/size**2
     return out*np.float32(np.sqrt(power/total))
 
-# %% ../../nbs/voice/16_augmentation.ipynb #33c4e8b6
+# %% ../../nbs/voice/16_augmentation.ipynb #5071381d
 def companded(
     audio: np.ndarray,  # float32 [T]
 ) -> np.ndarray:  # float32 [T]
@@ -119,7 +122,7 @@ def companded(
     steps = np.round(squeezed*127)/np.float32(127)
     return np.copysign(np.expm1(steps*np.float32(np.log(256)))/255*peak, audio).astype(np.float32)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #b910650e
+# %% ../../nbs/voice/16_augmentation.ipynb #4ccedec8
 def changed(
     audio: np.ndarray,  # one recording, float32 [T]
     sample_rate: int,  # Hz
@@ -132,16 +135,17 @@ def changed(
         size = scipy.fft.next_fast_len(len(audio) + int(change.room*sample_rate), real=True)
         spectrum = scipy.fft.rfft(audio, size)
         if change.room:
-            spectrum *= scipy.fft.rfft(room_response(change.room, change.dry, sample_rate, rng), size)
+            room = room_response(change.room, change.dry, sample_rate, rng)
+            spectrum *= scipy.fft.rfft(room, size)
         if change.snr < np.inf:
             power = float((audio**2).mean())*10**(-change.snr/10)
             spectrum += noise_spectrum(size, power, change, sample_rate, rng)
         spectrum *= line_response(change, size, sample_rate)
         audio = scipy.fft.irfft(spectrum, size)[:len(audio)]
-    if change.companded: audio = companded(audio)
+    if change.companded and len(audio): audio = companded(audio)
     return (audio*np.float32(change.gain)).astype(np.float32, copy=False)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #47a48a71
+# %% ../../nbs/voice/16_augmentation.ipynb #69bf9fc6
 def augment(
     audio: np.ndarray,  # one recording, float32 [T]
     sample_rate: int,  # Hz
@@ -152,7 +156,7 @@ def augment(
     rng = keyed_rng(*key)
     return changed(audio, sample_rate, draw_change(spec, rng), rng)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #34243180
+# %% ../../nbs/voice/16_augmentation.ipynb #452cc2ea
 _HIDING = 1  # apart from the changes of the sound
 
 
@@ -171,9 +175,9 @@ def hide_parts(
         length = (width*(most + 1)).floor()*(chance < spec.prob)
         start = (place*(size - length + 1)).floor()
         return start[:, None], (start + length)[:, None]
-    frames, bands = torch.arange(mel.shape[2], device=mel.device), torch.arange(mel.shape[1], device=mel.device)
+    bands, frames = (torch.arange(size, device=mel.device) for size in mel.shape[1:])
     there = mask.sum(-1)
     first, last = inside(there, *draws[:, :3].T, (there//4).clamp(max=spec.time_mask))
     low, high = inside(mel.shape[1], *draws[:, 3:].T, min(spec.band_mask, mel.shape[1]//2))
-    hidden = ((frames >= first) & (frames < last))[:, None] | ((bands >= low) & (bands < high))[..., None]
-    return mel.masked_fill(hidden, 0)
+    in_time, in_bands = (frames >= first) & (frames < last), (bands >= low) & (bands < high)
+    return mel.masked_fill(in_time[:, None] | in_bands[..., None], 0)

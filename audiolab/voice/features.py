@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVEL', 'FeatureSpec', 'valid_mask', 'at_one_level', 'band_powers', 'centred_logarithm', 'Features']
 
-# %% ../../nbs/voice/15_features.ipynb #a0b3dfd5
+# %% ../../nbs/voice/15_features.ipynb #b8aee6ba
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..audio import mel_filterbank
 
-# %% ../../nbs/voice/15_features.ipynb #56702825
+# %% ../../nbs/voice/15_features.ipynb #dc8a4f28
 @dataclass(frozen=True)
 class FeatureSpec:
     "How a recording is turned into what an encoder hears. ValueError for what is impossible."
@@ -24,38 +24,39 @@ class FeatureSpec:
     n_mels: int = 80  # bands
     f_min: float = 0.  # Hz, lower edge of the lowest
     f_max: float = 8000.  # Hz, upper edge of the highest
-    floor: float = 1e-5  # added to the power of a band before the logarithm
-    scale: float = 2.5  # by which the logarithm is divided
+    floor: float = 1e-3  # added to the power of a band before the logarithm
+    scale: float = 2.  # by which the logarithm is divided
 
     def __post_init__(self):
         if self._frames_fit() and self._bands_fit() and self.floor > 0 and self.scale > 0: return
-        raise ValueError(f"{self} is not possible: win_length is at most n_fft (16 to 16384, even), "
+        raise ValueError(f"{self} is not possible: win_length at most n_fft (16 to 16384, even), "
                          "0 <= f_min < f_max <= half the sample rate, n_mels at most n_fft/2")
 
     def _frames_fit(self):
-        whole = 1000 <= self.sample_rate <= 768_000 and 16 <= self.n_fft <= 16_384
-        return whole and self.n_fft % 2 == 0 and 1 <= self.hop_length <= self.win_length <= self.n_fft
+        whole = 1000 <= self.sample_rate <= 768_000 and self.n_fft in range(16, 16_385, 2)
+        return whole and 1 <= self.hop_length <= self.win_length <= self.n_fft
 
     def _bands_fit(self):
-        return 1 <= self.n_mels <= self.n_fft//2 and 0 <= self.f_min < self.f_max <= self.sample_rate/2
+        inside = 0 <= self.f_min < self.f_max <= self.sample_rate/2
+        return inside and 1 <= self.n_mels <= self.n_fft//2
 
     def frames(self,
         samples,  # of sound: a number or a tensor of them
     ):
-        "How many frames a recording has: those whose middle lies in it, and one at least."
+        "How many frames a recording has: those whose middle is in it, one at least."
         count = -(-samples//self.hop_length)
         return count.clamp(min=1) if torch.is_tensor(count) else max(1, count)
 
-# %% ../../nbs/voice/15_features.ipynb #11e40201
-LEVEL = .1  # root mean square, -20 dB of full scale
-
-
+# %% ../../nbs/voice/15_features.ipynb #4cb9f504
 def valid_mask(
     lengths: torch.Tensor,  # whole numbers [B]
     size: int,  # of the longest
 ) -> torch.Tensor:  # bool [B, size]
     "What of each row of a batch is there."
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+# %% ../../nbs/voice/15_features.ipynb #80ed21f7
+LEVEL = .1  # root mean square, -20 dB of full scale
 
 
 def at_one_level(
@@ -67,7 +68,7 @@ def at_one_level(
     power = audio.square().sum(-1)/lengths.clamp(min=1)
     return audio*(LEVEL/power.sqrt().clamp(min=1e-10))[:, None]
 
-# %% ../../nbs/voice/15_features.ipynb #f66175bc
+# %% ../../nbs/voice/15_features.ipynb #70826601
 def band_powers(
     audio: torch.Tensor,  # [B, T]
     spec: FeatureSpec,
@@ -83,7 +84,7 @@ def band_powers(
     squares = torch.view_as_real(spectra).square()
     return ((squares[..., 0] + squares[..., 1])@filters.T).mT
 
-
+# %% ../../nbs/voice/15_features.ipynb #f02b0f68
 def centred_logarithm(
     powers: torch.Tensor,  # [B, n_mels, F]
     mask: torch.Tensor,  # which frames are there, bool [B, F]
@@ -95,7 +96,7 @@ def centred_logarithm(
     mean = (levels*there).sum((1, 2), keepdim=True)/count
     return (levels - mean)*there/spec.scale
 
-# %% ../../nbs/voice/15_features.ipynb #a48e4faa
+# %% ../../nbs/voice/15_features.ipynb #20edc455
 class Features(nn.Module):
     "Log-mel spectrograms of a batch of recordings, in float32 whatever surrounds it."
     def __init__(self,
@@ -112,7 +113,7 @@ class Features(nn.Module):
     def forward(self,
         audio: torch.Tensor,  # [B, T] at the rate of the record
         lengths: torch.Tensor,  # samples of each that are sound [B]
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # float32 [B, n_mels, F]; which frames there are, bool [B, F]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # float32 [B, n_mels, F]; mask of frames, bool [B, F]
         "What the encoder hears of each recording."
         with torch.autocast(audio.device.type, enabled=False):
             powers = band_powers(at_one_level(audio, lengths), self.spec, self.window, self.filters)

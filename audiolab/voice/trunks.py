@@ -7,14 +7,14 @@ __all__ = ['TRUNKS', 'NATURAL', 'MaskedConv', 'FrameNorm', 'ConvNeXtBlock', 'Con
            'Attention', 'place_sines', 'TransformerBlock', 'TransformerTrunk', 'EcapaLayer', 'EcapaBlock', 'EcapaTrunk',
            'make_trunk']
 
-# %% ../../nbs/voice/17_trunks.ipynb #112f9365
+# %% ../../nbs/voice/17_trunks.ipynb #077f7701
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-# %% ../../nbs/voice/17_trunks.ipynb #f5923029
+# %% ../../nbs/voice/17_trunks.ipynb #c61ffaf2
 class MaskedConv(nn.Module):
     "A convolution along time."
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, **kw):
@@ -30,7 +30,7 @@ class MaskedConv(nn.Module):
         mask = mask[:, ::self.conv.stride[0]]
         return self.conv(x)*mask[:, None], mask
 
-# %% ../../nbs/voice/17_trunks.ipynb #95ce7d91
+# %% ../../nbs/voice/17_trunks.ipynb #a5912c00
 class FrameNorm(nn.LayerNorm):
     "A norm over the channels of each frame."
     def forward(self,
@@ -40,7 +40,7 @@ class FrameNorm(nn.LayerNorm):
         "Frames of one mean and one size."
         return super().forward(x.mT).mT*mask[:, None]
 
-
+# %% ../../nbs/voice/17_trunks.ipynb #6c20750b
 class ConvNeXtBlock(nn.Module):
     "Along time in each channel, then across channels in each frame."
     def __init__(self, width: int, dropout: float = 0., grow: int = 3):
@@ -57,7 +57,7 @@ class ConvNeXtBlock(nn.Module):
         added = self.dropout(self.narrow(inside)*self.size)
         return x + added.mT*mask[:, None]
 
-# %% ../../nbs/voice/17_trunks.ipynb #c8e77100
+# %% ../../nbs/voice/17_trunks.ipynb #0018fe26
 class ConvNeXtTrunk(nn.Module):
     "A strided convolution, then blocks."
     def __init__(self, n_mels: int, width: int = 192, layers: int = 5, dropout: float = 0.):
@@ -73,7 +73,7 @@ class ConvNeXtTrunk(nn.Module):
         for block in self.blocks: x = block(x, mask)
         return self.last_norm(x, mask), mask
 
-# %% ../../nbs/voice/17_trunks.ipynb #9a62796c
+# %% ../../nbs/voice/17_trunks.ipynb #ea2eed5a
 class MaskedBatchNorm(nn.BatchNorm1d):
     "A norm over the frames of a batch that are there."
     def forward(self,
@@ -87,7 +87,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         out[mask] = there
         return out.mT
 
-# %% ../../nbs/voice/17_trunks.ipynb #32fd5f37
+# %% ../../nbs/voice/17_trunks.ipynb #bcb6e1d4
 class CnnTrunk(nn.Module):
     "Convolutions of the original: wider and wider, the first four of them strided by two."
     def __init__(self, n_mels: int, width: int = 512, layers: int = 5, dropout: float = 0.):
@@ -107,7 +107,7 @@ class CnnTrunk(nn.Module):
             x = F.gelu(norm(x, mask))
         return self.dropout(x), mask
 
-# %% ../../nbs/voice/17_trunks.ipynb #0fe14b2b
+# %% ../../nbs/voice/17_trunks.ipynb #f40d649b
 class Attention(nn.Module):
     "What frames tell to whoever asks."
     def __init__(self, width: int, heads: int):
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         told = F.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, None])
         return self.out(told.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/voice/17_trunks.ipynb #6a0114b1
+# %% ../../nbs/voice/17_trunks.ipynb #18a33c85
 def place_sines(
     frames: int,
     width: int,  # channels
@@ -138,7 +138,7 @@ def place_sines(
     phase = torch.arange(frames, device=like.device)[:, None]*rates
     return torch.stack([phase.sin(), phase.cos()], -1).flatten(1)[:, :width].to(like)
 
-
+# %% ../../nbs/voice/17_trunks.ipynb #0ccf9ac4
 class TransformerBlock(nn.Module):
     "Attention, then a wider layer in each frame."
     def __init__(self, width: int, heads: int, dropout: float = 0.):
@@ -154,7 +154,7 @@ class TransformerBlock(nn.Module):
         x = x + self.dropout(self.attention(y, y, mask))
         return x + self.dropout(self.wide(self.norms[1](x)))
 
-# %% ../../nbs/voice/17_trunks.ipynb #9dc5ca56
+# %% ../../nbs/voice/17_trunks.ipynb #edc7eac9
 class TransformerTrunk(nn.Module):
     "A strided convolution, then blocks of attention."
     def __init__(self, n_mels: int, width: int = 512, layers: int = 6, dropout=.1, heads: int = 8):
@@ -171,7 +171,7 @@ class TransformerTrunk(nn.Module):
         for block in self.blocks: x = block(x, mask)
         return self.last_norm(x.mT, mask), mask
 
-# %% ../../nbs/voice/17_trunks.ipynb #c5cdf415
+# %% ../../nbs/voice/17_trunks.ipynb #26930608
 class EcapaLayer(nn.Module):
     "A convolution, a rectifier and a norm."
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1):
@@ -183,7 +183,7 @@ class EcapaLayer(nn.Module):
         "[B, outputs, F]"
         return self.norm(self.conv(x, mask)[0].relu(), mask)
 
-
+# %% ../../nbs/voice/17_trunks.ipynb #3a9fd974
 class EcapaBlock(nn.Module):
     "Eighths of the channels, each of which hears further; then each channel as loud as all of time says."
     def __init__(self, width: int, dilation: int):
@@ -204,7 +204,7 @@ class EcapaBlock(nn.Module):
         mean = y.sum(-1)/mask.sum(-1, keepdim=True)
         return x + y*self.loudness(mean)[..., None]
 
-# %% ../../nbs/voice/17_trunks.ipynb #06002f98
+# %% ../../nbs/voice/17_trunks.ipynb #4a001315
 class EcapaTrunk(nn.Module):
     "Blocks of growing dilation, and all that any of them heard."
     def __init__(self, n_mels: int, width: int = 512, layers: int = 3, dropout: float = 0.):
@@ -220,7 +220,7 @@ class EcapaTrunk(nn.Module):
         for block in self.blocks: heard.append(x := block(x, mask))
         return self.dropout(self.last(torch.cat(heard, 1), mask)), mask
 
-# %% ../../nbs/voice/17_trunks.ipynb #e6574158
+# %% ../../nbs/voice/17_trunks.ipynb #a4fd2753
 TRUNKS = {"convnext": ConvNeXtTrunk, "cnn": CnnTrunk, "transformer": TransformerTrunk,
           "ecapa": EcapaTrunk}
 NATURAL = {
@@ -229,7 +229,7 @@ NATURAL = {
     "transformer": {"hidden_dim": 512, "num_layers": 6, "num_heads": 8, "dropout": .1},
     "ecapa": {"hidden_dim": 512, "num_layers": 3, "num_heads": 4, "dropout": 0.}}
 
-
+# %% ../../nbs/voice/17_trunks.ipynb #6f10a761
 def make_trunk(
     name: str,  # of `TRUNKS`
     n_mels: int,  # bands of what it hears
