@@ -127,7 +127,7 @@ def _write_split(folder, plan, split, numbers, settings, speaking, overwrite):
         if writer.count: _log.info("%s: goes on at clip %d", folder, writer.count)
         left = numbers[writer.count:]
         with tqdm(total=len(numbers), initial=writer.count, desc=split, unit="clip",
-                  disable=None) as bar:
+                  leave=False, disable=None) as bar:
             _write_lessons(writer, plan, split, left, speaking, bar.update)
 
 # %% ../../nbs/voice/13_generate.ipynb #f4062e43
