@@ -146,7 +146,7 @@ def test_an_interrupted_run_is_saved_and_says_by_its_exit_code(lessons, whole, t
     "Ctrl-C once left no checkpoint and no history, and ended with 0"
     given = settings(lessons, tmp_path/"run")
     def interrupt(event):
-        if event.kind == "log" and event.step == 5: os.kill(os.getpid(), number)
+        if event.kind == "log" and event.step == 4: os.kill(os.getpid(), number)
     result = fit(given, listeners=[interrupt])
     assert (result.state, result.exit_code, result.step) == ("stopped", code, 5)
     assert len(epochs(tmp_path/"run")) == 1
