@@ -1,5 +1,5 @@
 "The README does what it says: its commands are those of CI, its Python and its shell examples run."
-import os, re, shlex, subprocess, sys, tomllib
+import os, re, shlex, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,7 @@ def workplace(tmp_path_factory, program):
     folder = tmp_path_factory.mktemp("readme")
     (folder/"example.py").write_text("\n".join(blocks("python")), encoding="utf-8")
     program(folder, "example.py")
+    shutil.copy(folder/"new.wav", folder/"me.wav")  # any 5 s of sound: here nobody is cloned
     return folder
 
 
@@ -70,7 +71,11 @@ def test_shell_examples(workplace, program):
              if "vocoder train" in line else line
              for line in lines]
     lines = [line.replace("--num_iterations 3000", "--num_iterations 3 --batch_size 2 --discriminators.start 2") for line in lines]
+    few = "--num-samples 24 --num-val-samples 8 --num-test-samples 4 --seconds 0.5"
+    small = "--preset cpu --epochs 1 --batch-size 8 --encoder.hidden-dim 16 --encoder.num-layers 1"
+    lines = [line.replace("--num-samples 6000", few).replace("--preset cpu", small) for line in lines]
     for line in lines: program(workplace, *shlex.split(line))
+    assert (workplace/"me.json").is_file()
     assert {p.name for p in (workplace/"models").iterdir()} >= {"checkpoint_epoch_10.safetensors", "checkpoint_final.safetensors"}
     assert (workplace/"outputs/new.wav").stat().st_size > 1000
 
