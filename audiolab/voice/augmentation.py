@@ -6,7 +6,7 @@
 __all__ = ['AugmentSpec', 'Change', 'draw_change', 'room_response', 'line_response', 'noise_spectrum', 'companded', 'changed',
            'augment', 'hide_parts']
 
-# %% ../../nbs/voice/16_augmentation.ipynb #3cce119b
+# %% ../../nbs/voice/16_augmentation.ipynb #53d639c5
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 
 from ..data import keyed_rng
 
-# %% ../../nbs/voice/16_augmentation.ipynb #815f9bb9
+# %% ../../nbs/voice/16_augmentation.ipynb #e7a1c991
 @dataclass(frozen=True)
 class AugmentSpec:
     "How much a recording may be changed. ValueError for ranges that are none."
@@ -38,7 +38,7 @@ class AugmentSpec:
         if min(self.gain[0], self.room[0], self.top[0]) <= 0:
             raise ValueError("gain, room and top must be more than 0")
 
-# %% ../../nbs/voice/16_augmentation.ipynb #f03920ab
+# %% ../../nbs/voice/16_augmentation.ipynb #1cd3f72c
 class Change(NamedTuple):
     "What happens to one recording; nothing of it unless told."
     gain: float = 1.
@@ -65,7 +65,7 @@ def draw_change(
     companded = "top" in chosen and bool(happens[5]) and share[7] < .5
     return Change(**chosen, colour=between(5, 0, 2), dry=between(6, 5, 20), companded=companded)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #f7261423
+# %% ../../nbs/voice/16_augmentation.ipynb #8a3cc6ad
 def room_response(
     seconds: float,  # until it is 60 dB softer
     dry: float,  # dB by which what comes straight is louder than all that follows
@@ -81,7 +81,7 @@ def room_response(
     tail[0] = 1
     return tail
 
-# %% ../../nbs/voice/16_augmentation.ipynb #a933dd80
+# %% ../../nbs/voice/16_augmentation.ipynb #6be80cc0
 def line_response(
     change: Change,
     size: int,  # samples of the transform
@@ -96,7 +96,7 @@ def line_response(
         out *= .5 + .5*np.cos(np.pi*past)
     return out
 
-# %% ../../nbs/voice/16_augmentation.ipynb #ce18490b
+# %% ../../nbs/voice/16_augmentation.ipynb #6067873c
 def noise_spectrum(
     size: int,  # samples of the transform
     power: float,  # mean square
@@ -112,7 +112,7 @@ def noise_spectrum(
     total = 2*float((np.abs(out)**2).sum())/size**2
     return out*np.float32(np.sqrt(power/total))
 
-# %% ../../nbs/voice/16_augmentation.ipynb #5071381d
+# %% ../../nbs/voice/16_augmentation.ipynb #a21dfe34
 def companded(
     audio: np.ndarray,  # float32 [T]
 ) -> np.ndarray:  # float32 [T]
@@ -122,7 +122,7 @@ def companded(
     steps = np.round(squeezed*127)/np.float32(127)
     return np.copysign(np.expm1(steps*np.float32(np.log(256)))/255*peak, audio).astype(np.float32)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #4ccedec8
+# %% ../../nbs/voice/16_augmentation.ipynb #0212a065
 def changed(
     audio: np.ndarray,  # one recording, float32 [T]
     sample_rate: int,  # Hz
@@ -145,7 +145,7 @@ def changed(
     if change.companded and len(audio): audio = companded(audio)
     return (audio*np.float32(change.gain)).astype(np.float32, copy=False)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #69bf9fc6
+# %% ../../nbs/voice/16_augmentation.ipynb #4048d8fd
 def augment(
     audio: np.ndarray,  # one recording, float32 [T]
     sample_rate: int,  # Hz
@@ -156,7 +156,7 @@ def augment(
     rng = keyed_rng(*key)
     return changed(audio, sample_rate, draw_change(spec, rng), rng)
 
-# %% ../../nbs/voice/16_augmentation.ipynb #452cc2ea
+# %% ../../nbs/voice/16_augmentation.ipynb #a6349477
 _HIDING = 1  # apart from the changes of the sound
 
 

@@ -7,7 +7,7 @@ __all__ = ['LIMITS', 'FAINTEST', 'OPEN_RAIL', 'EncoderSpec', 'Prediction', 'chec
            'EncoderNotes', 'encoder_weights', 'save_encoder', 'read_notes', 'read_basis', 'build_encoder',
            'find_encoder', 'load_encoder']
 
-# %% ../../nbs/voice/19_encoder.ipynb #65e4dc87
+# %% ../../nbs/voice/19_encoder.ipynb #d1111331
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from .style import StyleSpace, VoiceStyle
 from .style_basis import StyleBasis
 from .trunks import NATURAL, make_trunk
 
-# %% ../../nbs/voice/19_encoder.ipynb #cae529cf
+# %% ../../nbs/voice/19_encoder.ipynb #ffcd75c9
 LIMITS = {"hidden_dim": (8, 4096), "num_layers": (1, 64), "num_heads": (1, 64), "dropout": (0, .95),
           "components": (1, 1024)}
 
@@ -58,7 +58,7 @@ class EncoderSpec:
         natural = NATURAL[self.trunk].items()
         return {name: usual if given[name] is None else given[name] for name, usual in natural}
 
-# %% ../../nbs/voice/19_encoder.ipynb #2d4f8472
+# %% ../../nbs/voice/19_encoder.ipynb #cf5b45f4
 class Prediction(NamedTuple):
     "The styles of a batch of recordings, as an encoder hears them."
     ttl: torch.Tensor  # float32 [B, rows, columns]
@@ -66,7 +66,7 @@ class Prediction(NamedTuple):
     ttl_coefficients: torch.Tensor | None = None  # in standard deviations [B, k], of a basis head
     dp_coefficients: torch.Tensor | None = None  # likewise
 
-# %% ../../nbs/voice/19_encoder.ipynb #78edba19
+# %% ../../nbs/voice/19_encoder.ipynb #303c0711
 FAINTEST = 1e-4  # peak, -80 dB of full scale: less than three steps of 16 bits
 
 
@@ -84,7 +84,7 @@ def check_recording(
         raise ValueError("the recording is silent: nobody is heard in it; record again, closer to the microphone")
     return audio
 
-# %% ../../nbs/voice/19_encoder.ipynb #addceed8
+# %% ../../nbs/voice/19_encoder.ipynb #632e5610
 OPEN_RAIL = ("Learnt from speech of Supertonic, whose weights are under the Open RAIL-M licence: its restrictions hold for this "
              "encoder, too. Nobody is to be imitated without consent, and speech made by machine is to be told as such.")
 
@@ -95,7 +95,7 @@ def licence_notice(
     "What the licence of a synthesizer asks of an encoder that learnt from it."
     return OPEN_RAIL if space.teacher.lower().startswith("supertonic") else ""
 
-# %% ../../nbs/voice/19_encoder.ipynb #e6014335
+# %% ../../nbs/voice/19_encoder.ipynb #1bae4e0c
 class VoiceEncoder(nn.Module):
     "Hears a recording, says the style of its voice for one synthesizer."
     def __init__(self,
@@ -150,14 +150,14 @@ class VoiceEncoder(nn.Module):
         notice = licence_notice(self.space)
         return {"voice_encoder": about} | ({"licence": notice} if notice else {})
 
-# %% ../../nbs/voice/19_encoder.ipynb #7c9e80e8
+# %% ../../nbs/voice/19_encoder.ipynb #540d7ae7
 @dataclass(frozen=True)
 class EncoderNotes:
     "What stands beside the weights of an encoder."
     space: StyleSpace
     spec: EncoderSpec
 
-# %% ../../nbs/voice/19_encoder.ipynb #20438d30
+# %% ../../nbs/voice/19_encoder.ipynb #54393d79
 def encoder_weights(
     encoder: VoiceEncoder,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:  # tensors by name, and notes
@@ -165,7 +165,7 @@ def encoder_weights(
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     return tensors, encoder.notes()
 
-# %% ../../nbs/voice/19_encoder.ipynb #a35fe3b9
+# %% ../../nbs/voice/19_encoder.ipynb #b0d6054a
 def save_encoder(
     encoder: VoiceEncoder,
     path: str | Path,  # NAME.safetensors, written or replaced
@@ -173,7 +173,7 @@ def save_encoder(
     "Write an encoder, durably and with digests. CheckpointError or OSError where that cannot be."
     return write_checkpoint(path, *encoder_weights(encoder))
 
-# %% ../../nbs/voice/19_encoder.ipynb #c3e3ded4
+# %% ../../nbs/voice/19_encoder.ipynb #d08124c4
 def read_notes(
     metadata: dict[str, str],  # of a file
 ) -> EncoderNotes:
@@ -183,7 +183,7 @@ def read_notes(
     if not isinstance(tree, dict): raise ValueError("what it says of its encoder is no table")
     return check_tree(EncoderNotes, tree, [])
 
-# %% ../../nbs/voice/19_encoder.ipynb #1d7ba49a
+# %% ../../nbs/voice/19_encoder.ipynb #5a09d9b1
 def read_basis(
     tensors: dict,  # of an encoder, by name
     part: str,  # "ttl" or "dp"
@@ -199,7 +199,7 @@ def read_basis(
         raise ValueError(f"its basis of {part} is not one of [{rows}, {columns}]")
     return StyleBasis(*found, space.unit)
 
-# %% ../../nbs/voice/19_encoder.ipynb #ad4bc613
+# %% ../../nbs/voice/19_encoder.ipynb #e21f36e7
 def build_encoder(
     notes: EncoderNotes,
     tensors: dict,  # by name
@@ -216,7 +216,7 @@ def build_encoder(
     encoder.load_state_dict(tensors)
     return encoder.eval()
 
-# %% ../../nbs/voice/19_encoder.ipynb #9430ab68
+# %% ../../nbs/voice/19_encoder.ipynb #dec73afb
 def find_encoder(
     path: str | Path,  # file, or run folder
 ) -> Path:  # file of weights
@@ -230,7 +230,7 @@ def find_encoder(
         if folder.is_dir() and (found := CheckpointFolder(folder).resolve("auto")): return found
     raise CheckpointError("no encoder in this folder: neither best_model.safetensors nor a checkpoint of a run", path)
 
-# %% ../../nbs/voice/19_encoder.ipynb #b7df7251
+# %% ../../nbs/voice/19_encoder.ipynb #e891991a
 def load_encoder(
     path: str | Path,  # run folder, checkpoint of a run, or file of weights
     device: str | torch.device = "cpu",  # where to put it
