@@ -5988,6 +5988,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'audiolab/voice/encoder.py'),
                                         'audiolab.voice.encoder.VoiceEncoder.__init__': ( 'voice/encoder.html#voiceencoder.__init__',
                                                                                           'audiolab/voice/encoder.py'),
+                                        'audiolab.voice.encoder.VoiceEncoder.device': ( 'voice/encoder.html#voiceencoder.device',
+                                                                                        'audiolab/voice/encoder.py'),
                                         'audiolab.voice.encoder.VoiceEncoder.forward': ( 'voice/encoder.html#voiceencoder.forward',
                                                                                          'audiolab/voice/encoder.py'),
                                         'audiolab.voice.encoder.VoiceEncoder.from_mel': ( 'voice/encoder.html#voiceencoder.from_mel',

@@ -137,12 +137,16 @@ class VoiceEncoder(nn.Module):
         "The style of a recording of any rate. ValueError where nothing can be heard."
         rate, was_training = self.spec.features.sample_rate, self.training
         sound = resample(check_recording(audio, sample_rate), sample_rate, rate)
-        device = next(self.parameters()).device
         batch = torch.from_numpy(sound)[None], torch.tensor([len(sound)])
         self.eval()
-        try: heard = self(*(part.to(device) for part in batch))
+        try: heard = self(*(part.to(self.device) for part in batch))
         finally: self.train(was_training)
         return VoiceStyle(heard.ttl[0].cpu().numpy(), heard.dp[0].cpu().numpy(), self.space)
+
+    @property
+    def device(self) -> torch.device:
+        "Where it computes."
+        return next(self.parameters()).device
 
     def notes(self) -> dict[str, str]:
         "What is written beside its weights: whose styles it speaks of, how it is built, and what binds who uses it."
