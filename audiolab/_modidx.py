@@ -6466,6 +6466,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'audiolab/voice/refine_settings.py'),
                                                 'audiolab.voice.refine_settings.TrialBar.__init__': ( 'voice/refine_command.html#trialbar.__init__',
                                                                                                       'audiolab/voice/refine_settings.py'),
+                                                'audiolab.voice.refine_settings._prepared': ( 'voice/refine_command.html#_prepared',
+                                                                                              'audiolab/voice/refine_settings.py'),
                                                 'audiolab.voice.refine_settings.mono_recordings': ( 'voice/refine_command.html#mono_recordings',
                                                                                                     'audiolab/voice/refine_settings.py'),
                                                 'audiolab.voice.refine_settings.refine_command': ( 'voice/refine_command.html#refine_command',

@@ -72,8 +72,9 @@ def test_shell_examples(workplace, program):
              for line in lines]
     lines = [line.replace("--num_iterations 3000", "--num_iterations 3 --batch_size 2 --discriminators.start 2") for line in lines]
     few = "--num-samples 24 --num-val-samples 8 --num-test-samples 4 --seconds 0.5"
-    small = "--preset cpu --epochs 1 --batch-size 8 --encoder.hidden-dim 16 --encoder.num-layers 1"
-    lines = [line.replace("--num-samples 6000", few).replace("--preset cpu", small) for line in lines]
+    small = "--preset cpu --epochs 1 --encoder.hidden-dim 16 --encoder.num-layers 1"
+    changed = {"--num-samples 6000": few, "--preset cpu": small}
+    for what, instead in changed.items(): lines = [line.replace(what, instead) for line in lines]
     for line in lines: program(workplace, *shlex.split(line))
     assert (workplace/"me.json").is_file()
     assert {p.name for p in (workplace/"models").iterdir()} >= {"checkpoint_epoch_10.safetensors", "checkpoint_final.safetensors"}

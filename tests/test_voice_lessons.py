@@ -10,7 +10,8 @@ import pytest
 from audiolab.data import DataError, keyed_rng
 from audiolab.voice import (
     LessonPlan, Lessons, ParametricTeacher, SamplerConfig, SpeechFailed, StyleSampler, StyleSpace,
-    lessons_digest, make_lessons, open_lessons, pack_lessons, read_lesson, split_texts, unpack_lessons, usual_texts,
+    lessons_digest, make_lessons, open_lessons, pack_lessons, read_lesson, split_texts,
+    unpack_lessons, usual_texts,
 )
 
 FEW = {"train": 21, "val": 6, "test": 5}
@@ -20,7 +21,8 @@ def teacher(seconds=.25): return ParametricTeacher(seconds=seconds)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory): return make_lessons(tmp_path_factory.mktemp("whole"), teacher(), counts=FEW)
+def whole(tmp_path_factory):
+    return make_lessons(tmp_path_factory.mktemp("whole"), teacher(), counts=FEW)
 
 
 def test_four_shards_are_the_whole(whole, tmp_path):
@@ -99,17 +101,21 @@ def test_a_clip_that_fails_is_a_row_that_failed(tmp_path):
     assert set(lessons.failed.values()) == {"queen: silence"}
     assert not any("queen" in note["text"] for note in lessons.notes)
     again = Lessons(make_lessons(tmp_path/"well", teacher(), counts=FEW, texts=texts))
-    well = {note["id"]: n for n, note in enumerate(again.notes)}  # others are as they would have been
+    well = {note["id"]: n for n, note in enumerate(again.notes)}  # others are as they would be
     for n in range(len(lessons)):
         assert np.array_equal(lessons.sound(n), again.sound(well[lessons.name(n)]))
 
 
-@pytest.mark.parametrize("mode", ["preset", "perturb", "interpolate", "dirichlet", "pca", "random", "mixed"])
+MODES = "preset", "perturb", "interpolate", "dirichlet", "pca", "random", "mixed"
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_voices_are_on_the_sphere(mode):
     sampler = StyleSampler(teacher(), SamplerConfig(mode))
     for n in range(3):
         style, _ = sampler.draw(keyed_rng(0, n))
-        for rows in (style.ttl, style.dp): assert abs(np.linalg.norm(rows, axis=-1) - 1).max() < 1e-5
+        for rows in (style.ttl, style.dp):
+            assert abs(np.linalg.norm(rows, axis=-1) - 1).max() < 1e-5
 
 
 def test_an_earlier_order_changes_nothing():
@@ -147,7 +153,8 @@ def seed_tree(folder, count=3, **other):
                 folder/split/f"sample_{n:06d}.npz", **{
                     "audio": .1*rng.standard_normal(4410).astype(np.float32), "text": f"text {n}",
                     "lang": "en",
-                    "style_ttl": rng.standard_normal((1, 50, 256)), "duration": .1, "sample_rate": 44_100,
+                    "style_ttl": rng.standard_normal((1, 50, 256)), "duration": .1,
+                    "sample_rate": 44_100,
                     "style_dp": rng.standard_normal((1, 8, 16))} | other)
     (folder/"metadata.json").write_text(json.dumps({"num_samples": count}))
     return folder

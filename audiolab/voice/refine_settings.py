@@ -98,12 +98,12 @@ class TrialBar:
                                  f"{now.seconds_left:.0f} CPU-s left")
         if not now.left: self.bar.close()
 
-
+# %% ../../nbs/voice/36_refine_command.ipynb #0f4e9a05
 def mono_recordings(
     paths: tuple[str, ...],  # audio files
 ) -> list[tuple[np.ndarray, int]]:  # [T] and the rate in Hz of each
-    "Sounds of files. AudioError names one that cannot be read; ValueError for none at all."
-    if not paths: raise ValueError("no recordings: name audio files of the voice that is wanted")
+    "Sounds of files. AudioError names one that cannot be read; StyleError for none at all."
+    if not paths: raise StyleError("no recordings: name audio files of the voice that is wanted")
     read = (read_audio(path) for path in paths)
     return [(np.asarray(audio).mean(0), rate) for audio, rate in read]
 
@@ -118,17 +118,24 @@ def search_directions(
     "In which ways the voices of a synthesizer differ."
     return StyleSampler(teacher, SamplerConfig(pca_components=components)).bases
 
+# %% ../../nbs/voice/36_refine_command.ipynb #adb06bf2
+def _prepared(config: RefineConfig, start: VoiceStyle) -> tuple:
+    "The budget, the synthesizer and the distance. StyleError with the remedy for what is missing."
+    recordings = mono_recordings(config.recordings)
+    options = {"model_dir": config.onnx_dir} if config.onnx_dir else {}
+    try:
+        teacher = teacher_for(start.space, **options)
+        return config.spending(), teacher, voice_distance(config.distance, recordings)
+    except (ImportError, ValueError) as error: raise StyleError(str(error)) from None
 
+# %% ../../nbs/voice/36_refine_command.ipynb #de082f5a
 def refine_command(
     config: RefineConfig,  # which voice, which recordings, how long
 ) -> int:  # exit code
     "Refine a voice, write it, and tell how much nearer it came."
-    budget, start = config.spending(), with_consent(load_voice(config.voice), config)
+    start = with_consent(load_voice(config.voice), config)
     target = check_ending(config.target(), start.space)
-    recordings = mono_recordings(config.recordings)
-    options = {"model_dir": config.onnx_dir} if config.onnx_dir else {}
-    teacher = teacher_for(start.space, **options)
-    distance = voice_distance(config.distance, recordings)
+    budget, teacher, distance = _prepared(config, start)
     bases = search_directions(teacher, config.components)
     found = refine(start, teacher, distance, bases, budget, config.seed, config.trials(),
                    texts=config.text, lang=config.language, progress=TrialBar())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .search import Search
 from .style import StyleError, VoiceStyle, check_same_teacher, unit_rows
@@ -51,17 +52,19 @@ class Surroundings:
         at = np.concatenate([base.encode(start.part(part)) for part, base in bases.items()])
         self.low, self.high = np.minimum(-most - at, 0), np.maximum(most - at, 0)  # [n]
 
-    def styles(self,
-        points: np.ndarray,  # steps from the start, in standard deviations [B, n]
-    ) -> VoiceStyle:  # a stack
-        "The voices of some points."
-        ends = np.cumsum([len(basis) for basis in self.bases.values()])
-        steps = dict(zip(self.bases, np.split(points, ends[:-1], axis=-1)))
-        def part(name):
-            rows = self.start.part(name)
-            if name in steps: return moved_rows(rows, self.bases[name], steps[name])
-            return np.repeat(rows[None], len(points), 0)
-        return VoiceStyle(part("ttl"), part("dp"), self.start.space, self.start.notes)
+# %% ../../nbs/voice/35_refine.ipynb #e1bcdc72
+@patch
+def styles(self: Surroundings,
+    points: np.ndarray,  # steps from the start, in standard deviations [B, n]
+) -> VoiceStyle:  # a stack
+    "The voices of some points."
+    ends = np.cumsum([len(basis) for basis in self.bases.values()])
+    steps = dict(zip(self.bases, np.split(points, ends[:-1], axis=-1)))
+    def part(name):
+        rows = self.start.part(name)
+        if name in steps: return moved_rows(rows, self.bases[name], steps[name])
+        return np.repeat(rows[None], len(points), 0)
+    return VoiceStyle(part("ttl"), part("dp"), self.start.space, self.start.notes)
 
 # %% ../../nbs/voice/35_refine.ipynb #6b4cf13e
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ def _digest(*arrays: np.ndarray) -> str:
         summed.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
     return summed.hexdigest()[:16]
 
-
+# %% ../../nbs/voice/35_refine.ipynb #8aff6495
 def search_key(
     around: Surroundings,
     audition: Audition,
@@ -183,30 +186,35 @@ class Refinement:
         points = self.log.points()[:whole].reshape(whole, len(self.search.low))
         return self.search.propose(points, values[:whole])[len(values) - whole:][:most]
 
-    def advance(self,
-        most: int,  # trials at most
-        clock: Callable[[], float] = time.process_time,  # s
-    ) -> None:
-        "Make trials, up to the end of a round. StyleError where two rounds gave nothing."
-        began = clock()
-        points = self.next_points(most)
-        styles = self.around.styles(points)
-        distances = self.audition.measure(styles)
-        self.log.add(trial_rows(points, distances, clock() - began))
-        in_vain = not np.isfinite(self.log.distances()).any()
-        if in_vain and len(self.log.rows) >= 2*self.search.together:
-            raise StyleError(f"none of {len(self.log.rows)} voices could be spoken and heard: "
-                             f"{self.audition.why_not(styles[[0]])}")
+# %% ../../nbs/voice/35_refine.ipynb #c3471c19
+@patch
+def advance(self: Refinement,
+    most: int,  # trials at most
+    clock: Callable[[], float] = time.process_time,  # s
+) -> None:
+    "Make trials, up to the end of a round. StyleError where two rounds gave nothing."
+    began = clock()
+    points = self.next_points(most)
+    styles = self.around.styles(points)
+    distances = self.audition.measure(styles)
+    self.log.add(trial_rows(points, distances, clock() - began))
+    in_vain = not np.isfinite(self.log.distances()).any()
+    if in_vain and len(self.log.rows) >= 2*self.search.together:
+        raise StyleError(f"none of {len(self.log.rows)} voices could be spoken and heard: "
+                         f"{self.audition.why_not(styles[[0]])}")
 
-    def result(self) -> Refined:
-        "What was found so far."
-        distances, best = self.log.distances(), self.best()
-        style, points = self.around.start, self.log.points()
-        if best: style = self.around.styles(points[[best]])[0]
-        said = (f"{self.log.search['distance']}: {distances[0]:.4g} -> {distances[best]:.4g} "
-                f"in {len(distances)} trials, seed {self.search.seed}")
-        style = replace(style, notes=style.notes | {"refined": said})
-        return Refined(style, distances[0], distances[best], points, distances, self.log.seconds())
+# %% ../../nbs/voice/35_refine.ipynb #d6e2ff5d
+@patch
+def result(self: Refinement) -> Refined:
+    "What was found so far."
+    distances, best = self.log.distances(), self.best()
+    style, points = self.around.start, self.log.points()
+    if best: style = self.around.styles(points[[best]])[0]
+    said = (f"{self.log.search['distance']}: {distances[0]:.4g} -> {distances[best]:.4g} "
+            f"in {len(distances)} trials, seed {self.search.seed}")
+    style = replace(style, notes=style.notes | {"refined": said})
+    before, after = float(distances[0]), float(distances[best])
+    return Refined(style, before, after, points, distances, self.log.seconds())
 
 # %% ../../nbs/voice/35_refine.ipynb #b13a8e55
 PROBES = {
@@ -217,7 +225,7 @@ PROBES = {
     "it": ("Quel vituperabile xenofobo zelante assaggia il whisky.",),
     "pt": ("Um pequeno jabuti xereta viu dez cegonhas felizes.",)}
 
-
+# %% ../../nbs/voice/35_refine.ipynb #66d63135
 @dataclass(frozen=True)
 class SearchStanding:
     "How far a search is."
@@ -232,7 +240,7 @@ class SearchStanding:
         "CPU seconds that are expected."
         return self.seconds/max(self.trials, 1)*self.left
 
-
+# %% ../../nbs/voice/35_refine.ipynb #751ce8c8
 def standing(
     going: Refinement,
     budget: SearchBudget,

@@ -80,7 +80,7 @@ def append_lines(
         file.flush()
         os.fsync(file.fileno())
 
-
+# %% ../../nbs/voice/34_trials.ipynb #41ae11ec
 def read_lines(
     path: Path,
 ) -> list:  # plain values
