@@ -137,6 +137,29 @@ def training_run(folder, precision, steps, tmp):
     return median(np.diff(times[1:]))
 
 
+def fastest_product():
+    "GFLOP/s of one thread in a product of float32 matrices: what a step can at most do here."
+    torch = one_thread()
+    a, times = torch.randn(1024, 1024), []
+    for _ in range(10):
+        begin = time.process_time()
+        a@a
+        times.append(time.process_time() - begin)
+    return 2*1024**3/min(times[1:])/1e9
+
+
+def halves():
+    "Whether this processor computes in bfloat16; where it does not, training does not either."
+    import torch
+    from audiolab.voice import halves_well
+    return halves_well(torch.device("cpu"))
+
+
+def facts_setup(name):
+    def run(): return dict(gflops=fastest_product(), halves=float(halves()))
+    return run
+
+
 def step_setup(name, folder):
     if name not in (OURS, HALF):
         step = ecapa_step(folder) if name == ECAPA else original_step(folder, name)
@@ -156,19 +179,27 @@ def step_setup(name, folder):
 
 
 def part_step(args, folder):
+    facts, = compare(facts_setup, ("this machine",), 1)
     names = [name for name in STEPS if not (args.quick and name in (SUPERTONIC, ECAPA))]
+    if not facts["halves"]: names.remove(HALF)
     rows = compare(step_setup, names, args.rounds or (1 if args.quick else 7), folder=folder)
     base, ours, half = (find(rows, name) for name in (ORIGINAL, OURS, HALF))
     show(f"## Training step: {BATCH} clips of {SECONDS:g} s, from files to moved weights, 1 thread", table(rows, {
         "CPU s": lambda r: f"{r['step_s']:.3f}",
         "times as fast": lambda r: f"{paired(base, r, 'step_s'):.2f}" if base else "-",
         "peak MB more": lambda r: f"{r['peak_mb']:.0f}"}))
-    if ours: verdict("CPU s of a step, float32", ours["step_s"], .30)
+    show(f"A product of matrices does {facts['gflops']:.0f} GFLOP/s here on one thread; the targets were set "
+         "where it does 116." + ("" if facts["halves"] else " This processor has no arithmetic in bfloat16, "
+                                 "and training would not use it: that row is left out."))
+    if ours:
+        verdict("CPU s of a step, float32", ours["step_s"], .30)
+        scaled = ours["step_s"]*facts["gflops"]/116
+        show(f"At the speed of that machine it would be {scaled:.2f} CPU s.")
     if half: verdict("CPU s of a step, bfloat16", half["step_s"], .20)
     for row in (ours, half) if base else ():
         if row: verdict(f"{row['name']}: times as fast as the original's recipe", paired(base, row, "step_s"), 2.5, at_most=False)
     if not find(rows, ECAPA): show("ECAPA was left out: `pip install speechbrain` with a torchaudio that fits torch, and without `--quick`.")
-    show_parts(args, folder)
+    show_parts(args, folder, [name for name in names if name in (OURS, HALF)])
 
 
 PARTS_OF_STEP = ("clips out of the set", "features", "network, forward", "loss", "backward", "optimizer")
@@ -204,8 +235,8 @@ def parts_setup(name, folder):
     return run
 
 
-def show_parts(args, folder):
-    rows = compare(parts_setup, (OURS, HALF), args.rounds or (1 if args.quick else 7), folder=folder)
+def show_parts(args, folder, names):
+    rows = compare(parts_setup, names, args.rounds or (1 if args.quick else 7), folder=folder)
     show("### Where the time goes, in ms", table(rows, {
         part: lambda r, part=part: f"{1e3*r[part]:.1f}" for part in PARTS_OF_STEP}))
 
