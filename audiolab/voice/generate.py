@@ -99,8 +99,9 @@ _BATCH, _SAVE_EVERY = 8, 30.  # clips spoken at once; s
 # %% ../../nbs/voice/13_generate.ipynb #1632f15e
 def _keep(writer, lesson, said):
     "Write down what came of a lesson."
-    audio, outcome = None, {"failed": str(said)[:500]}
-    if isinstance(said, SpeechFailed): _log.warning("%s failed: %s", lesson.name, said)
+    if isinstance(said, SpeechFailed):
+        _log.warning("%s failed: %s", lesson.name, said)
+        audio, outcome = None, {"failed": str(said)[:500]}
     else: audio, outcome = said.audio, {"seconds": said.seconds}
     add_lesson(writer, lesson.name, audio, lesson.style, lesson.notes | outcome)
 

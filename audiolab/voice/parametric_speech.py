@@ -72,19 +72,19 @@ def spell(
     frames: int | None = None,  # say it again and again until so many; None: once
 ) -> Letters:
     "A text as tracks."
-    rows, debt = [], 0.
+    rows, counts, debt = [], [], 0.
     last, fresh = SUNG["e"], True
-    while frames is None or len(rows) < frames:
+    while frames is None or sum(counts) < frames:
         for letter in text.lower() + " ":
             for seconds, resonances, *rest in letter_segments(letter, rate):
                 last = resonances or last
                 debt += seconds*RATE/HOP  # so that the rate is exact over a sentence
-                accent = float(fresh and letter in "aeiouy")
-                rows += [(*last, *rest, accent)]*(count := round(debt))
-                debt -= count
+                rows.append((*last, *rest, float(fresh and letter in "aeiouy")))
+                counts.append(round(debt))
+                debt -= counts[-1]
             fresh = (fresh or not letter.isalpha()) and letter not in "aeiouy"
         if frames is None: break
-    tracks = smooth(np.array(rows[:frames]))
+    tracks = smooth(np.repeat(np.array(rows), counts, 0)[:frames])
     return Letters(tracks[:, :4], *tracks[:, 4:].T)
 
 # %% ../../nbs/voice/05_parametric_speech.ipynb #0ebf7aa1
@@ -210,7 +210,9 @@ def say(
     source = glottal_source(pitch_track(letters.accent, factors), factors, rng)
     noise = rng.standard_normal(samples, np.float32)
     heard = throat(letters.resonances, factors)*letters.voiced[:, None].astype(np.float32)
-    hissed = hiss_place(letters.place, factors)*letters.hiss[:, None].astype(np.float32)
+    hissed, there = np.zeros_like(heard), letters.hiss > 0
+    loud = letters.hiss[there, None].astype(np.float32)
+    hissed[there] = hiss_place(letters.place[there], factors)*loud
     heard, hissed = (torch.from_numpy(np.append(x, x[-1:], 0)).T for x in (heard, hissed))
     spectra = _spectra(source).mul_(heard)
     spectra += _spectra(noise).mul_(hissed)
