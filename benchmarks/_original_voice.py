@@ -41,7 +41,8 @@ def features(audio):
     "[80, frames], dB below the clip's maximum."
     import librosa
     power = librosa.feature.melspectrogram(
-        y=audio, sr=RATE, n_fft=1024, hop_length=256, win_length=1024, n_mels=80, fmin=0., fmax=8000.)
+        y=audio, sr=RATE, n_fft=1024, hop_length=256, win_length=1024, n_mels=80, fmin=0.,
+        fmax=8000.)
     return librosa.power_to_db(power, ref=np.max).astype(np.float32)
 
 
@@ -75,7 +76,8 @@ class OriginalEncoder(nn.Module):
     "Five convolutions, attention pooling, two heads: 9.1 million parameters."
     def __init__(self, ttl=(50, 256), dp=(8, 16)):
         super().__init__()
-        sizes = (80, 128, 7, 2), (128, 256, 5, 2), (256, 512, 3, 2), (512, 512, 3, 2), (512, 512, 3, 1)
+        sizes = ((80, 128, 7, 2), (128, 256, 5, 2), (256, 512, 3, 2), (512, 512, 3, 2),
+                 (512, 512, 3, 1))
         self.trunk = nn.Sequential(*(nn.Sequential(
             nn.Conv1d(i, o, k, s, k//2), nn.BatchNorm1d(o), nn.GELU()) for i, o, k, s in sizes))
         self.attention = nn.Linear(512, 1)

@@ -29,6 +29,9 @@ TEXTS = ("A thin layer of ice covered the garden this morning", "Bring me five c
          "The old mill stands beside a quiet river", "We leave early, before it gets warm")
 
 
+def rounds_of(args): return args.rounds or (1 if args.quick else 7)
+
+
 def one_thread():
     import torch
     torch.set_num_threads(1)
@@ -110,7 +113,8 @@ def ecapa_step(folder):
 
         def forward(self, mel, lengths):
             x = self.trunk(mel.mT, lengths/mel.shape[-1])[:, 0]
-            return [head(x).view(-1, 1, *shape) for head, shape in zip(self.heads, ((50, 256), (8, 16)))]
+            shapes = (50, 256), (8, 16)
+            return [head(x).view(-1, 1, *shape) for head, shape in zip(self.heads, shapes)]
     lessons, features = Lessons(folder/"lessons"), Features()
     batches, samples = endless(len(lessons)), round(SECONDS*RATE)
 
@@ -182,9 +186,10 @@ def part_step(args, folder):
     facts, = compare(facts_setup, ("this machine",), 1)
     names = [name for name in STEPS if not (args.quick and name in (SUPERTONIC, ECAPA))]
     if not facts["halves"]: names.remove(HALF)
-    rows = compare(step_setup, names, args.rounds or (1 if args.quick else 7), folder=folder)
+    rows = compare(step_setup, names, rounds_of(args), folder=folder)
     base, ours, half = (find(rows, name) for name in (ORIGINAL, OURS, HALF))
-    show(f"## Training step: {BATCH} clips of {SECONDS:g} s, from files to moved weights, 1 thread", table(rows, {
+    title = f"## Training step: {BATCH} clips of {SECONDS:g} s, from files to moved weights, 1 thread"
+    show(title, table(rows, {
         "CPU s": lambda r: f"{r['step_s']:.3f}",
         "times as fast": lambda r: f"{paired(base, r, 'step_s'):.2f}" if base else "-",
         "peak MB more": lambda r: f"{r['peak_mb']:.0f}"}))
@@ -197,7 +202,9 @@ def part_step(args, folder):
         show(f"At the speed of that machine it would be {scaled:.2f} CPU s.")
     if half: verdict("CPU s of a step, bfloat16", half["step_s"], .20)
     for row in (ours, half) if base else ():
-        if row: verdict(f"{row['name']}: times as fast as the original's recipe", paired(base, row, "step_s"), 2.5, at_most=False)
+        if not row: continue
+        verdict(f"{row['name']}: times as fast as the original's recipe",
+                paired(base, row, "step_s"), 2.5, at_most=False)
     if not find(rows, ECAPA): show("ECAPA was left out: `pip install speechbrain` with a torchaudio that fits torch, and without `--quick`.")
     show_parts(args, folder, [name for name in names if name in (OURS, HALF)])
 
@@ -221,7 +228,8 @@ def parts_setup(name, folder):
         mark()
         heard = encoder.features(batch["audio"], batch["length"])
         mark()
-        with torch.autocast("cpu", torch.bfloat16, enabled=name == HALF): guess = encoder.from_mel(*heard)
+        with torch.autocast("cpu", torch.bfloat16, enabled=name == HALF):
+            guess = encoder.from_mel(*heard)
         mark()
         cost = loss(guess, batch["ttl"], batch["dp"], batch["style_id"])["loss"]
         mark()
@@ -236,7 +244,7 @@ def parts_setup(name, folder):
 
 
 def show_parts(args, folder, names):
-    rows = compare(parts_setup, names, args.rounds or (1 if args.quick else 7), folder=folder)
+    rows = compare(parts_setup, names, rounds_of(args), folder=folder)
     show("### Where the time goes, in ms", table(rows, {
         part: lambda r, part=part: f"{1e3*r[part]:.1f}" for part in PARTS_OF_STEP}))
 
@@ -293,7 +301,8 @@ def clone_setup(name, folder):
     from audiolab.voice import EncoderSpec, Lessons, VoiceEncoder, clone_voice, fit_basis
     lessons = Lessons(folder/"lessons")
     encoder = VoiceEncoder(lessons.space, EncoderSpec(), *(fit_basis(lessons.part(p)) for p in ("ttl", "dp"))).eval()
-    audio = resample(np.concatenate([lessons.audio(i) for i in range(4)])[:round(RECORDING*RATE)], RATE, 44100)
+    audio = np.concatenate([lessons.audio(i) for i in range(4)])[:round(RECORDING*RATE)]
+    audio = resample(audio, RATE, 44100)
     path = folder/"recording.wav"
     write_audio(path, audio, 44100)
     runs = {READ: lambda: read_audio(path, mono=True), ENCODE: lambda: encoder.style(audio, 44100),
@@ -307,12 +316,13 @@ def clone_setup(name, folder):
 
 
 def part_clone(args, folder):
-    rows = compare(clone_setup, (READ, ENCODE, CLONE), args.rounds or (1 if args.quick else 7), folder=folder)
+    rows = compare(clone_setup, (READ, ENCODE, CLONE), rounds_of(args), folder=folder)
     show(f"## Clone: a recording of {RECORDING:g} s at 44.1 kHz, 1 thread", table(rows, {
         "CPU ms": lambda r: f"{r['ms']:.1f}", "peak MB more": lambda r: f"{r['peak_mb']:.0f}"}))
     read, ours = find(rows, READ), find(rows, CLONE)
     if read and ours:
-        verdict("CPU ms of a clone beyond decoding", paired(ours, read, "ms", lambda a, b: a - b), 50)
+        beyond = paired(ours, read, "ms", lambda a, b: a - b)
+        verdict("CPU ms of a clone beyond decoding", beyond, 50)
 
 
 # ---- generate: the parametric teacher
@@ -338,11 +348,13 @@ def generate_setup(name, folder, count):
 
 def part_generate(args, folder):
     count = 32 if args.quick else 128
-    rows = compare(generate_setup, (SPEAK, LESSONS), args.rounds or (1 if args.quick else 7), folder=folder, count=count)
+    rows = compare(generate_setup, (SPEAK, LESSONS), rounds_of(args), folder=folder, count=count)
     show(f"## Generation: clips of {SECONDS:g} s by the parametric teacher, 1 thread", table(rows, {
         "clips a CPU second": lambda r: f"{r['clips_s']:.1f}", "peak MB more": lambda r: f"{r['peak_mb']:.0f}"}))
     for row in rows:
-        if "error" not in row: verdict(f"clips a CPU second: {row['name']}", row["clips_s"], 90, at_most=False, text="{:.1f}")
+        if "error" in row: continue
+        verdict(f"clips a CPU second: {row['name']}", row["clips_s"], 90, at_most=False,
+                text="{:.1f}")
 
 
 # ---- all together

@@ -178,7 +178,7 @@ def test_a_sentence_where_the_synthesizer_is_at_hand(folder, tmp_path, caplog):
     assert clone_command(CloneConfig(recordings, **given, output=str(tmp_path/"anna.json"))) == 0
     assert read_audio(tmp_path/"anna.wav")[0].size > 24_000
     save_encoder(kokoro_encoder(), tmp_path/"kokoro.safetensors")
-    given["encoder"] = str(tmp_path/"kokoro.safetensors")  # of another revision than can be installed
+    given["encoder"] = str(tmp_path/"kokoro.safetensors")  # of a revision that nobody has
     assert clone_command(CloneConfig(recordings, **given, output=str(tmp_path/"kai.npz"))) == 2
     assert "no test sentence: " in caplog.text and (tmp_path/"kai.npz").is_file()
     assert not (tmp_path/"kai.wav").exists()
