@@ -24,10 +24,12 @@ def learn(folder, seed, counts, seconds, steps, encoder=None):
     begin = time.process_time()
     make_lessons(folder/"lessons", ParametricTeacher(seconds=seconds), counts=counts, seed=seed)
     made = time.process_time()
-    training = dict(steps=steps, learning_rate=1.5e-3, weight_decay=1e-4, num_workers=0, seed=seed, patience=0,
-                    validate_every="never", save_every="never", device="cpu", log_every=20)
+    training = dict(steps=steps, learning_rate=1.5e-3, weight_decay=1e-4, num_workers=0, seed=seed,
+                    patience=0, validate_every="never", save_every="never", device="cpu",
+                    log_every=20)
+    crops = dict(crop_seconds_min=seconds, crop_seconds_max=seconds)
     train_voice(dict(
-        data=dict(data_dir=str(folder/"lessons"), crop_seconds_min=seconds, crop_seconds_max=seconds),
+        data=dict(data_dir=str(folder/"lessons")) | crops,
         encoder=dict(dropout=0.) | (encoder or {}), training=training,
         paths=dict(checkpoint_dir=str(folder/"run"), use_tensorboard=False)), listeners=[])
     return {"generation": made - begin, "training": time.process_time() - made}
