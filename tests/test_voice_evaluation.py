@@ -23,7 +23,8 @@ def made(tmp_path_factory):
     "Lessons, and an encoder that has learnt nothing yet: it says the mean voice."
     folder = tmp_path_factory.mktemp("voices")
     teacher = ParametricTeacher(seconds=.7)
-    make_lessons(folder/"lessons", teacher, counts={"train": 24, "val": 4, "test": 8}, clips_per_style=2)
+    counts = {"train": 24, "val": 4, "test": 8}
+    make_lessons(folder/"lessons", teacher, counts=counts, clips_per_style=2)
     train = Lessons(folder/"lessons", "train")
     torch.manual_seed(0)
     bases = [fit_basis(train.part(part)) for part in ("ttl", "dp")]
@@ -56,10 +57,12 @@ def test_the_whole_of_it(made, tmp_path, caplog):
     assert pictures | rest <= {path.name for path in out.iterdir()}
     found = json.loads((out/"evaluation_results.json").read_text())
     assert {ENCODER, MEAN, "ridge"} <= set(found["aggregate"]) and np.isfinite(numbers(found)).all()
-    assert len(found["builtin_styles"]) == 10 and len(found["per_dimension"]["ttl"]["hardest"]) == 10
+    assert len(found["builtin_styles"]) == 10
+    assert len(found["per_dimension"]["ttl"]["hardest"]) == 10
     trip = found["round_trip"]["summary"]
     assert trip[OWN]["MCD (dB)"] > 0 and trip[MEAN]["MCD (dB)"] > trip[OWN]["MCD (dB)"]
-    assert trip[ENCODER]["gap closed, spectrum (dB)"] == pytest.approx(0, abs=1e-6)  # it says the mean
+    closed = trip[ENCODER]["gap closed, spectrum (dB)"]
+    assert closed == pytest.approx(0, abs=1e-6)  # it says the mean
     with np.load(out/"per_dimension_metrics.npz") as arrays:
         assert arrays["ttl_mse"].shape == (50, 256) and arrays["dp_r2"].shape == (8, 16)
 
@@ -98,7 +101,8 @@ def test_an_untrained_encoder_is_the_mean_voice_and_no_better(made):
 def test_lessons_are_heard_the_same_whatever_the_batch(made):
     _, encoder, test = made
     alone, together = (hear_lessons(encoder, test, batch_size=size) for size in (1, 8))
-    assert np.allclose(alone.ttl, together.ttl, atol=1e-5) and np.allclose(alone.dp, together.dp, atol=1e-5)
+    assert np.allclose(alone.ttl, together.ttl, atol=1e-5)
+    assert np.allclose(alone.dp, together.dp, atol=1e-5)
 
 
 def test_lessons_of_another_synthesizer_are_refused(made):
@@ -114,7 +118,8 @@ def test_voices_of_a_folder(made, tmp_path):
         evaluate_voice(asked(folder, voice_styles_dir=str(tmp_path), round_trip=False))
     teacher, _ = ask_teacher(encoder.space)
     save_style(teacher.presets()["P3"], tmp_path/"anna.json")
-    found = evaluate_voice(asked(folder, voice_styles_dir=str(tmp_path), round_trip=False, ridge=False))
+    settings = asked(folder, voice_styles_dir=str(tmp_path), round_trip=False, ridge=False)
+    found = evaluate_voice(settings)
     assert list(found.presets) == ["anna"]
 
 
@@ -182,7 +187,7 @@ def test_a_saying_is_not_away_from_itself_nor_louder_ones():
 
 
 def test_gaps():
-    assert gap_closed(2., 1., 1.) == 1 and gap_closed(2., 2., 1.) == 0 and gap_closed(2., 3., 1.) == -1
+    assert [gap_closed(2., heard, 1.) for heard in (1., 2., 3.)] == [1, 0, -1]
     assert gap_closed(1., .5, 1.) is None  # there is none
     assert speak_and_compare(ParametricTeacher(), []).summary() == {}
 

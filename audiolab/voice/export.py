@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import time
 import warnings
 from contextlib import contextmanager
