@@ -17,7 +17,7 @@ import numpy as np
 from ..files import CheckpointError, read_npz
 from ..measure import package_folder
 from .phonetics import phonemes
-from .style import StyleError, StyleSpace, VoiceStyle, stack_styles
+from .style import StyleError, StyleSpace, VoiceStyle
 from .teacher import Speech, SpeechFailed, check_lesson, check_spoken
 
 # %% ../../nbs/voice/08_kokoro.ipynb #1692a5e5

@@ -7,7 +7,6 @@ __all__ = ['SPLITS', 'ABOUT', 'about_lessons', 'space_of', 'read_about', 'lesson
            'Lessons', 'lessons_digest']
 
 # %% ../../nbs/voice/12_lesson_store.ipynb #23fe77fb
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ import xxhash
 from fastcore.basics import patch
 
 from ..data import DataError, PackedStore, PackedWriter
-from ..files import durable_write, open_regular, parse_json
+from ..files import open_regular, parse_json
 from .style import StyleSpace, VoiceStyle
 from .teacher import Teacher
 
