@@ -78,13 +78,14 @@ def gap_closed(
 def mean_measures(
     rows: list[dict],  # name -> number or None
 ) -> dict[str, float | None]:
-    "Means of distances, and the typical size of ratios, whether above 1 or below; None where no row has a value."
+    """Means of distances; the median of cents, for a pitch may be heard an octave off; the typical size of ratios,
+    above 1 or below. None where no row has a value."""
     found = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row[name] for row in rows if row.get(name) is not None]
         if not values: found[name] = None
         elif "ratio" in name: found[name] = float(np.exp(np.mean(abs(np.log(values)))))
-        else: found[name] = float(np.mean(values))
+        else: found[name] = float((np.median if "cents" in name else np.mean)(values))
     return found
 
 # %% ../../nbs/voice/41_round_trip.ipynb #28983e26
