@@ -118,6 +118,13 @@ def test_voices_are_on_the_sphere(mode):
             assert abs(np.linalg.norm(rows, axis=-1) - 1).max() < 1e-5
 
 
+def test_a_mixture_never_draws_what_is_no_voice():
+    class Preset(ParametricTeacher): draw = property()  # has only presets, as Supertonic
+    sampler = StyleSampler(Preset(seconds=.25))
+    modes = {part for n in range(60) for part in sampler.draw(keyed_rng(0, n))[1].split("+")}
+    assert modes == {"perturb", "interpolate", "dirichlet", "pca"}
+
+
 def test_an_earlier_order_changes_nothing():
     plan = LessonPlan(StyleSampler(teacher()), {"en": usual_texts("en")})
     late = plan.lesson("train", 1000)

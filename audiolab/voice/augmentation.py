@@ -15,6 +15,7 @@ import scipy.fft
 import torch
 
 from ..data import keyed_rng
+from .style import VoiceError
 
 # %% ../../nbs/voice/18_augmentation.ipynb #e7a1c991
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class AugmentSpec:
     band_mask: int = 10  # bands at most that are
 
     def __post_init__(self):
-        if not 0 <= self.prob <= 1: raise ValueError(f"prob is {self.prob}; it is from 0 to 1")
+        if not 0 <= self.prob <= 1: raise VoiceError(f"prob is {self.prob}; it is from 0 to 1")
         for name in ("snr", "gain", "room", "top"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"{name} is from {low:g} to {high:g}; the first is the lower one")
+                raise VoiceError(f"{name} is from {low:g} to {high:g}; the first is the lower one")
         if min(self.gain[0], self.room[0], self.top[0]) <= 0:
-            raise ValueError("gain, room and top must be more than 0")
+            raise VoiceError("gain, room and top must be more than 0")
 
 # %% ../../nbs/voice/18_augmentation.ipynb #1cd3f72c
 class Change(NamedTuple):

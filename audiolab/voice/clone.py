@@ -20,11 +20,12 @@ from IPython.display import Audio
 import audiolab
 from ..audio import AudioError, resample
 from ..measure import Table, compare_table, spectrogram_grid
-from .encoder import VoiceEncoder, licence_notice, load_encoder
+from .encoder import VoiceEncoder, load_encoder
 from .export import OnnxEncoder, encoder_digest
 from .recording_checks import Recording, read_recording
-from .style import StyleError, VoiceStyle, blend, stack_styles
+from .style import StyleError, VoiceError, VoiceStyle, blend, stack_styles
 from .teacher import Teacher
+from .teachers import licence_of
 from .voice_files import save_voice
 from ..watch import figure_png, html_table
 
@@ -61,7 +62,7 @@ def open_encoder(
     graph = Path(source).suffix.lower() == ".onnx"
     if mode not in ("auto", "onnx" if graph else "pytorch"):
         kind = "an ONNX graph" if graph else "no ONNX graph"
-        raise ValueError(f"{source} is {kind}, and mode is {mode!r}; leave mode out, or name another file")
+        raise VoiceError(f"{source} is {kind}, and mode is {mode!r}; leave mode out, or name another file")
     return OnnxEncoder(source) if graph else load_encoder(source, device)
 
 # %% ../../nbs/voice/32_clone.ipynb #e11630d2
@@ -195,7 +196,7 @@ def clone_notes(
     description: str = "",  # for people
 ) -> dict:  # plain values
     "What the file of a voice says beside its tables."
-    about = {"name": name, "description": description, "licence": licence_notice(encoder.space)}
+    about = {"name": name, "description": description, "licence": licence_of(encoder.space)}
     return {key: value for key, value in about.items() if value} | {
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "source_audio": [recording.name for recording in recordings],

@@ -23,7 +23,7 @@ from ..audio import MissingProgram, espeak_wheel
 from ..data import keyed_rng
 from .parametric_style import MOST, MOST_RATE, directions_at, read_steps
 from .phonetics import ESPEAK_VOICES
-from .style import StyleSpace, VoiceStyle, unit_rows
+from .style import StyleSpace, VoiceError, VoiceStyle, unit_rows
 from .teacher import Speech, check_lesson, check_spoken, files_digest
 
 # %% ../../nbs/voice/09_espeak_teacher.ipynb #846759e9
@@ -184,7 +184,7 @@ class EspeakTeacher:
     def synthesize(self, texts, styles, *, lang="en", steps=5, speed=1.05, seeds=None):
         "Speak texts, as `Teacher` says; ValueError for a text with a NUL, where it would end."
         check_lesson(self, texts, styles, lang, seeds)
-        if any("\0" in text for text in texts): raise ValueError("a text holds a NUL character, where it would end")
+        if any("\0" in text for text in texts): raise VoiceError("a text holds a NUL character, where it would end")
         voices = zip(texts, *self.styles.decode(styles))
         said = [check_spoken(self._say(*voice, lang, speed), voice[0]) for voice in voices]
         return [Speech(audio, len(audio)/ESPEAK_RATE) for audio in said]

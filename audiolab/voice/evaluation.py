@@ -17,7 +17,7 @@ from .lesson_store import Lessons
 from .parametric_style import FACTORS, ParametricStyles
 from .ridge import fit_style_ridge, mel_statistics
 from .round_trip import RoundTrip, speak_and_compare
-from .style import StyleSpace, VoiceStyle, stack_styles
+from .style import StyleSpace, VoiceError, VoiceStyle, stack_styles
 from .style_measures import StyleMeasures
 from audiolab.voice.table_errors import (
     dimension_errors, hardest_dimensions, hear_lessons, part_errors,
@@ -63,7 +63,7 @@ def hear_held_out(
 ) -> HeldOut:
     "Let everybody guess. ValueError for lessons of another synthesizer."
     if lessons.space != encoder.space:
-        raise ValueError(f"the encoder speaks of styles of {encoder.space}, the lessons are of "
+        raise VoiceError(f"the encoder speaks of styles of {encoder.space}, the lessons are of "
                          f"{lessons.space}")
     mean = mean_style(encoder)
     true = VoiceStyle(lessons.part("ttl"), lessons.part("dp"), lessons.space)

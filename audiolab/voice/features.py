@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..audio import mel_filterbank
+from .style import VoiceError
 
 # %% ../../nbs/voice/17_features.ipynb #dc8a4f28
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class FeatureSpec:
 
     def __post_init__(self):
         if self._frames_fit() and self._bands_fit() and self.floor > 0 and self.scale > 0: return
-        raise ValueError(f"{self} is not possible: win_length at most n_fft (16 to 16384, even), "
+        raise VoiceError(f"{self} is not possible: win_length at most n_fft (16 to 16384, even), "
                          "0 <= f_min < f_max <= half the sample rate, n_mels at most n_fft/2")
 
     def _frames_fit(self):

@@ -17,7 +17,7 @@ import numpy as np
 from ..files import CheckpointError, read_npz
 from ..measure import package_folder
 from .phonetics import phonemes
-from .style import StyleError, StyleSpace, VoiceStyle
+from .style import StyleError, StyleSpace, VoiceError, VoiceStyle
 from .teacher import Speech, SpeechFailed, check_lesson, check_spoken
 
 # %% ../../nbs/voice/08_kokoro.ipynb #1692a5e5
@@ -88,7 +88,7 @@ def packaged_graph() -> bytes:
     parts = [package_folder(f"{PACKAGE}_model_{n}", "kokoro")/"part.bin" for n in (1, 2, 3, 4)]
     graph = b"".join(part.read_bytes() for part in parts)
     if hashlib.sha256(graph).hexdigest() == digest: return graph
-    raise ValueError(f"{parts[0].parent} and the three beside it do not make the model that {PACKAGE} expects; "
+    raise VoiceError(f"{parts[0].parent} and the three beside it do not make the model that {PACKAGE} expects; "
                      'install them anew: pip install --force-reinstall "audiolab[kokoro]"')
 
 # %% ../../nbs/voice/08_kokoro.ipynb #a7ad6e2f

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from .heads import TorchBasis
+from .style import VoiceError
 from .style_basis import StyleBasis
 
 # %% auto #0
@@ -150,7 +151,7 @@ class StyleLoss(nn.Module):
     ):
         super().__init__()
         if kind not in ("basis", "mse"):
-            raise ValueError(f"a loss of kind {kind!r}; there are 'basis' and 'mse'")
+            raise VoiceError(f"a loss of kind {kind!r}; there are 'basis' and 'mse'")
         self.kind, self.parts = kind, nn.ModuleDict({"ttl": PartLoss(ttl), "dp": PartLoss(dp)})
         self.weights = {"loss_ttl": lambda_ttl, "loss_dp": lambda_dp, "loss_cosine": lambda_cosine,
                         "loss_contrast": lambda_contrast, "loss_agreement": lambda_agreement}

@@ -13,6 +13,7 @@ import threading
 from functools import lru_cache
 
 from ..audio import MissingProgram, espeak_wheel
+from .style import VoiceError
 
 # %% ../../nbs/voice/07_phonetics.ipynb #97d3fded
 ESPEAK_LOCK = threading.RLock()  # held by whoever asks the library
@@ -41,10 +42,10 @@ def choose_voice(
 ) -> ctypes.CDLL:  # the library
     "Make the library speak a language. ValueError for one that it is not asked for here."
     if lang not in ESPEAK_VOICES:
-        raise ValueError(f"no sounds of {lang!r}: there are {', '.join(ESPEAK_VOICES)}")
+        raise VoiceError(f"no sounds of {lang!r}: there are {', '.join(ESPEAK_VOICES)}")
     library, _ = espeak_library()
     if library.espeak_SetVoiceByName(ESPEAK_VOICES[lang].encode()):
-        raise ValueError(f"this eSpeak NG has no voice {ESPEAK_VOICES[lang]!r}")
+        raise VoiceError(f"this eSpeak NG has no voice {ESPEAK_VOICES[lang]!r}")
     return library
 
 # %% ../../nbs/voice/07_phonetics.ipynb #d2d9fc6f
@@ -66,7 +67,7 @@ def phonemes(
 ) -> str:  # International Phonetic Alphabet, with stress marks and the punctuation of the text
     """How a text sounds. ValueError for a language that is not there or a text with a NUL;
     MissingProgram without eSpeak."""
-    if "\0" in text: raise ValueError("a text holds a NUL character, where it would end")
+    if "\0" in text: raise VoiceError("a text holds a NUL character, where it would end")
     with ESPEAK_LOCK:
         library = choose_voice(lang)
         parts = _MARKS.split(text)

@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .search import Search
-from .style import StyleError, VoiceStyle, check_same_teacher, unit_rows
+from .style import StyleError, VoiceError, VoiceStyle, check_same_teacher, unit_rows
 from .style_basis import StyleBasis
 from .teacher import SpeechFailed, Teacher
 from .trials import SearchBudget, TrialLog, parse_budget, trial_rows
@@ -294,7 +294,7 @@ def refine(
     check_same_teacher([start, replace(start, space=teacher.space)])
     if isinstance(budget, str): budget = parse_budget(budget)
     texts = tuple(texts or PROBES.get(lang, ()))
-    if not texts: raise ValueError(f"there is no sentence in {lang!r} here: give texts to say")
+    if not texts: raise VoiceError(f"there is no sentence in {lang!r} here: give texts to say")
     around = Surroundings(start, bases)
     audition = Audition(teacher, distance, texts, {"lang": lang} | (how or {}), seed)
     search = Search(around.low, around.high, seed=seed, step=step)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..audio import log_mel
 from .parametric_style import ParametricStyles
+from .style import VoiceError
 from .style_basis import StyleBasis, fit_basis
 from .style_measures import StyleMeasures
 
@@ -68,7 +69,7 @@ def fit_ridge(
 ) -> Ridge:
     "A regression whose penalty is the best one for groups left out. ValueError for fewer than two."
     _, numbers = np.unique(groups, return_inverse=True)
-    if numbers.max(initial=0) < 1: raise ValueError("a regression needs two voices at least")
+    if numbers.max(initial=0) < 1: raise VoiceError("a regression needs two voices at least")
     errors = np.zeros(len(PENALTIES))
     for fold in range(min(folds, numbers.max() + 1)):
         left = numbers % folds == fold

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 # %% auto #0
-__all__ = ['ROW_TOLERANCE', 'StyleError', 'StyleSpace', 'unit_rows', 'check_rows', 'VoiceStyle', 'check_same_teacher',
-           'stack_styles', 'slerp_rows', 'slerp', 'blend', 'perturb']
+__all__ = ['ROW_TOLERANCE', 'VoiceError', 'StyleError', 'StyleSpace', 'unit_rows', 'check_rows', 'VoiceStyle',
+           'check_same_teacher', 'stack_styles', 'slerp_rows', 'slerp', 'blend', 'perturb']
 
 # %% ../../nbs/voice/00_style.ipynb #21a9ab24
-class StyleError(ValueError):
+class VoiceError(ValueError):
+    "What cannot be done with voices, encoders or their settings; the message says what to change."
+
+
+class StyleError(VoiceError):
     "A voice style that is none, or belongs to another synthesizer; the message says what to change."
 
 # %% ../../nbs/voice/00_style.ipynb #36452c76

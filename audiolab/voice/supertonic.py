@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import durable_write
-from .style import StyleSpace, VoiceStyle, unit_rows
+from .style import StyleSpace, VoiceError, VoiceStyle, unit_rows
 from .style_files import load_style, style_json
 from .teacher import SpeechFailed, Speech, check_lesson, check_spoken, files_digest
 
@@ -44,7 +44,7 @@ def model_languages(
     "What a model speaks. ValueError for a model that there is none of."
     package = supertonic_package()
     if model not in package.AVAILABLE_MODELS:
-        raise ValueError(f"there is no model {model!r}; there are {', '.join(package.AVAILABLE_MODELS)}")
+        raise VoiceError(f"there is no model {model!r}; there are {', '.join(package.AVAILABLE_MODELS)}")
     few = {"supertonic": ("en",), "supertonic-2": ("en", "ko", "es", "pt", "fr")}
     return few.get(model, tuple(package.AVAILABLE_LANGUAGES))
 
@@ -61,7 +61,7 @@ def model_revision(
     if not re.fullmatch("[0-9a-f]{40}", found): return config.get_model_revision(model)
     for name, pin in pins.items():
         if found == pin and name != model:
-            raise ValueError(f"{folder} holds the model {name}, not {model}; their voices have nothing to do with each other")
+            raise VoiceError(f"{folder} holds the model {name}, not {model}; their voices have nothing to do with each other")
     return found
 
 # %% ../../nbs/voice/10_supertonic.ipynb #566bd46a
@@ -81,7 +81,7 @@ def model_folder(
         raise FileNotFoundError(f"no model in {folder}: {missing[0]} is missing; name the folder that `supertonic download` "
                                 f"made, or allow the download of {model} with auto_download=True")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something, but no whole model, and a download would delete all of it; "
+        raise VoiceError(f"{folder} holds something, but no whole model, and a download would delete all of it; "
                          "name an empty or a new folder")
     return folder
 
@@ -214,7 +214,7 @@ def check_pace(
               "speed": (speed, config.MIN_SPEED, config.MAX_SPEED)}
     for name, (value, least, most) in limits.items():
         if not least <= value <= most:
-            raise ValueError(f"{name} must be {least} to {most}, and is {value}")
+            raise VoiceError(f"{name} must be {least} to {most}, and is {value}")
 
 # %% ../../nbs/voice/10_supertonic.ipynb #397c71f2
 PAUSE_SECONDS = .3  # between the pieces of a long text

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .style import StyleError, StyleSpace, VoiceStyle, stack_styles
+from .style import StyleError, StyleSpace, VoiceError, VoiceStyle, stack_styles
 
 # %% ../../nbs/voice/03_teacher.ipynb #74a88d81
 class Speech(NamedTuple):
@@ -61,10 +61,10 @@ def check_lesson(
     if not styles.is_stack or len(styles) != len(texts):
         raise StyleError(f"{len(texts)} texts and {len(styles)} styles; `stack_styles` makes one stack of several")
     if lang not in teacher.languages:
-        raise ValueError(f"{teacher.space} does not speak {lang!r}; it speaks {', '.join(teacher.languages)}")
-    if not all(text.strip() for text in texts): raise ValueError("a text is empty: there is nothing to say")
+        raise VoiceError(f"{teacher.space} does not speak {lang!r}; it speaks {', '.join(teacher.languages)}")
+    if not all(text.strip() for text in texts): raise VoiceError("a text is empty: there is nothing to say")
     seeds = [0]*len(texts) if seeds is None else list(seeds)
-    if len(seeds) != len(texts): raise ValueError(f"{len(texts)} texts and {len(seeds)} seeds")
+    if len(seeds) != len(texts): raise VoiceError(f"{len(texts)} texts and {len(seeds)} seeds")
     return seeds
 
 # %% ../../nbs/voice/03_teacher.ipynb #5f1c0a92

@@ -13,7 +13,7 @@ import re
 from .espeak_teacher import EspeakTeacher
 from .kokoro import KokoroTeacher
 from .parametric_speech import ParametricTeacher
-from .style import StyleError, StyleSpace
+from .style import StyleError, StyleSpace, VoiceError
 from .supertonic import SupertonicTeacher
 from .teacher import Teacher
 
@@ -40,11 +40,11 @@ def open_teacher(
     if name not in TEACHERS:
         near = difflib.get_close_matches(str(name), TEACHERS, 1)
         but = f", but {near[0]}" if near else ""
-        raise ValueError(f"no teacher {name!r}{but}; there are {teacher_list()}")
+        raise VoiceError(f"no teacher {name!r}{but}; there are {teacher_list()}")
     known = inspect.signature(TEACHERS[name]).parameters
     for option in options:
         if option not in known:
-            raise ValueError(f"the teacher {name} has no option {option!r}; it has {', '.join(known)}")
+            raise VoiceError(f"the teacher {name} has no option {option!r}; it has {', '.join(known)}")
     return TEACHERS[name](**options)
 
 # %% ../../nbs/voice/11_teachers.ipynb #3b7447fb

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .style import StyleError
+from .style import StyleError, VoiceError
 
 # %% auto #0
 __all__ = ['SearchBudget', 'parse_budget', 'trial_rows', 'append_lines', 'read_lines', 'TrialLog']
@@ -27,7 +27,7 @@ class SearchBudget:
     def __post_init__(self):
         limits = [limit for limit in (self.trials, self.seconds) if limit is not None]
         if not limits or not all(limit > 0 for limit in limits):
-            raise ValueError("a budget is a number of trials, or of CPU seconds, above 0")
+            raise VoiceError("a budget is a number of trials, or of CPU seconds, above 0")
 
     def left(self,
         trials: int,  # made
@@ -53,7 +53,7 @@ def parse_budget(
         number, _, unit = part.strip().partition(" ")
         try: amount, size = float(number), _UNITS[unit.strip().removesuffix("s")]
         except (KeyError, ValueError):
-            raise ValueError(f'{text!r} is no budget; write "5 minutes", "90 seconds" or '
+            raise VoiceError(f'{text!r} is no budget; write "5 minutes", "90 seconds" or '
                              '"300 trials"') from None
         found |= {"seconds": amount*size} if size else {"trials": int(amount)}
     return SearchBudget(**found)

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .style import VoiceError
+
 # %% ../../nbs/voice/19_trunks.ipynb #c61ffaf2
 class MaskedConv(nn.Module):
     "A convolution along time."
@@ -112,7 +114,7 @@ class Attention(nn.Module):
     "What frames tell to whoever asks."
     def __init__(self, width: int, heads: int):
         super().__init__()
-        if width % heads: raise ValueError(f"{heads} heads of attention cannot share {width} channels evenly")
+        if width % heads: raise VoiceError(f"{heads} heads of attention cannot share {width} channels evenly")
         self.heads, self.ask = heads, nn.Linear(width, width)
         self.tell, self.out = nn.Linear(width, 2*width), nn.Linear(width, width)
 
@@ -188,7 +190,7 @@ class EcapaBlock(nn.Module):
     "Eighths of the channels, each of which hears further; then each channel as loud as all of time says."
     def __init__(self, width: int, dilation: int):
         super().__init__()
-        if width % 8: raise ValueError(f"ecapa takes its channels in eighths; {width} cannot be shared out")
+        if width % 8: raise VoiceError(f"ecapa takes its channels in eighths; {width} cannot be shared out")
         self.before, self.after = EcapaLayer(width, width), EcapaLayer(width, width)
         self.eighths = nn.ModuleList(EcapaLayer(width//8, width//8, 3, dilation) for _ in range(7))
         small = max(8, width//4)

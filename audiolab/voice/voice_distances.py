@@ -12,6 +12,7 @@ import numpy as np
 
 from ..audio import log_mel, resample
 from ..measure import SpeakerEncoder, speaker_encoder
+from .style import VoiceError
 
 # %% auto #0
 __all__ = ['SPECTRUM_RATE', 'SPECTRUM_BANDS', 'PAUSE_BELOW', 'DEEPEST', 'VoiceDistance', 'recordings_digest',
@@ -57,7 +58,7 @@ def long_term_spectrum(
         frames.append(np.maximum(bands, loudest - DEEPEST)[:, loud > loudest - PAUSE_BELOW])
     every = np.concatenate(frames, 1) if frames else np.zeros((SPECTRUM_BANDS, 0))
     if not every.size or not np.isfinite(every).all() or np.ptp(every) == 0:
-        raise ValueError("the speech holds no sound to compare a voice by")
+        raise VoiceError("the speech holds no sound to compare a voice by")
     return np.stack([every.mean(1) - every.mean(), every.std(1)])
 
 # %% ../../nbs/voice/35_voice_distances.ipynb #8f7b7b1e
@@ -121,6 +122,6 @@ def voice_distance(
     "A distance by its name. ValueError for another name, ImportError without the encoder's weights."
     if kind == "mel": return SpectrumDistance(recordings)
     if kind == "speaker": return SpeakerDistance(recordings, encoder)
-    if kind != "both": raise ValueError(f"{kind!r} is no distance; there are mel, speaker and both")
+    if kind != "both": raise VoiceError(f"{kind!r} is no distance; there are mel, speaker and both")
     parts = SpeakerDistance(recordings, encoder), SpectrumDistance(recordings)
     return WeightedDistance(list(zip((1., .02), parts)))
