@@ -28,14 +28,15 @@ from .style_files import load_style
 from .table_errors import hardest_dimensions
 from ..watch import Page
 
-_log = logging.getLogger(__name__)
-
 # %% auto #0
 __all__ = ['flat_map', 'plot_embedding', 'plot_scatter', 'plot_dimensions', 'plot_errors', 'draw_evaluation', 'shown_measures',
            'voice_page', 'write_voice_evaluation', 'EvaluateConfig', 'held_out_lessons', 'evaluate_voice', 'logged_to',
            'evaluate_command']
 
 # %% ../../nbs/voice/43_evaluation_report.ipynb #43c6dbac
+_log = logging.getLogger(__name__)
+
+
 def flat_map(
     points: np.ndarray,  # [N, D]
     method: str = "pca",  # "pca", "tsne" or "umap"

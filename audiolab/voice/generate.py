@@ -24,9 +24,10 @@ from .style import VoiceStyle, stack_styles
 from .style_sampler import SamplerConfig, StyleSampler
 from .teacher import Speech, SpeechFailed, Teacher
 
+# %% ../../nbs/voice/14_generate.ipynb #ec43c965
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/voice/14_generate.ipynb #ec43c965
+
 @dataclass
 class Lesson:
     "What is said in one clip, and how."

@@ -24,9 +24,8 @@ from .style_sampler import SamplerConfig
 from .teacher import Teacher
 from .teachers import open_teacher
 
-_log = logging.getLogger(__name__)
-
 # %% ../../nbs/voice/16_lesson_commands.ipynb #19fcc26d
+_log = logging.getLogger(__name__)
 _Count = Annotated[int, annotated_types.Ge(0)]
 _AtLeastOne = Annotated[int, annotated_types.Ge(1)]
 _Pace = Annotated[float, annotated_types.Interval(ge=.25, le=4)]

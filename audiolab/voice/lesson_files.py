@@ -24,9 +24,8 @@ from audiolab.voice.lesson_store import (
 )
 from .style import ROW_TOLERANCE, StyleSpace, VoiceStyle, unit_rows
 
-_log = logging.getLogger(__name__)
-
 # %% ../../nbs/voice/15_lesson_files.ipynb #82df63e0
+_log = logging.getLogger(__name__)
 METADATA = "metadata.json"
 
 

@@ -33,9 +33,10 @@ from .teacher import Teacher
 from .teachers import teacher_for
 from .training_data import VoiceClips
 
+# %% ../../nbs/voice/27_task.ipynb #9adaf620
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/voice/27_task.ipynb #9adaf620
+
 def find_lessons(
     config: TrainConfig,
     loop=None,  # of which the first process opens a set before the others

@@ -18,9 +18,10 @@ from .config import TrainConfig, as_config, engine_settings
 from .task import VoiceTask
 from ..watch import TensorBoardLogger, TerminalProgress, usual_tags
 
+# %% ../../nbs/voice/28_train.ipynb #bab78d9b
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/voice/28_train.ipynb #bab78d9b
+
 def epoch_row(
     epoch: int,  # from 1
     values: dict,  # of the event that ends it
