@@ -69,18 +69,35 @@ def pitch_error(found):
     return float(np.mean(abs(guess - true))*.30*1200/np.log(2))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_gates(tmp_path, seed):
-    folder = Path(os.environ.get("VOICE_ACCEPTANCE", tmp_path))/f"seed-{seed}"
-    spent = learn(folder, seed, {"train": 6000, "val": 64, "test": 384}, 3., 640)
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def reached(request, tmp_path_factory):
+    "What an encoder of one seed reached."
+    kept = os.environ.get("VOICE_ACCEPTANCE") or tmp_path_factory.mktemp("acceptance")
+    folder = Path(kept)/f"seed-{request.param}"
+    spent = learn(folder, request.param, {"train": 6000, "val": 64, "test": 384}, 3., 640)
     found = evaluate(folder, round_trip_samples=64)
     guess, trip = found.measures[ENCODER], found.trip.summary()[ENCODER]
-    reached = {name: guess[name] for name in ("centred_cosine_ttl", "factor_r2", "rate_r2")}
-    reached |= {GAP: trip[GAP], "pitch of styles (cents)": pitch_error(found)} | spent
-    (folder/"gates.json").write_text(json.dumps(reached, indent=1))
-    assert reached["centred_cosine_ttl"] >= .65 and reached["factor_r2"] >= .45, reached
-    assert reached["rate_r2"] >= .90 and reached["pitch of styles (cents)"] <= 180, reached
-    # of spectra without pauses and of one clip; what is left of the gap is mostly pitch
-    assert reached[GAP] >= .60, reached
+    cents = [row["measures"][ENCODER]["pitch (cents)"] for row in found.trip.rows]
+    values = {name: guess[name] for name in ("centred_cosine_ttl", "factor_r2", "rate_r2")}
+    values |= {GAP: trip[GAP], "pitch of styles (cents)": pitch_error(found)} | spent
+    values |= {"pitch, tracked (cents)": float(np.mean([c for c in cents if c is not None]))}
+    (folder/"gates.json").write_text(json.dumps(values, indent=1))
+    return values
+
+
+class TestGates:
+    "The gates of the specification; those of spectra and of the tracked pitch are not reached yet."
+    pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+    def test_style(self, reached):
+        assert reached["centred_cosine_ttl"] >= .65 and reached["factor_r2"] >= .45, reached
+
+    def test_rate(self, reached): assert reached["rate_r2"] >= .90, reached
+
+    def test_spectra(self, reached): assert reached[GAP] >= .85, reached
+
+    def test_pitch_of_styles(self, reached):
+        assert reached["pitch of styles (cents)"] <= 180, reached
+
+    def test_pitch_of_round_trips(self, reached):
+        assert reached["pitch, tracked (cents)"] <= 180, reached
