@@ -14,7 +14,7 @@ from ..audio import MissingProgram
 from ..measure import speaker_encoder
 from .encoder import VoiceEncoder
 from .lesson_store import Lessons
-from .parametric_style import FACTORS, ParametricStyles
+from .parametric_style import FACTORS, ParametricStyles, reader_of
 from .ridge import fit_style_ridge, mel_statistics
 from .round_trip import RoundTrip, speak_and_compare
 from .style import StyleSpace, VoiceError, VoiceStyle, stack_styles
@@ -24,13 +24,13 @@ from audiolab.voice.table_errors import (
 )
 from .task import bases_of
 from .teacher import Teacher
-from .teachers import open_teacher, teacher_of
+from .teachers import teacher_for
 from .voice_distances import SpeakerDistance
 
 # %% auto #0
-__all__ = ['MEAN', 'ENCODER', 'RIDGE', 'HeldOut', 'mean_style', 'hear_held_out', 'ridge_guesser', 'reader_of', 'measures_of',
-           'factor_shares', 'ask_teacher', 'clips_to_say', 'hear_presets', 'summary_of', 'dimensions_of',
-           'VoiceEvaluation', 'speaker_ear', 'evaluate_encoder']
+__all__ = ['MEAN', 'ENCODER', 'RIDGE', 'HeldOut', 'mean_style', 'hear_held_out', 'ridge_guesser', 'measures_of', 'factor_shares',
+           'ask_teacher', 'clips_to_say', 'hear_presets', 'summary_of', 'dimensions_of', 'VoiceEvaluation',
+           'speaker_ear', 'evaluate_encoder']
 
 # %% ../../nbs/voice/42_evaluation.ipynb #03548c73
 MEAN, ENCODER = "mean voice", "encoder"
@@ -90,15 +90,6 @@ def ridge_guesser(
     return guess
 
 # %% ../../nbs/voice/42_evaluation.ipynb #ce321a7d
-def reader_of(
-    space: StyleSpace,
-) -> ParametricStyles | None:  # None: nobody can read such styles
-    "What reads factors from styles of the parametric teacher."
-    seed = space.revision.partition("-")[2]
-    if space.teacher != "parametric" or not seed.isdigit(): return None
-    return ParametricStyles(int(seed))
-
-
 def measures_of(
     held_out: HeldOut,
     encoder: VoiceEncoder,  # whose bases say what counts
@@ -135,11 +126,9 @@ def ask_teacher(
 ) -> tuple[Teacher | None, str]:  # it, or why there is none
     "The synthesizer whose styles are guessed, where it is at hand."
     if space.teacher == "parametric": options = {"seconds": None}  # a text once
-    try: teacher = open_teacher(teacher_of(space), **options)
+    try: return teacher_for(space, **options), ""
     except (ImportError, MissingProgram, OSError, ValueError) as error:
         return None, str(error).splitlines()[0]
-    if teacher.space == space: return teacher, ""
-    return None, f"the synthesizer at hand is {teacher.space}, the styles are of {space}"
 
 # %% ../../nbs/voice/42_evaluation.ipynb #09f2264c
 def clips_to_say(

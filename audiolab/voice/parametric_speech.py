@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..data import keyed_rng
-from .parametric_style import ParametricStyles, draw_factors
+from .parametric_style import ParametricStyles
 from .style import VoiceStyle
 from .teacher import Speech, check_lesson
 
@@ -234,12 +234,12 @@ class ParametricTeacher:
 
     def presets(self) -> dict[str, VoiceStyle]:
         "Ten voices."
-        made = self.styles.encode(*draw_factors(10, keyed_rng(10)))
+        made = self.styles.draw(10, keyed_rng(10))
         return {f"P{n + 1}": made[n] for n in range(10)}
 
     def draw(self, rng: np.random.Generator) -> VoiceStyle:
         "A voice that nobody has."
-        return self.styles.encode(*draw_factors(1, rng))[0]
+        return self.styles.draw(1, rng)[0]
 
     def fingerprint(self) -> str:
         "SHA-256 of the directions of its styles and of its letters."

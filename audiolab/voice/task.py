@@ -25,7 +25,7 @@ from .encoder import VoiceEncoder, encoder_weights, load_encoder, read_notes
 from .lesson_files import open_lessons
 from .lesson_store import Lessons
 from .losses import StyleLoss
-from .parametric_style import ParametricStyles
+from .parametric_style import reader_of
 from .style import stack_styles
 from .style_basis import StyleBasis, fit_basis
 from .style_measures import StyleMeasures
@@ -128,10 +128,8 @@ def examine(
     lessons: Lessons,  # held out
 ) -> StyleMeasures:  # of which nothing is known yet
     "Measures for the voices of some lessons."
-    parametric = ParametricStyles()
     parts = [lessons.part(part) for part in ("ttl", "dp")]
-    known = parametric if parametric.space == lessons.space else None
-    return StyleMeasures(*bases_of(encoder), lessons.style_ids, *parts, known)
+    return StyleMeasures(*bases_of(encoder), lessons.style_ids, *parts, reader_of(lessons.space))
 
 
 def as_people_know(values: dict[str, float]) -> dict[str, float]:
