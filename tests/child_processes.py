@@ -116,3 +116,42 @@ def forked_ranks(function, *args, processes=2, **environment):
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
     return [Fork(function, *args, RANK=rank, LOCAL_RANK=rank, **place, **environment)
             for rank in map(str, range(processes))]
+
+
+def forked(*functions):
+    "Processes that each run a function; without the seconds that imports take"
+    pids = []
+    for function in functions:
+        if not (pid := os.fork()):
+            code = 1
+            try:
+                function()
+                code = 0
+            except BaseException: traceback.print_exc()
+            finally: os._exit(code)
+        pids.append(pid)
+    return pids
+
+
+def two(function):
+    "Process ids of two ranks that run a function"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    def rank(number):
+        def run():
+            os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
+                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            function()
+        return run
+    return forked(rank(0), rank(1))
+
+
+def over(pid, seconds):
+    "The exit code (minus the signal) of a process that ends in time; None if it goes on"
+    until = time.monotonic()+seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found: return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until: return None
+        time.sleep(.005)

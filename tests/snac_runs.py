@@ -1,9 +1,6 @@
 "Runs of a tiny codec for tests: settings, sound, folders, and processes that run a function."
 import io
 import json
-import os
-import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 import soundfile
 import torch
 
+from child_processes import forked, over, two  # noqa: F401 - tests of the codec have them here
 from engine_tasks import rows
 
 from audiolab.audio import write_audio
@@ -118,31 +116,6 @@ def party(mode="gradient", model=TINY, discriminators=None, **books):
 
 def batch(seed=0, size=2, samples=2560):
     return torch.from_numpy(np.stack([tone(seed*size+i, samples/RATE) for i in range(size)]))
-
-
-def forked(*functions):
-    "Processes that each run a function; without the seconds that imports take"
-    pids = []
-    for function in functions:
-        if not (pid := os.fork()):
-            code = 1
-            try:
-                function()
-                code = 0
-            except BaseException: traceback.print_exc()
-            finally: os._exit(code)
-        pids.append(pid)
-    return pids
-
-
-def over(pid, seconds):
-    "The exit code (minus the signal) of a process that ends in time; None if it goes on"
-    until = time.monotonic()+seconds
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found: return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until: return None
-        time.sleep(.005)
 
 
 def curve(folder):

@@ -6,7 +6,6 @@ writes down which clips each process saw.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from child_processes import children_of
 from engine_tasks import rows, state_of
 from snac_runs import (
-    codec_of, copy_run, fit, forked, in_one_thread, last, make_corpus, merged, over, QUIET,
-    same_curve, settings, streamed,
+    codec_of, copy_run, fit, in_one_thread, last, make_corpus, merged, over, QUIET,
+    same_curve, settings, streamed, two,
 )
 
 from audiolab.snac import as_config, SnacTask
@@ -51,20 +50,6 @@ def fit_noting(given, seen):
     config = as_config(given)
     return Trainer(Noting(config, str(seen)), config.training,
                    RunFolder(config.paths.checkpoint_dir, checkpoints="."))
-
-
-def two(function):
-    "Process ids of two ranks that run a function"
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    def rank(number):
-        def run():
-            os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            function()
-        return run
-    return forked(rank(0), rank(1))
 
 
 @pytest.mark.parametrize("mode", ["gradient", pytest.param("ema", marks=pytest.mark.slow)])

@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from child_processes import over, two
 from voice_runs import epochs, fit, settings, small_lessons, state, stopped_at, weights
 
 from audiolab.apps import Command, COMMANDS, main
@@ -64,6 +65,21 @@ def test_a_finished_run_that_is_asked_to_go_on_says_that_it_is_finished(lessons,
     assert (tmp_path/"run"/"best_model.safetensors").read_bytes() == before
     longer = fit(settings(lessons, tmp_path/"run", epochs=2), "auto")
     assert longer.step == 6 and len(epochs(tmp_path/"run")) == 2
+
+
+def test_two_processes_learn_what_one_does(lessons, tmp_path):
+    "Up to the test split at the end, which one of them measures alone"
+    def given(name): return settings(lessons, tmp_path/name, dropout=0., epochs=1)
+    fit(given("one"))
+    pids = two(lambda: fit(given("two")))
+    assert [over(pid, 120) for pid in pids] == [0, 0]
+    one, other = (json.loads((tmp_path/name/"test_metrics.json").read_text())
+                  for name in ("one", "two"))
+    for name, value in one["best_model"].items():
+        assert other["best_model"][name] == pytest.approx(value, abs=2e-3), name
+    (row,), (same,) = epochs(tmp_path/"one"), epochs(tmp_path/"two")
+    for name in ("train_loss", "val_loss", "val_centred_cosine"):
+        assert same[name] == pytest.approx(row[name], abs=2e-3), name
 
 
 def test_files_have_the_names_that_people_know(lessons, whole):

@@ -290,9 +290,9 @@ def sample(self: VoiceTask, loop):
 def end(self: VoiceTask, loop):
     "Measure the test split: test_metrics.json."
     if "test" not in self.lessons: return
-    with loop.evaluating(): found = {"model_final": self.measure(loop.modules["encoder"], "test")}
-    best = loop.folder.path/"best_model.safetensors"
-    if best.is_file(): found["best_model"] = self.measure(load_encoder(best, loop.device), "test")
+    files = {name: loop.folder.path/f"{name}.safetensors" for name in ("model_final", "best_model")}
+    found = {name: self.measure(load_encoder(path, loop.device), "test")  # one process does it alone
+             for name, path in files.items() if path.is_file()}
     mean_voice = [values.pop("mean_voice") for values in found.values()][0]
     clips = [int(values.pop("weight")) for values in found.values()][0]
     about = {"clips": clips, "step": loop.step}
