@@ -157,7 +157,7 @@ class TokenHead(nn.Module):
 
     def forward(self, x, mask) -> Answer:  # [B, width, F], bool [B, F]
         "What is heard of the part."
-        frames, tokens = self.frames(x.mT), self.queries.expand(len(x), -1, -1)
+        frames, tokens = self.frames(x.mT), self.queries.expand(x.shape[0], -1, -1)
         for layer in self.layers: tokens = layer(tokens, frames, mask)
         away = self.out(self.norm(tokens)).float()*self.basis.deviation
         return Answer(self.basis.beside_mean(away), None)
