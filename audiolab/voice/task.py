@@ -290,9 +290,9 @@ def sample(self: VoiceTask, loop):
 def end(self: VoiceTask, loop):
     "Measure the test split: test_metrics.json."
     if "test" not in self.lessons: return
-    files = {name: loop.folder.path/f"{name}.safetensors" for name in ("model_final", "best_model")}
-    found = {name: self.measure(load_encoder(path, loop.device), "test")  # one process does it alone
-             for name, path in files.items() if path.is_file()}
+    written = (loop.folder.path/f"{name}.safetensors" for name in ("model_final", "best_model"))
+    found = {path.stem: self.measure(load_encoder(path, loop.device), "test")
+             for path in written if path.is_file()}  # files: one process does it alone
     mean_voice = [values.pop("mean_voice") for values in found.values()][0]
     clips = [int(values.pop("weight")) for values in found.values()][0]
     about = {"clips": clips, "step": loop.step}
