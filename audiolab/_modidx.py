@@ -651,6 +651,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'audiolab/config/config_files.py'),
                                               'audiolab.config.config_files.config_leaves': ( 'config/config_files.html#config_leaves',
                                                                                               'audiolab/config/config_files.py'),
+                                              'audiolab.config.config_files.config_of': ( 'config/config_files.html#config_of',
+                                                                                          'audiolab/config/config_files.py'),
                                               'audiolab.config.config_files.describe_config': ( 'config/config_files.html#describe_config',
                                                                                                 'audiolab/config/config_files.py'),
                                               'audiolab.config.config_files.load_config': ( 'config/config_files.html#load_config',

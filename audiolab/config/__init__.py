@@ -4,7 +4,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "checking": ["IS_REQUIRED", "check_tree"],
     "command_line": ["config_cli"],
-    "config_files": ["Resolved", "config_leaves", "describe_config", "load_config",
+    "config_files": ["Resolved", "config_leaves", "config_of", "describe_config", "load_config",
         "resolve_layers", "save_config"],
     "layers": ["Layer", "changed_part", "dataclass_in", "default_tree", "field_types",
         "fill_sections", "holds_key", "merge_layers", "overlay", "stack_layers", "to_plain"],

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal
 
 import annotated_types
 
-from ..config import did_you_mean, load_config, own_names, to_plain
+from ..config import config_of, did_you_mean, to_plain
 from ..training import HowOften, RunLength, TrainingConfig, check_best_metric
 
 # %% ../../nbs/snac/00_config.ipynb #7757608a
@@ -398,9 +398,7 @@ def as_config(
     config: TrainConfig | dict | str | Path | None = None,  # also a YAML or JSON file
 ) -> TrainConfig:  # checked; of None, the defaults
     "Settings in any form. Raises `ConfigError` that lists what is wrong."
-    if isinstance(config, TrainConfig): return config
-    if isinstance(config, (str, Path)): return load_config(TrainConfig, config).config
-    return load_config(TrainConfig, overrides=own_names(TrainConfig, to_plain(config or {}))).config
+    return config_of(TrainConfig, config)
 
 # %% ../../nbs/snac/00_config.ipynb #30f7807e
 def _training_section(model, batch_size, learning_rate, num_iterations):

@@ -16,7 +16,7 @@ import annotated_types
 import torch
 from pydantic import AfterValidator
 
-from ..config import config_error, load_config, own_names, to_plain
+from ..config import config_error, config_of
 from ..data import DataError, PackedStore
 from audiolab.training import (
     HowOften, RunLength, TrainingConfig, choose_device, kept_number,
@@ -247,6 +247,4 @@ def as_config(
     config: TrainConfig | dict | str | Path | None = None,  # also a YAML or JSON file
 ) -> TrainConfig:  # checked; of None, the defaults
     "Settings in any form. ConfigError lists what is wrong."
-    if isinstance(config, TrainConfig): return config
-    if isinstance(config, (str, Path)): return load_config(TrainConfig, config).config
-    return load_config(TrainConfig, overrides=own_names(TrainConfig, to_plain(config or {}))).config
+    return config_of(TrainConfig, config)
