@@ -38,7 +38,7 @@ def test_one_file_says_all(encoder, exported, tmp_path):
     onnx.checker.check_model(proto)
     sizes = {port.name: [d.dim_param or d.dim_value for d in port.type.tensor_type.shape.dim]
              for port in (*proto.graph.input, *proto.graph.output)}
-    assert sizes == {"mel_spectrogram": ["batch", 80, "frames"],
+    assert sizes == {"mel_spectrogram": ["batch", 128, "frames"],
                      "style_ttl": ["batch", 1, 50, 256], "style_dp": ["batch", 1, 8, 16]}
     notes = {entry.key: entry.value for entry in proto.metadata_props}
     assert json.loads(notes["voice_encoder"])["spec"]["features"]["f_max"] == 8000
@@ -201,5 +201,5 @@ def test_a_space_without_unit_rows():
     encoder = kokoro_encoder()
     graph = encoder_graph(encoder)
     assert check_graph(graph, encoder).difference <= 1e-5
-    with torch.no_grad(): ttl, dp = EncoderGraph(encoder)(torch.zeros(2, 80, 9))
+    with torch.no_grad(): ttl, dp = EncoderGraph(encoder)(torch.zeros(2, 128, 9))
     assert ttl.shape == dp.shape == (2, 1, 1, 128)

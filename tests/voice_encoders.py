@@ -15,6 +15,8 @@ def unsettled(encoder, seed=0):
     "An encoder that answers differently for each recording, as if it had learnt something."
     torch.manual_seed(seed)
     for weights in encoder.parameters(): weights.data += .1*torch.randn_like(weights)
+    directions = encoder.statistics.directions
+    directions += .03*torch.randn_like(directions)
     return encoder.eval()
 
 

@@ -162,13 +162,13 @@ _HIDING = 1  # apart from the changes of the sound
 
 
 def hide_parts(
-    mel: torch.Tensor,  # of `Features` [B, n_mels, F]
+    mel: torch.Tensor,  # of `Features` [B, channels, F]
     mask: torch.Tensor,  # which frames are there, bool [B, F]
     spec: AugmentSpec,
     seed: int,  # of the run
     epoch: int,
     indices,  # of the recordings, [B]
-) -> torch.Tensor:  # [B, n_mels, F]
+) -> torch.Tensor:  # [B, channels, F]
     "Spectrograms with a stretch of time and a few bands hidden, of some of the recordings."
     keys = [keyed_rng(seed, epoch, int(index), _HIDING) for index in indices]
     draws = torch.tensor(np.stack([rng.random(6) for rng in keys]), device=mel.device)

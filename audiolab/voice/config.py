@@ -140,7 +140,7 @@ def engine_settings(
 # %% ../../nbs/voice/26_config.ipynb #5c91eee4
 _ENCODER = {"encoder_type": "trunk", "fmin": "features.f_min", "fmax": "features.f_max"}
 _ENCODER |= {name: name for name in ("hidden_dim", "num_layers", "num_heads", "dropout")}
-_FEATURES = "sample_rate", "n_fft", "hop_length", "win_length", "n_mels"
+_FEATURES = "sample_rate", "n_fft", "hop_length", "win_length", "n_mels", "n_lags"
 _TRAINING = {
     "lr": "learning_rate", "gradient_clip": "clip_norm", "early_stopping_patience": "patience",
     "log_interval": "log_every", "keep_checkpoints": "keep_last"}

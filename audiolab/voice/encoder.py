@@ -24,7 +24,7 @@ from audiolab.files import (
 )
 from ..training import choose_device, weight_differences
 from .features import Features, FeatureSpec
-from .heads import TorchBasis, make_heads
+from .heads import Statistics, TorchBasis, make_heads
 from .style import StyleSpace, VoiceError, VoiceStyle
 from .style_basis import StyleBasis
 from .teachers import licence_of
@@ -98,9 +98,10 @@ class VoiceEncoder(nn.Module):
         self.space, self.spec = space, spec
         sizes = spec.sizes()
         self.features = Features(spec.features)
-        self.trunk = make_trunk(spec.trunk, spec.features.n_mels, **sizes)
+        self.trunk = make_trunk(spec.trunk, spec.features.channels, **sizes)
         rest = {name: sizes[name] for name in ("num_heads", "dropout")}
         bases = TorchBasis(ttl), TorchBasis(dp)
+        self.statistics = Statistics(spec.features.channels)
         self.ttl, self.dp = make_heads(spec.head, self.trunk.width, *bases, **rest)
 
     def forward(self,
@@ -111,11 +112,14 @@ class VoiceEncoder(nn.Module):
         return self.from_mel(*self.features(audio, lengths))
 
     def from_mel(self,
-        mel: torch.Tensor,  # of its features [B, n_mels, F]
+        mel: torch.Tensor,  # of its features [B, channels, F]
         mask: torch.Tensor,  # which frames are there, bool [B, F]
+        found: torch.Tensor | None = None,  # its statistics [B, K], where they are of something else
+        alone: torch.Tensor | None = None,  # which of them are left out, bool [B]; None: none
     ) -> Prediction:
         "The styles of what was heard."
-        heard = self.trunk(mel, mask)
+        found = self.statistics(mel, mask) if found is None else found
+        heard = *self.trunk(mel, mask), found, alone
         ttl, dp = self.ttl(*heard), self.dp(*heard)
         return Prediction(ttl.rows, dp.rows, ttl.coefficients, dp.coefficients)
 

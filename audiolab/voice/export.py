@@ -54,7 +54,7 @@ class EncoderGraph(nn.Module):
         self.encoder = encoder
 
     def forward(self,
-        mel: torch.Tensor,  # [B, n_mels, F]
+        mel: torch.Tensor,  # [B, channels, F]
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, 1, rows, columns] of sound, and of durations
         "The styles of what was heard."
         found = self.encoder.from_mel(mel, torch.ones_like(mel[:, 0], dtype=torch.bool))
@@ -73,7 +73,7 @@ def _traced(encoder: VoiceEncoder, opset: int, notes: dict[str, str]) -> bytes:
     "An encoder on the CPU as a graph of any batch and length."
     sizes = {0: torch.export.Dim("batch", min=1, max=1 << 16),
              2: torch.export.Dim("frames", min=1, max=1 << 20)}
-    example = torch.zeros(2, encoder.spec.features.n_mels, 64)  # one of 1 would be taken for always
+    example = torch.zeros(2, encoder.spec.features.channels, 64)  # one of 1 would be taken for always
     names = dict(input_names=["mel_spectrogram"], output_names=["style_ttl", "style_dp"])
     return trace_graph(EncoderGraph(encoder).eval(), (example,), opset, notes,
                        dynamic_shapes=(sizes,), **names)
@@ -99,7 +99,7 @@ class ExportCheck(NamedTuple):
 
 # %% ../../nbs/voice/29_export.ipynb #b46d6ee2
 def _largest_difference(session, encoder, batch, frames, generator) -> float:
-    mel = torch.randn(batch, encoder.spec.features.n_mels, frames, generator=generator)
+    mel = torch.randn(batch, encoder.spec.features.channels, frames, generator=generator)
     made = session.run(["style_ttl", "style_dp"], {"mel_spectrogram": mel.numpy()})
     wanted = [rows.numpy() for rows in EncoderGraph(encoder)(mel)]
     if [rows.shape for rows in made] != [rows.shape for rows in wanted]: return math.inf
@@ -109,7 +109,7 @@ def _largest_difference(session, encoder, batch, frames, generator) -> float:
 # %% ../../nbs/voice/29_export.ipynb #33469072
 def _cost(session, features) -> float:
     "CPU seconds for ten of sound, the least of three."
-    mel = np.zeros((1, features.n_mels, features.frames(10*features.sample_rate)), np.float32)
+    mel = np.zeros((1, features.channels, features.frames(10*features.sample_rate)), np.float32)
     def once():
         begun = time.process_time()
         session.run(None, {"mel_spectrogram": mel})
@@ -140,7 +140,10 @@ HOW_MEL = (
     "mono sound at sample_rate, scaled to a root mean square of 0.1; frames of win_length samples under a periodic Hann "
     "window, centred in n_fft, every hop_length, zeros beyond both ends, ceil(samples/hop_length) of them; squared "
     "magnitudes; n_mels triangular bands of area 1 on Slaney's mel scale from f_min to f_max; "
-    "log(power + floor); minus the mean over all bands and frames; divided by scale")
+    "log(power + floor); minus the mean over all bands and frames; divided by scale; behind the bands n_lags periods p from "
+    "1/500 to 1/60 s, evenly in their logarithm: sum of power*cos(2 pi f p) over the bins f above 30 and up to 1500 Hz, "
+    "divided by (sum of their power + floor); the softmax of 20 times that over the periods; times n_lags; minus 1; "
+    "divided by 4")
 
 
 def graph_facts(
@@ -155,7 +158,7 @@ def graph_facts(
     made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     info = {"created_at": made, "opset": opset, **graph_notes(encoder)}
     info.pop("voice_encoder")
-    put = {"mel_spectrogram": ["batch", features["n_mels"], "frames"]}
+    put = {"mel_spectrogram": ["batch", encoder.spec.features.channels, "frames"]}
     get = {f"style_{part}": ["batch", 1, *space.shape(part)] for part in ("ttl", "dp")}
     parameters = sum(weights.numel() for weights in encoder.parameters())
     found = {"parameters": parameters, "bytes": len(graph)}
@@ -242,8 +245,9 @@ def _check_ports(session, space, features) -> None:
     "ValueError for a graph with other inputs or outputs than an encoder of these notes."
     put, get = ({port.name: list(port.shape) for port in ports}
                 for ports in (session.get_inputs(), session.get_outputs()))
-    if len(put) != 1 or put.get("mel_spectrogram", [])[1:2] != [features.n_mels]:
-        raise ValueError(f"its graph takes {put}; an encoder takes mel_spectrogram [B, {features.n_mels}, F]")
+    if len(put) != 1 or put.get("mel_spectrogram", [])[1:2] != [features.channels]:
+        wanted = f"mel_spectrogram [B, {features.channels}, F]"
+        raise ValueError(f"its graph takes {put}; an encoder takes {wanted}")
     for part in ("ttl", "dp"):
         if get.get(f"style_{part}", [])[1:] != [1, *space.shape(part)]:
             wanted = f"style_{part} [B, 1, {', '.join(map(str, space.shape(part)))}]"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['find_lessons', 'fit_bases', 'ChangedClips', 'raw_cosines', 'bases_of', 'shares_of', 'examine', 'as_people_know',
-           'measure_encoder', 'make_loss', 'VoiceTask', 'check_same_space', 'resynthesis']
+           'measure_encoder', 'hear_statistics', 'fit_statistics', 'make_loss', 'VoiceTask', 'check_same_space',
+           'resynthesis']
 
 # %% ../../nbs/voice/27_task.ipynb #ea6a5f04
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..data import Bucket, DataError, Loader
+from ..data import Bucket, DataError, Loader, keyed_rng
 from ..files import CheckpointError, durable_write
 from ..training import Means, Sample, Task, on_device
 from .augmentation import AugmentSpec, augment, hide_parts
@@ -24,8 +25,10 @@ from .config import TrainConfig, as_config, count_lessons
 from .encoder import VoiceEncoder, encoder_weights, load_encoder, read_notes
 from .lesson_files import open_lessons
 from .lesson_store import Lessons
+from .heads import frame_statistics
 from .losses import StyleLoss
 from .parametric_style import reader_of
+from .ridge import fit_ridge
 from .style import stack_styles
 from .style_basis import StyleBasis, fit_basis
 from .style_measures import StyleMeasures
@@ -160,6 +163,43 @@ def measure_encoder(
     found = sums.means() | as_people_know(measures.values(place)) | {"weight": float(count)}
     return found | {"mean_voice": as_people_know(measures.mean_voice(place))}
 
+# %% ../../nbs/voice/27_task.ipynb #b92c8dd5
+_MOST_CLIPS = 3000  # that statistics are fitted on
+
+
+@torch.no_grad()
+def hear_statistics(
+    encoder: VoiceEncoder,
+    clips: VoiceClips | ChangedClips,
+    batch_size: int = 32,  # clips at once
+) -> dict[str, np.ndarray]:  # "heard" [N, P], "ttl" and "dp" [N, k], "voices" [N]
+    "Statistics of what is heard in clips from all over a set, and the coefficients of their styles."
+    chosen = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), _MOST_CLIPS)).astype(int))
+    found = {name: [] for name in ("heard", "ttl", "dp", "voices")}
+    for first in range(0, len(chosen), batch_size):
+        batch = on_device(clips.batch(chosen[first:first + batch_size]), encoder.device)
+        heard = encoder.features(batch["audio"], batch["length"])
+        found["heard"].append(frame_statistics(*heard).double())
+        found["voices"].append(batch["style_id"])
+        for part in ("ttl", "dp"): found[part].append(getattr(encoder, part).basis.encode(batch[part]))
+    return {name: torch.cat(rows).cpu().numpy() for name, rows in found.items()}
+
+# %% ../../nbs/voice/27_task.ipynb #9816841d
+@torch.no_grad()
+def fit_statistics(
+    encoder: VoiceEncoder,  # changed
+    clips: VoiceClips | ChangedClips,  # that are trained on
+) -> None:
+    "Let an encoder begin where a regression ends. ValueError for clips of a single voice."
+    found = hear_statistics(encoder, clips)
+    penalty = fit_ridge(found["heard"], found["ttl"], found["voices"]).penalty
+    made = encoder.statistics.fit(found["heard"], penalty)
+    for part in ("ttl", "dp"):
+        line, wanted = getattr(encoder, part).fusion.line, found[part]
+        line.bias.copy_(torch.from_numpy(wanted.mean(0)))
+        weights = (wanted - wanted.mean(0)).T@made/len(made)
+        line.weight[:, :made.shape[1]] = torch.from_numpy(weights)
+
 # %% ../../nbs/voice/27_task.ipynb #9cf897d6
 def make_loss(
     encoder: VoiceEncoder,
@@ -169,6 +209,9 @@ def make_loss(
     return StyleLoss(*bases_of(encoder), **asdict(config.losses)).to(encoder.device)
 
 # %% ../../nbs/voice/27_task.ipynb #7d7256d4
+_ALONE = 3  # stream of random numbers: which clips are heard without statistics
+
+
 class VoiceTask(Task):
     "Learns to hear which style a voice has."
     name, shown = "voice", ("cosine_sim", "centred_cosine")
@@ -178,29 +221,34 @@ class VoiceTask(Task):
         config: TrainConfig | dict | None = None,  # settings
     ):
         self.config, self.lessons = as_config(config), {}
-        self.loss = self.changes = None
+        self.loss = self.changes = self.clips = None
 
     def setup(self, loop):
         "The encoder, its optimizer, the lessons."
         c, self.lessons = self.config, find_lessons(self.config, loop)
         train = self.lessons["train"]
+        loop.data = self._loader(train, loop)
         encoder = VoiceEncoder(train.space, c.encoder, *fit_bases(train, c.encoder.components))
+        if not loop.resumed: fit_statistics(encoder, self.clips)
         loop.module("encoder", encoder, wrap=False)  # it is asked for more than `forward`
         self.loss = make_loss(encoder, c)
         learn = {"lr": c.training.learning_rate, "weight_decay": c.training.weight_decay}
         loop.optimizer("encoder", torch.optim.AdamW(encoder.parameters(), **learn))
-        loop.data = self._loader(train, loop)
 
     def _loader(self, lessons, loop):
         data, settings = self.config.data, loop.config
         rate = self.config.encoder.features.sample_rate
         pieces = data.crop_seconds_min, data.crop_seconds_max
-        clips, self.changes = VoiceClips(lessons, rate, *pieces, seed=loop.seed), self._changes()
-        if self.changes: clips = ChangedClips(clips, self.changes, loop.seed)
+        self.clips, self.changes = VoiceClips(lessons, rate, *pieces, seed=loop.seed), self._changes()
+        if self.changes: self.clips = ChangedClips(self.clips, self.changes, loop.seed)
         alike = pieces[1] < 1.2*pieces[0] or len(lessons) < 20*settings.batch_size
-        return Loader(clips, settings.batch_size, seed=loop.seed, drop_last=False, rank=loop.rank,
+        return Loader(self.clips, settings.batch_size, seed=loop.seed, drop_last=False, rank=loop.rank,
                       world=loop.world, num_workers=settings.num_workers,
                       bucket=None if alike else Bucket(bands=4, multiple=loop.world))
+
+    def _alone(self, batch, loop):
+        keys = (keyed_rng(loop.seed, loop.epoch, int(index), _ALONE) for index in batch["index"])
+        return torch.tensor([rng.random() < .5 for rng in keys], device=batch["audio"].device)
 
     def _changes(self):
         spec = self.config.augmentation.spec()
@@ -210,8 +258,9 @@ class VoiceTask(Task):
         "Listen, guess, and compare."
         encoder, place = loop.modules["encoder"], (loop.seed, loop.epoch, batch["index"])
         mel, mask = encoder.features(batch["audio"], batch["length"])
+        found = encoder.statistics(mel, mask)
         if self.changes: mel = hide_parts(mel, mask, self.changes, *place)
-        with loop.autocast(): guess = encoder.from_mel(mel, mask)
+        with loop.autocast(): guess = encoder.from_mel(mel, mask, found, self._alone(batch, loop))
         true = batch["ttl"], batch["dp"]
         losses = self.loss(guess, *true, batch["style_id"])
         loop.update("encoder", losses["loss"])

@@ -62,13 +62,13 @@ class ConvNeXtBlock(nn.Module):
 # %% ../../nbs/voice/19_trunks.ipynb #0018fe26
 class ConvNeXtTrunk(nn.Module):
     "A strided convolution, then blocks."
-    def __init__(self, n_mels: int, width: int = 192, layers: int = 5, dropout: float = 0.):
+    def __init__(self, channels: int, width: int = 192, layers: int = 5, dropout: float = 0.):
         super().__init__()
-        self.width, self.first = width, MaskedConv(n_mels, width, 7, 4)
+        self.width, self.first = width, MaskedConv(channels, width, 7, 4)
         self.first_norm, self.last_norm = FrameNorm(width), FrameNorm(width)
         self.blocks = nn.ModuleList(ConvNeXtBlock(width, dropout) for _ in range(layers))
 
-    def forward(self, mel, mask):  # [B, n_mels, F], bool [B, F]
+    def forward(self, mel, mask):  # [B, channels, F], bool [B, F]
         "[B, width, ceil(F/4)] and its mask: what is heard, frame by frame."
         x, mask = self.first(mel*mask[:, None], mask)
         x = self.first_norm(x, mask)
@@ -92,16 +92,16 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 # %% ../../nbs/voice/19_trunks.ipynb #bcb6e1d4
 class CnnTrunk(nn.Module):
     "Convolutions of the original: wider and wider, the first four of them strided by two."
-    def __init__(self, n_mels: int, width: int = 512, layers: int = 5, dropout: float = 0.):
+    def __init__(self, channels: int, width: int = 512, layers: int = 5, dropout: float = 0.):
         super().__init__()
         widths = ([max(1, width//4), max(1, width//2)] + [width]*layers)[:layers - 1] + [width]
         kernels, strides = [7, 5] + [3]*layers, [2]*4 + [1]*layers
         self.width, self.dropout = width, nn.Dropout(dropout)
-        each = zip([n_mels, *widths], widths, kernels, strides)
+        each = zip([channels, *widths], widths, kernels, strides)
         self.convs = nn.ModuleList(MaskedConv(*sizes) for sizes in each)
         self.norms = nn.ModuleList(map(MaskedBatchNorm, widths))
 
-    def forward(self, mel, mask):  # [B, n_mels, F], bool [B, F]
+    def forward(self, mel, mask):  # [B, channels, F], bool [B, F]
         "[B, width, ceil(F/16)] and its mask."
         x = mel*mask[:, None]
         for conv, norm in zip(self.convs, self.norms):
@@ -159,13 +159,13 @@ class TransformerBlock(nn.Module):
 # %% ../../nbs/voice/19_trunks.ipynb #edc7eac9
 class TransformerTrunk(nn.Module):
     "A strided convolution, then blocks of attention."
-    def __init__(self, n_mels: int, width: int = 512, layers: int = 6, dropout=.1, heads: int = 8):
+    def __init__(self, channels: int, width: int = 512, layers: int = 6, dropout=.1, heads: int = 8):
         super().__init__()
-        self.width, self.first = width, MaskedConv(n_mels, width, 7, 4)
+        self.width, self.first = width, MaskedConv(channels, width, 7, 4)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(layers))
         self.first_norm, self.last_norm = FrameNorm(width), FrameNorm(width)
 
-    def forward(self, mel, mask):  # [B, n_mels, F], bool [B, F]
+    def forward(self, mel, mask):  # [B, channels, F], bool [B, F]
         "[B, width, ceil(F/4)] and its mask."
         x, mask = self.first(mel*mask[:, None], mask)
         x = self.first_norm(x, mask).mT
@@ -209,14 +209,14 @@ class EcapaBlock(nn.Module):
 # %% ../../nbs/voice/19_trunks.ipynb #4a001315
 class EcapaTrunk(nn.Module):
     "Blocks of growing dilation, and all that any of them heard."
-    def __init__(self, n_mels: int, width: int = 512, layers: int = 3, dropout: float = 0.):
+    def __init__(self, channels: int, width: int = 512, layers: int = 3, dropout: float = 0.):
         super().__init__()
-        self.first, self.dropout = EcapaLayer(n_mels, width, 5), nn.Dropout(dropout)
+        self.first, self.dropout = EcapaLayer(channels, width, 5), nn.Dropout(dropout)
         self.blocks = nn.ModuleList(EcapaBlock(width, 2 + n) for n in range(layers))
         self.width = 3*width
         self.last = EcapaLayer(layers*width, self.width)
 
-    def forward(self, mel, mask):  # [B, n_mels, F], bool [B, F]
+    def forward(self, mel, mask):  # [B, channels, F], bool [B, F]
         "[B, 3*width, F] and its mask."
         x, heard = self.first(mel*mask[:, None], mask), []
         for block in self.blocks: heard.append(x := block(x, mask))
@@ -234,7 +234,7 @@ NATURAL = {
 # %% ../../nbs/voice/19_trunks.ipynb #6f10a761
 def make_trunk(
     name: str,  # of `TRUNKS`
-    n_mels: int,  # bands of what it hears
+    channels: int,  # numbers of a frame that it hears
     hidden_dim: int,  # channels
     num_layers: int,
     num_heads: int,  # of attention, where a trunk has such
@@ -242,4 +242,4 @@ def make_trunk(
 ) -> nn.Module:  # with `width`, the channels of what it gives
     "A trunk by its name and sizes. ValueError for sizes that do not fit each other."
     heads = {"heads": num_heads} if name == "transformer" else {}
-    return TRUNKS[name](n_mels, hidden_dim, num_layers, dropout=dropout, **heads)
+    return TRUNKS[name](channels, hidden_dim, num_layers, dropout=dropout, **heads)
