@@ -152,7 +152,7 @@ def test_a_missing_folder_of_lessons_is_named_and_ends_with_2(tmp_path, capsys, 
     line = ["voice", "train", "--data-dir", str(tmp_path/"nowhere"), "--checkpoint-dir"]
     assert main([*line, str(tmp_path/"run")]) == 2
     assert "nowhere: there is no such folder; make lessons" in capsys.readouterr().err
-    assert not (tmp_path/"run"/"history.jsonl").exists()
+    assert not (tmp_path/"run").exists()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -114,7 +114,7 @@ class VoiceEncoder(nn.Module):
     def from_mel(self,
         mel: torch.Tensor,  # of its features [B, channels, F]
         mask: torch.Tensor,  # which frames are there, bool [B, F]
-        found: torch.Tensor | None = None,  # its statistics [B, K], where they are of something else
+        found: torch.Tensor | None = None,  # its statistics [B, K]; None: of the same
         alone: torch.Tensor | None = None,  # which of them are left out, bool [B]; None: none
     ) -> Prediction:
         "The styles of what was heard."

@@ -147,6 +147,19 @@ def clips_to_say(
     return [clip(int(n)) for n in chosen]
 
 # %% ../../nbs/voice/42_evaluation.ipynb #3969a24a
+_NO_DIRECTION = .05  # of a usual deviation; what lies nearer to the mean has none
+
+
+def _centred(measures, encoder, true, mean):
+    "Centred cosines of parts; None where a voice is the mean voice, which has no direction from it."
+    values, found = measures.values(), {}
+    for part, basis in zip(("ttl", "dp"), bases_of(encoder)):
+        away = np.linalg.norm(true.part(part)[0] - mean.part(part))
+        known = away > _NO_DIRECTION*np.linalg.norm(basis.spread)
+        found[f"centred_cosine_{part}"] = values[f"centred_cosine_{part}"] if known else None
+    return found
+
+
 def hear_presets(
     encoder: VoiceEncoder,
     teacher: Teacher,
@@ -161,7 +174,7 @@ def hear_presets(
         heard = stack_styles([encoder.style(speech.audio, teacher.sample_rate) for speech in said])
         measures = StyleMeasures(*bases_of(encoder), [0], true.ttl[:1], true.dp[:1])
         measures.add(heard.ttl, heard.dp, [0]*len(texts))
-        found[name] = {key: measures.values()[key] for key in ("centred_cosine_ttl", "centred_cosine_dp")}
+        found[name] = _centred(measures, encoder, true, mean)
         for who, guess in {ENCODER: heard, MEAN: stack_styles([mean]*len(texts))}.items():
             for part in ("ttl", "dp"):
                 cosine = part_errors(guess.part(part), true.part(part))["cosine"]

@@ -73,7 +73,7 @@ def _traced(encoder: VoiceEncoder, opset: int, notes: dict[str, str]) -> bytes:
     "An encoder on the CPU as a graph of any batch and length."
     sizes = {0: torch.export.Dim("batch", min=1, max=1 << 16),
              2: torch.export.Dim("frames", min=1, max=1 << 20)}
-    example = torch.zeros(2, encoder.spec.features.channels, 64)  # one of 1 would be taken for always
+    example = torch.zeros(2, encoder.spec.features.channels, 64)  # a size of 1 is taken for always
     names = dict(input_names=["mel_spectrogram"], output_names=["style_ttl", "style_dp"])
     return trace_graph(EncoderGraph(encoder).eval(), (example,), opset, notes,
                        dynamic_shapes=(sizes,), **names)
@@ -246,8 +246,7 @@ def _check_ports(session, space, features) -> None:
     put, get = ({port.name: list(port.shape) for port in ports}
                 for ports in (session.get_inputs(), session.get_outputs()))
     if len(put) != 1 or put.get("mel_spectrogram", [])[1:2] != [features.channels]:
-        wanted = f"mel_spectrogram [B, {features.channels}, F]"
-        raise ValueError(f"its graph takes {put}; an encoder takes {wanted}")
+        raise ValueError(f"its graph takes {put}; an encoder takes mel_spectrogram [B, {features.channels}, F]")
     for part in ("ttl", "dp"):
         if get.get(f"style_{part}", [])[1:] != [1, *space.shape(part)]:
             wanted = f"style_{part} [B, 1, {', '.join(map(str, space.shape(part)))}]"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -103,7 +104,7 @@ def deviation(
     squares = ((x - mean).square()*mask[:, None]).sum(-1)/mask.sum(-1)[:, None].clamp(min=1)
     return squares.sqrt()
 
-
+# %% ../../nbs/voice/20_heads.ipynb #8b9ddf74
 def frame_statistics(
     x: torch.Tensor,  # [B, channels, F]
     mask: torch.Tensor,  # which frames are there, one at least, bool [B, F]
@@ -119,7 +120,7 @@ def frame_statistics(
 # %% ../../nbs/voice/20_heads.ipynb #9d4e0975
 STRANGEST = 4.  # standard deviations
 
-
+# %% ../../nbs/voice/20_heads.ipynb #a6397881
 class Statistics(nn.Module):
     "What averages say of a recording, as a few numbers of like size; it is fitted, and does not learn."
     def __init__(self,
@@ -142,20 +143,24 @@ class Statistics(nn.Module):
             away = (frame_statistics(x.float(), mask) - self.centre)/self.scale
             return away.clamp(-STRANGEST, STRANGEST)@self.directions
 
-    def fit(self,
-        found: np.ndarray,  # `frame_statistics` of many recordings [N, P]
-        penalty: float,  # beside a variance of 1
-    ) -> np.ndarray:  # what they become, float64 [N, K]
-        "Learn centre, scale and directions from recordings."
-        centre, scale = found.mean(0), np.maximum(found.std(0), 1e-3)
-        even = ((found - centre)/scale).clip(-STRANGEST, STRANGEST)
-        values, vectors = np.linalg.eigh(even.T@even/len(even))
-        chosen = slice(None, -1 - self.outputs, -1)
-        directions = vectors[:, chosen]/np.sqrt(values[chosen].clip(min=0) + penalty)
-        for name, value in (("centre", centre), ("scale", scale), ("directions", directions)):
-            buffer = getattr(self, name)
-            buffer[..., :value.shape[-1]] = torch.from_numpy(value.copy()).to(buffer)
-        return even@directions
+
+
+# %% ../../nbs/voice/20_heads.ipynb #2c293a2a
+@patch
+def fit(self: Statistics,
+    found: np.ndarray,  # `frame_statistics` of many recordings [N, P]
+    penalty: float,  # beside a variance of 1
+) -> np.ndarray:  # what they become, float64 [N, K]
+    "Learn centre, scale and directions from recordings."
+    centre, scale = found.mean(0), np.maximum(found.std(0), 1e-3)
+    even = ((found - centre)/scale).clip(-STRANGEST, STRANGEST)
+    values, vectors = np.linalg.eigh(even.T@even/len(even))
+    chosen = slice(None, -1 - self.outputs, -1)
+    directions = vectors[:, chosen]/np.sqrt(values[chosen].clip(min=0) + penalty)
+    for name, value in (("centre", centre), ("scale", scale), ("directions", directions)):
+        buffer = getattr(self, name)
+        buffer[..., :value.shape[-1]] = torch.from_numpy(value.copy()).to(buffer)
+    return even@directions
 
 # %% ../../nbs/voice/20_heads.ipynb #8152fd2d
 def zeroed(
@@ -197,7 +202,8 @@ class Answer(NamedTuple):
 # %% ../../nbs/voice/20_heads.ipynb #44cd310b
 class BasisHead(nn.Module):
     "Pooled frames to coefficients of a basis."
-    def __init__(self, width: int, basis: TorchBasis, heads=4, inside=256, dropout=0., statistics=160):
+    def __init__(self,
+        width: int, basis: TorchBasis, heads=4, inside=256, dropout=0., statistics=160):
         super().__init__()
         self.basis, self.pool = basis, AttentionPool(width, heads)
         self.fusion = Fusion(statistics, len(basis), len(basis))
@@ -219,7 +225,8 @@ class BasisHead(nn.Module):
 # %% ../../nbs/voice/20_heads.ipynb #f9c3f981
 class FlatHead(nn.Module):
     "Pooled frames to every number of a part."
-    def __init__(self, width: int, basis: TorchBasis, heads=4, inside=256, dropout=0., statistics=160):
+    def __init__(self,
+        width: int, basis: TorchBasis, heads=4, inside=256, dropout=0., statistics=160):
         super().__init__()
         self.basis, self.pool = basis, AttentionPool(width, heads)
         self.fusion = Fusion(statistics, len(basis), 1)
@@ -251,7 +258,8 @@ class TokenLayer(nn.Module):
 # %% ../../nbs/voice/20_heads.ipynb #d9cf64c4
 class TokenHead(nn.Module):
     "A learnt query for each row of a part."
-    def __init__(self, width: int, basis: TorchBasis, heads=4, inside=256, dropout=0., statistics=160):
+    def __init__(self,
+        width: int, basis: TorchBasis, heads=4, inside=256, dropout=0., statistics=160):
         super().__init__()
         rows, columns = basis.mean.shape
         self.basis, self.fusion = basis, Fusion(statistics, len(basis), 1)
@@ -271,7 +279,7 @@ class TokenHead(nn.Module):
 # %% ../../nbs/voice/20_heads.ipynb #7e55aeb5
 HEADS = {"basis": BasisHead, "tokens": TokenHead, "flat": FlatHead}
 
-
+# %% ../../nbs/voice/20_heads.ipynb #2bfb6a31
 def make_heads(
     name: str,  # of `HEADS`
     width: int,  # channels of the trunk

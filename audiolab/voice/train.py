@@ -15,7 +15,7 @@ from pathlib import Path
 from ..files import CheckpointError, save_bytes
 from ..training import Event, Result, RunFolder, Trainer, read_history
 from .config import TrainConfig, as_config, engine_settings
-from .task import VoiceTask
+from .task import VoiceTask, lesson_counts
 from ..watch import TensorBoardLogger, TerminalProgress, usual_tags
 
 # %% ../../nbs/voice/28_train.ipynb #bab78d9b
@@ -142,6 +142,7 @@ def train_voice(
 ) -> Result:  # how it ended; the encoder is best_model.safetensors in the run folder
     "Train to the end, or until stopped. Raises ConfigError, DataError, StyleError, CheckpointError."
     config = as_config(config)
+    lesson_counts(config)  # before a run folder is made
     listeners = usual_listeners(config) if listeners is None else listeners
     return voice_trainer(config, listeners).fit(found_checkpoint(config.resume))
 

@@ -159,7 +159,7 @@ class TransformerBlock(nn.Module):
 # %% ../../nbs/voice/19_trunks.ipynb #edc7eac9
 class TransformerTrunk(nn.Module):
     "A strided convolution, then blocks of attention."
-    def __init__(self, channels: int, width: int = 512, layers: int = 6, dropout=.1, heads: int = 8):
+    def __init__(self, channels: int, width: int = 512, layers: int = 6, dropout=.1, heads=8):
         super().__init__()
         self.width, self.first = width, MaskedConv(channels, width, 7, 4)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(layers))
