@@ -8,7 +8,7 @@ import torch
 from audiolab.files import CheckpointError, read_checkpoint, write_checkpoint
 from audiolab.voice import (
     EncoderSpec, Features, FeatureSpec, StyleSpace, TorchBasis, VoiceEncoder, fit_basis,
-    load_encoder, save_encoder, unit_rows,
+    frame_statistics, load_encoder, save_encoder, unit_rows, valid_mask,
 )
 
 SPACES = {True: StyleSpace("parametric", "1", (12, 16), (4, 8)),
@@ -214,6 +214,13 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="trunk.first.conv.bias"): load_encoder(path)
 
 
+def test_statistics_are_never_divided_by_nothing(tmp_path):
+    net = encoder()
+    net.statistics.scale[5] = 0
+    path = save_encoder(net, tmp_path/"a.safetensors")
+    with pytest.raises(CheckpointError, match="statistics.scale is not above 0"): load_encoder(path)
+
+
 def test_the_licence_goes_along():
     space = StyleSpace("supertonic-3", "main", (12, 16), (4, 8))
     net = VoiceEncoder(space, EncoderSpec(**SMALL), *bases(space))
@@ -248,3 +255,38 @@ def test_features_do_not_know_of_padding_or_level(spec):
     for n, length in enumerate(lengths.tolist()):
         alone, _ = Features(spec)(audio[n:n + 1, :length]*8, lengths[n:n + 1])
         assert abs(alone[0] - mel[n][:, mask[n]]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000, 44_100])
+@pytest.mark.parametrize("pitch", [75., 110., 230., 420.])
+def test_the_map_shows_the_pitch_of_a_buzz_at_every_rate(rate, pitch):
+    spec = FeatureSpec(sample_rate=rate, n_fft=2*(rate//47), hop_length=256, win_length=2*(rate//47))
+    audio = torch.sin(2*torch.pi*pitch*torch.arange(rate//2)/rate).sign()[None]
+    heard, mask = Features(spec)(audio, torch.tensor([rate//2]))
+    likely = heard[0, spec.n_mels:, 4:-4].mean(-1)
+    found = 500*(60/500)**(int(likely.argmax())/(spec.n_lags - 1))
+    assert abs(np.log2(found/pitch)) < 1/12
+
+
+def test_silence_and_noise_have_no_pitch():
+    audio = torch.stack([torch.zeros(24_000), torch.randn(24_000)*1e-3])
+    heard, _ = Features()(audio, torch.tensor([24_000, 24_000]))
+    assert abs(heard[0, 80:]).max() < 1e-5
+    assert heard[1, 80:].mean(-1).max() < 1
+
+
+def test_without_a_map_there_are_bands_alone():
+    net = encoder(features=FeatureSpec(n_lags=0))
+    heard, _ = net.features(*sounds(9000))
+    assert heard.shape[1] == 80 and net(*sounds(9000)).ttl.isfinite().all()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 13, 40])
+def test_statistics_count_the_frames_that_are_there(frames):
+    x, mask = torch.randn(2, 3, 60), valid_mask(torch.tensor([60, frames]), 60)
+    alone = frame_statistics(x[1:, :, :frames], mask[1:, :frames])
+    assert abs(frame_statistics(x, mask)[1] - alone[0]).max() < 1e-5
+    for n, step in enumerate((1, 4, 12)):
+        moved = x[1, :, step:frames] - x[1, :, :frames - step] if frames > step else torch.zeros(3, 1)
+        wanted = moved.square().mean(-1).sqrt()
+        assert abs(alone[0].view(5, 3)[2 + n] - wanted).max() < 1e-5

@@ -210,6 +210,8 @@ def build_encoder(
     tensors = {name: torch.as_tensor(value) for name, value in tensors.items()}
     if bad := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
         raise VoiceError(f"it has weights that are not finite: {bad[0]}")
+    if not (tensors["statistics.scale"] > 0).all():
+        raise VoiceError("its statistics.scale is not above 0")
     with torch.random.fork_rng(devices=[]): encoder = VoiceEncoder(notes.space, notes.spec, *bases)
     encoder.load_state_dict(tensors)
     return encoder.eval()
