@@ -183,6 +183,7 @@ def hear_statistics(
 ) -> dict[str, np.ndarray]:  # "heard" [N, P], "ttl" and "dp" [N, k], "voices" [N]
     "Statistics of what is heard in clips from all over a set, and the coefficients of their styles."
     chosen = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), _MOST_CLIPS)).astype(int))
+    _log.info("listening to %d clips, to begin where a regression ends", len(chosen))
     found = {name: [] for name in ("heard", "ttl", "dp", "voices")}
     for first in range(0, len(chosen), batch_size):
         batch = on_device(clips.batch(chosen[first:first + batch_size]), encoder.device)
