@@ -86,7 +86,7 @@ def reached(request, tmp_path_factory):
 
 
 class TestGates:
-    "The gates of the specification; those of spectra and of the tracked pitch are not reached yet."
+    "The gates of the specification; that of spectra is not reached yet."
     pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
     def test_style(self, reached):
