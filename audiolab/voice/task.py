@@ -173,6 +173,7 @@ def measure_encoder(
 
 # %% ../../nbs/voice/27_task.ipynb #b92c8dd5
 _MOST_CLIPS = 3000  # that statistics are fitted on
+_LEAST_PENALTY = 1e-3  # what hardly varied in a few clips is not blown up
 
 
 @torch.no_grad()
@@ -203,7 +204,7 @@ def fit_statistics(
     "Let an encoder begin where a regression ends. ValueError for clips of a single voice."
     found = hear_statistics(encoder, clips)
     penalty = fit_ridge(found["heard"], found["ttl"], found["voices"]).penalty
-    made = encoder.statistics.fit(found["heard"], penalty)
+    made = encoder.statistics.fit(found["heard"], max(penalty, _LEAST_PENALTY))
     for part in ("ttl", "dp"):
         line, wanted = getattr(encoder, part).fusion.line, found[part]
         line.bias.copy_(torch.from_numpy(wanted.mean(0)))
