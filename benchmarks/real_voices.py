@@ -49,7 +49,7 @@ def show(rows, columns):
 def hear(args):
     from audiolab.measure import speaker_encoder
     from audiolab.voice import (
-        StyleLoss, VoiceClips, load_encoder, measure_encoder, measure_ridge, open_lessons,
+        StyleLoss, load_encoder, measure_encoder, measure_ridge, open_lessons,
     )
     train, test = open_lessons(args.data, "train"), open_lessons(args.data, "test")
     encoder = load_encoder(args.run)
