@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("files", "config", "audio", "measure", "remote", "data", "training", "watch",
-          "vocoder", "ssgs", "snac", "voice", "apps", "tutorials")
-# systems do not know of each other, but for the vocoder, which others may use
+          "vocoder", "ssgs", "snac", "voice", "tts", "apps", "tutorials")
+# systems do not know of each other, but for the vocoder; what speaks text may use all of them
 SIDE_BY_SIDE = "vocoder", "ssgs", "snac", "voice"
 UNSEEN_LINES, MEDIAN_CELL, FUNCTION_LINES, SHORT_METHOD = 40, 15, 40, 15
 ATTRIBUTES, DEPTH, TARGETS, LINE = 10, 3, 3, 100
