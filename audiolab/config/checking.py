@@ -132,6 +132,14 @@ def _follow(tree, location):
         node = node[key]
     return tuple(path), node
 
+# %% ../../nbs/config/03_checking.ipynb #3b1f6a92
+def _holds_other_names(cls, path, node):
+    "Whether an unknown section is one that only other names of settings stand in."
+    above = f"{dotted_path(path)}."
+    known = any(name.startswith(above) for name in getattr(cls, "aliases", {}))
+    return known and isinstance(node, dict) and bool(node)
+
+
 # %% ../../nbs/config/03_checking.ipynb #cca68cf9
 def _place_error(error, cls, tree, layers):
     "Where one error of pydantic stands, its dotted path, and its sentence."
@@ -139,6 +147,7 @@ def _place_error(error, cls, tree, layers):
     known, code = path, error["type"]
     if code == "missing" and isinstance(node, dict): path = (*path, error["loc"][-1])
     unknown = code == "unexpected_keyword_argument"
+    if unknown and _holds_other_names(cls, path, node): known = path = (*path, next(iter(node)))
     if unknown: message = _unknown_key(cls, path)
     else: message = _describe_error(code, node, error.get("ctx", {}), error["msg"])
     holding = (o for o in reversed(layers) if (known or o.tree) and o.holds(known))

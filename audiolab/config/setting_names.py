@@ -34,6 +34,25 @@ def _meaning(cls, name, value):
     tree, recipe = found if isinstance(found, tuple) else (found, {})
     return list(_tree_leaves(tree)), list(_tree_leaves(recipe))
 
+# %% ../../nbs/config/01_setting_names.ipynb #d0f73628
+def _below(tree, keys, make=False):
+    "The dict below keys, if need be made; None where there is something else."
+    for key in keys:
+        tree = tree.setdefault(key, {}) if make else tree.get(key)
+        if not isinstance(tree, dict): return None
+    return tree
+
+# %% ../../nbs/config/01_setting_names.ipynb #3b1f6a90
+def _take(tree, path):
+    "Remove what stands at a path, and the sections that held nothing else."
+    inner = _below(tree, path[:-1])
+    value = inner.pop(path[-1])
+    while not inner and (path := path[:-1]):
+        inner = _below(tree, path[:-1])
+        del inner[path[-1]]
+    return value
+
+
 # %% ../../nbs/config/01_setting_names.ipynb #1b358136
 def without_retired(
     cls: type,  # configuration class, with or without `retired`
@@ -42,17 +61,12 @@ def without_retired(
 ) -> dict:  # values that have an effect
     "The content of a layer without settings that mean nothing any more; each is told of once."
     retired, where = getattr(cls, "retired", {}), f"{file}: " if file else ""
-    for name in filter(content.get, retired):
-        _log.warning("%s%s has no effect: %s", where, name, retired[name])
-    return {name: value for name, value in content.items() if name not in retired}
+    content = json.loads(json.dumps(content)) if retired else content
+    for name, path in ((name, _dotted(name)) for name in retired):
+        if path[-1] not in (_below(content, path[:-1]) or {}): continue
+        if _take(content, path): _log.warning("%s%s has no effect: %s", where, name, retired[name])
+    return content
 
-# %% ../../nbs/config/01_setting_names.ipynb #d0f73628
-def _below(tree, keys, make=False):
-    "The dict below keys, if need be made; None where there is something else."
-    for key in keys:
-        tree = tree.setdefault(key, {}) if make else tree.get(key)
-        if not isinstance(tree, dict): return None
-    return tree
 
 # %% ../../nbs/config/01_setting_names.ipynb #51edf3d2
 def _put(tree, path, value, over=True):
@@ -72,7 +86,7 @@ def _move_alias(cls, name, content, tree, file):
     in_words = isinstance(value, str) or not callable(cls.aliases[name])
     if not is_key and (value is None or not in_words): return
     position = tree and (tree.values.get(path), tree.keys.get(path))
-    del inner[path[-1]]
+    _take(content, path)
     try: found, recipe = _meaning(cls, name, value)
     except ValueError as e:
         where = f"{file}:{position[0][0]}:{position[0][1]}" if position and position[0] else ""
