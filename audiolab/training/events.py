@@ -50,6 +50,7 @@ class Sample:
     audio: np.ndarray  # [T] float32
     sample_rate: int  # Hz
     reference: np.ndarray | None = None  # [T] what it should sound like, at the same rate
+    picture: bytes | None = None  # PNG that says more of it, such as where a model looked
 
 # %% ../../nbs/training/00_events.ipynb #73ce15da
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -66,8 +66,9 @@ def read_samples(
     for name in map(str, names):
         path, beside = sample_files(folder.samples, step, name)
         if (sound := _read_if_there(path, patience)) is None: continue
-        reference = _read_if_there(beside, 0.0)
-        found.append(Sample(name, *sound, reference=reference[0] if reference else None))
+        reference, drawn = _read_if_there(beside, 0.0), path.with_suffix(".png")
+        picture = drawn.read_bytes() if drawn.is_file() else None
+        found.append(Sample(name, *sound, reference[0] if reference else None, picture))
     return found
 
 # %% ../../nbs/training/25_run_elsewhere.ipynb #a7027726

@@ -177,6 +177,7 @@ def _write_sample(folder: Path, step: int, sample: Sample) -> None:
     path, beside = sample_files(folder, step, sample.name)
     write_audio(path, sample.audio, sample.sample_rate)
     if sample.reference is not None: write_audio(beside, sample.reference, sample.sample_rate)
+    if sample.picture: save_bytes(path.with_suffix(".png"), [sample.picture])
 
 # %% ../../nbs/training/01_run_folder.ipynb #7b9b1645
 class RunFolder:

@@ -205,7 +205,7 @@ def export_weights(
     run.learner.times.begin()
     write = run.saver.make_sure if last else run.saver.begin
     with run.learner.averaged(), networks.saving():
-        if run.place.main: write(partial(run.saver.export, kind, *run.task.weights(run.loop)))
+        if run.place.main: write(partial(run.saver.export, kind, *run.task.exported(run.loop)))
     run.learner.times.lap("checkpoint")
 
 # %% ../../nbs/training/22_run_parts.ipynb #76cb7801

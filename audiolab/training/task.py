@@ -302,6 +302,10 @@ class Task(ABC):
         settings = json.dumps(to_plain(self.config), ensure_ascii=False)
         return named_weights(loop.modules), {"config": settings}
 
+    def exported(self, loop: "Loop") -> tuple[dict, dict[str, str]]:
+        "Tensors and notes of best_model and model_final, which others open; as in a checkpoint."
+        return self.weights(loop)
+
     def load_weights(self, loop: "Loop", tensors: dict, metadata: dict[str, str]) -> None:
         "Take back what `weights` gave; CheckpointError lists every difference."
         tensors = {plain_name(name): value for name, value in tensors.items()}

@@ -19,7 +19,7 @@ import numpy as np
 from ..config import to_plain
 from ..training import Event, RunFolder
 from .curves import MEASURED_BY_LOOP, is_number
-from .sample_picture import sample_strip
+from .sample_picture import decoded_picture, sample_strip
 
 _log = logging.getLogger(__name__)
 
@@ -154,6 +154,9 @@ class TensorBoardLogger:
             self._writer.add_audio(name, sound, step, sample_rate=sample.sample_rate)
         picture = sample_strip(sample)
         self._writer.add_image(f"{sample.name} target and output", picture, step, dataformats="HWC")
+        if not sample.picture: return
+        drawn = decoded_picture(sample.picture)
+        self._writer.add_image(f"{sample.name} picture", drawn, step, dataformats="HWC")
 
     def close(self) -> None:
         "Write what is buffered and close the file."
