@@ -6,7 +6,7 @@
 __all__ = ['FREEZE_MODES', 'SmallT3Settings', 'freeze_word', 'T3Settings', 'LessonSettings', 'LearningSettings', 'highest_rate',
            'told_to_engine', 'SampleSettings', 'RunPaths', 'schedule_of', 'one_cache', 'TTSConfig', 'as_tts_config']
 
-# %% ../../nbs/tts/41_config.ipynb #5c2685a6
+# %% ../../nbs/tts/41_config.ipynb #dde0e190
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..config import config_error, config_of, did_you_mean
 from ..training import HowOften, RunLength, TrainingConfig
 from .t3_config import T3Config
 
-# %% ../../nbs/tts/41_config.ipynb #f9e25713
+# %% ../../nbs/tts/41_config.ipynb #6eac51f1
 _Positive = Annotated[float, annotated_types.Gt(0)]
 _Weight = Annotated[float, annotated_types.Ge(0)]
 _Count = Annotated[int, annotated_types.Ge(0)]
@@ -28,7 +28,7 @@ _Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
 _Part = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 _Factor = Annotated[float, annotated_types.Interval(gt=0, le=1)]
 
-# %% ../../nbs/tts/41_config.ipynb #a22a1834
+# %% ../../nbs/tts/41_config.ipynb #53d20478
 @dataclass
 class SmallT3Settings:
     "The size of a model that begins from nothing."
@@ -51,7 +51,7 @@ class SmallT3Settings:
         sizes = vars(self) | {"feed_forward": self.feed_forward or 4*self.width} | numbers
         return T3Config.small(text_vocab, codes, **sizes)
 
-# %% ../../nbs/tts/41_config.ipynb #79b17375
+# %% ../../nbs/tts/41_config.ipynb #4626e68b
 def freeze_word(value):
     "What true and false mean, where it is asked what is not to move."
     if isinstance(value, bool): return "base_rows" if value else "none"
@@ -61,7 +61,7 @@ def freeze_word(value):
 FREEZE_MODES = "auto", "none", "base_rows", "text_only", "layers", "lora"
 _Freeze = Annotated[Literal[FREEZE_MODES], BeforeValidator(freeze_word)]
 
-# %% ../../nbs/tts/41_config.ipynb #48e21f07
+# %% ../../nbs/tts/41_config.ipynb #b11735ec
 @dataclass
 class T3Settings:
     "Which model learns, and what of it may move."
@@ -88,7 +88,7 @@ class T3Settings:
         if self.base or self.freeze in ("auto", "none"): return ""
         return f"freeze is {self.freeze}, and there is no base of which to freeze anything"
 
-# %% ../../nbs/tts/41_config.ipynb #3ce8025a
+# %% ../../nbs/tts/41_config.ipynb #101088da
 @dataclass
 class LessonSettings:
     "What to learn from."
@@ -103,8 +103,11 @@ class LessonSettings:
     max_unknown: _Share = 0.01  # share of text tokens that may be unknown
     text_dropout: _Part = 0.15  # how often the text is hidden, for guidance
     prompt_dropout: _Part = 0.1  # how often there is no prompt
-    prompt_seconds_min: _Weight = 1.0  # s of a prompt, at least
+    prompt_seconds_min: _Positive = 1.0  # s of a prompt, at least
     prompt_seconds_max: _Positive = 6.0  # and at most
+    voice: Literal["speaker", "clip"] = "speaker"  # numbers of a voice: of all its clips, or of one
+    full: _Part = 0.97  # share of a pack that is filled, clips left out in turn; 0: all come
+    held_out_clips: _AtLeastOne = 500  # that a validation measures of each language, at most
 
     def problem(self) -> str:
         "What cannot be; empty if all can."
@@ -120,7 +123,7 @@ class LessonSettings:
         if self.prompt_seconds_min <= self.prompt_seconds_max: return ""
         return "prompt_seconds_min is longer than prompt_seconds_max"
 
-# %% ../../nbs/tts/41_config.ipynb #3d4e552f
+# %% ../../nbs/tts/41_config.ipynb #78846415
 @dataclass
 class LearningSettings(TrainingConfig):
     "How long, how fast and how carefully to train."
@@ -144,7 +147,7 @@ class LearningSettings(TrainingConfig):
     min_delta: _Weight = 0.0  # by which a better one must be better
     min_epochs: _Count = 0  # before which a run does not stop early
 
-# %% ../../nbs/tts/41_config.ipynb #267f06f7
+# %% ../../nbs/tts/41_config.ipynb #efe9a774
 def highest_rate(
     training: LearningSettings,
     base: bool,  # whether there is one
@@ -155,7 +158,7 @@ def highest_rate(
     if not base: return 1e-3
     return 1e-4 if lora else 2e-5
 
-# %% ../../nbs/tts/41_config.ipynb #9449c803
+# %% ../../nbs/tts/41_config.ipynb #6dce1500
 def told_to_engine(
     training: LearningSettings,
 ) -> LearningSettings:
@@ -165,7 +168,7 @@ def told_to_engine(
     decay = 1. if by_epoch else training.decay
     return replace(training, precision=precision, patience=0, decay=decay)
 
-# %% ../../nbs/tts/41_config.ipynb #feec6b44
+# %% ../../nbs/tts/41_config.ipynb #7ca42fa7
 @dataclass
 class SampleSettings:
     "What is spoken while it learns."
@@ -176,14 +179,14 @@ class SampleSettings:
     codec: str = ""  # such as mel:codec.safetensors; empty: what the caches name
     max_tokens: _AtLeastOne = 500  # of speech, of each
 
-# %% ../../nbs/tts/41_config.ipynb #ce94e72f
+# %% ../../nbs/tts/41_config.ipynb #6804c08f
 @dataclass
 class RunPaths:
     "Where everything is written."
     output: str = "runs/tts"  # run folder: config, history, checkpoints, weights, samples
     use_tensorboard: bool = True  # write logs/ in it, if TensorBoard is installed
 
-# %% ../../nbs/tts/41_config.ipynb #9fe621e7
+# %% ../../nbs/tts/41_config.ipynb #544986f8
 _SCHEDULES = {"ExponentialLR": "exponential", "CosineAnnealingLR": "cosine",
               "ConstantLR": "constant"}
 
@@ -197,24 +200,24 @@ def schedule_of(
     raise ValueError(f"there is no schedule {name!r}; there are exponential, cosine and constant"
                      f"{did_you_mean(name, known)}")
 
-# %% ../../nbs/tts/41_config.ipynb #809b50a9
+# %% ../../nbs/tts/41_config.ipynb #979de1cf
 def one_cache(path: str) -> dict:
     "A single folder to learn from."
     return {"data": {"caches": [path]}}
 
-# %% ../../nbs/tts/41_config.ipynb #21d8c296
+# %% ../../nbs/tts/41_config.ipynb #beda8dfc
 _OF_MODEL = {
     "paths.extended_model": "model.base", "finetuning.pretrained_model": "model.base",
     "model.n_vocab": "model.rows", "model.original_vocab_size": "model.base_rows",
     "model.freeze_original_embeddings": "model.freeze",
     "model.freeze_until_index": "model.freeze_until"}
 
-# %% ../../nbs/tts/41_config.ipynb #1057a41c
+# %% ../../nbs/tts/41_config.ipynb #70954def
 _OF_DATA = {
     "paths.tokenizer": "data.tokenizer", "data.dataset_path": one_cache,
     "data.batch_size": "training.batch_size", "data.num_workers": "training.num_workers"}
 
-# %% ../../nbs/tts/41_config.ipynb #6739d729
+# %% ../../nbs/tts/41_config.ipynb #d1f0f448
 _OF_TRAINING = {
     "training.lr_scheduler": schedule_of, "training.lr_decay": "training.epoch_decay",
     "training.warmup_steps": "training.warmup", "training.max_epochs": "training.epochs",
@@ -224,19 +227,19 @@ _OF_TRAINING = {
     "training.grad_clip_thresh": "training.clip_norm",
     "training.grad_accumulation_steps": "training.accumulate"}
 
-# %% ../../nbs/tts/41_config.ipynb #8e44d171
+# %% ../../nbs/tts/41_config.ipynb #5c9e67e9
 _OF_THE_REST = {
     "logging.use_tensorboard": "paths.use_tensorboard", "logging.log_audio": "validation.audio",
     "logging.log_alignments": "validation.alignments", "paths.checkpoints": "paths.output"}
 _SHORT = {"base": "model.base", "cache": one_cache, "tokenizer": "data.tokenizer",
           "freeze": "model.freeze", "lr": "training.learning_rate", "output": "paths.output"}
 
-# %% ../../nbs/tts/41_config.ipynb #37a8df3f
+# %% ../../nbs/tts/41_config.ipynb #8463826a
 _NO_SUCH_PART = "T3 is a Llama model; model.small says how large one from nothing is"
 _BY_CODEC = "the codec of the cache decides how sound is heard"
 _NOTHING_SENT = "nothing is sent anywhere; history.jsonl and TensorBoard have all numbers"
 
-# %% ../../nbs/tts/41_config.ipynb #2d198f73
+# %% ../../nbs/tts/41_config.ipynb #ca7854bc
 _RETIRED = {
     "model.name": "the run folder is its name", "model.use_phonemes": "the tokenizer decides it",
     "data.metadata_file": "the cache lists its clips", "data.train_ratio": "it is what is left",
@@ -248,7 +251,7 @@ _RETIRED = {
     "logging.log_dir": "logs/ in the run folder", "logging.log_spectrograms":
     "every sample has its picture in TensorBoard"}
 
-# %% ../../nbs/tts/41_config.ipynb #207736da
+# %% ../../nbs/tts/41_config.ipynb #58cf6184
 _RETIRED |= {f"model.{name}": _NO_SUCH_PART for name in (
     "architecture", "hidden_channels", "filter_channels", "n_heads", "n_layers", "kernel_size",
     "p_dropout")}
@@ -260,7 +263,7 @@ _RETIRED |= {f"finetuning.freeze_{part}": "model.freeze says what does not move"
 _RETIRED |= {f"logging.{name}": _NOTHING_SENT for name in (
     "use_wandb", "wandb_project", "wandb_entity")}
 
-# %% ../../nbs/tts/41_config.ipynb #a537daac
+# %% ../../nbs/tts/41_config.ipynb #1b8752e7
 _ON_A_DESK = {
     "model": {"base": "", "freeze": "none"},
     "training": {"tokens": 4096, "epochs": 0, "steps": 3000, "learning_rate": 1e-3,
@@ -268,7 +271,7 @@ _ON_A_DESK = {
                  "save_every": "5 minutes", "num_workers": 0}}
 _LORA = {"model": {"freeze": "lora"}, "training": {"tokens": 8192}}
 
-# %% ../../nbs/tts/41_config.ipynb #16127f35
+# %% ../../nbs/tts/41_config.ipynb #314633ae
 @dataclass
 class TTSConfig:
     "Teach a T3 to read a language aloud, or a new one from nothing."
@@ -292,7 +295,7 @@ class TTSConfig:
         if self.model.freeze == "lora" and training.shard:
             raise config_error("", "lora needs no shards; leave one of them out", "training.shard")
 
-# %% ../../nbs/tts/41_config.ipynb #b925d6b2
+# %% ../../nbs/tts/41_config.ipynb #43cb6b09
 def as_tts_config(
     config: TTSConfig | dict | str | Path | None = None,  # also a YAML or JSON file
 ) -> TTSConfig:  # checked; of None, the defaults
