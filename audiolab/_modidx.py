@@ -6072,6 +6072,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'audiolab/tts/tokenizer_layout.py'),
                                                'audiolab.tts.tokenizer_layout._check_settings': ( 'tts/tokenizer_layout.html#_check_settings',
                                                                                                   'audiolab/tts/tokenizer_layout.py'),
+                                               'audiolab.tts.tokenizer_layout._decoder': ( 'tts/tokenizer_layout.html#_decoder',
+                                                                                           'audiolab/tts/tokenizer_layout.py'),
                                                'audiolab.tts.tokenizer_layout._layout': ( 'tts/tokenizer_layout.html#_layout',
                                                                                           'audiolab/tts/tokenizer_layout.py'),
                                                'audiolab.tts.tokenizer_layout._merge': ( 'tts/tokenizer_layout.html#_merge',

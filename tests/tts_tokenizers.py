@@ -7,11 +7,12 @@ from audiolab.tts import TextTokenizer, TokenizerLayout, train_tokenizer
 LANGUAGES = ("ar da de el en es fi fr he hi it ja ko ms nl no pl pt ru sv sw tr zh").split()
 UNUSED = "bg bn ca cs fa hu id ro ta te th uk ur vi".split()  # tags that no weights were taught
 SPECIAL = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 255}
-RANGES = [(0x21, 0x40), (0x5b, 0x7e), (0xa1, 0xbf), (0x300, 0x33f), (0x3b1, 0x3c9), (0x430, 0x44f),
-          (0x5d0, 0x5ea), (0x621, 0x652), (0x900, 0x96f), (0x1100, 0x1112), (0x1161, 0x1175),
-          (0x11a8, 0x11c2), (0x3041, 0x3096), (0x30a1, 0x30fa), (0x2018, 0x201d)]
-ENGLISH = """the quick brown fox jumps over the lazy dog and then the other dogs run through this thing
-    that they were thinking about when there was nothing else to bring along with them in spring""".split()
+RANGES = [(0x21, 0x40), (0x5b, 0x7e), (0xa1, 0xbf), (0x300, 0x33f), (0x3b1, 0x3c9),
+          (0x430, 0x44f), (0x5d0, 0x5ea), (0x621, 0x652), (0x900, 0x96f),
+          (0x1100, 0x1112), (0x1161, 0x1175), (0x11a8, 0x11c2), (0x3041, 0x3096),
+          (0x30a1, 0x30fa), (0x2018, 0x201d)]
+ENGLISH = ("the quick brown fox jumps over the lazy dog and then the other dogs run through this "
+           "thing that they were thinking about when nothing else was to bring in spring").split()
 
 
 def _characters():
@@ -21,7 +22,7 @@ def _characters():
 
 def _merges(count):
     "Pairs of Latin letters: those of a trained tokenizer, then any, each making something new"
-    found = list(train_tokenizer(ENGLISH*3, "bpe", 400, "en").layout.merges)
+    found = list(train_tokenizer(ENGLISH*3, "bpe", None, "en").layout.merges)
     made, rng = {a + b for a, b in found}, random.Random(0)
     parts = list(string.ascii_lowercase)
     while len(found) < count:
@@ -43,8 +44,8 @@ def stand_in(rows=2454):
     table = SPECIAL | dict(zip(tokens, free, strict=False))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     marks = [{"id": table[t], "content": t, **flags, "special": True} for t in added]
-    return TextTokenizer(TokenizerLayout(table, merges, marks, pre_tokenizer={"type": "Whitespace"}),
-                         f"base-{rows}.json")
+    layout = TokenizerLayout(table, merges, marks, pre_tokenizer={"type": "Whitespace"})
+    return TextTokenizer(layout, f"base-{rows}.json")
 
 
 WORDS = ("ሰላም ለዓለም እንዴት ነህ ደህና ነኝ አመሰግናለሁ ዛሬ ጥሩ ቀን ነው ኢትዮጵያ ውስጥ ብዙ ቋንቋዎች ይነገራሉ አዲስ አበባ "
@@ -55,4 +56,5 @@ WORDS = ("ሰላም ለዓለም እንዴት ነህ ደህና ነኝ አመሰ�
 def amharic_lines(count=263, seed=0):
     "Lines such as a user's, always the same"
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + rng.choice("።?!") for _ in range(count)]
+    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + rng.choice("።?!")
+            for _ in range(count)]

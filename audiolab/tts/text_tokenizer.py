@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS_PROGRAMS', 'decompose_text', 'TextTokenizer', 'check_texts', 'measure_tokenizer']
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #d6ac1940
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #233c493d
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from audiolab.tts.tokenizer_layout import (
     TokenizerLayout, layout_json, parse_layout, read_bounded, tagged_language,
 )
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #ebe017a7
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #1d9a0cdc
 NEEDS_PROGRAMS = {"zh": "Cangjie codes for its characters, such as [cj_o][cj_.]",
                   "ja": "kana for its kanji", "he": "vowel points", "ru": "marks of stress"}
 
@@ -31,11 +31,11 @@ def decompose_text(text: str) -> str:
     "Lower case, then compatible decomposition (NFKD)."
     return unicodedata.normalize("NFKD", text.lower())
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #e6061f93
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #cae69d3b
 def _library_tokenizer(layout, name):
     "The library's tokenizer, with the rows that the file says. TTSError otherwise."
     try: made = Tokenizer.from_str(layout_json(layout))
-    except Exception as error: raise TTSError(f"{name}: {error}") from None
+    except Exception as error: raise TTSError(f"{name}: the library refuses it: {error}") from None
     found = made.get_vocab(with_added_tokens=True)
     for token, row in layout.tokens.items():
         if found.get(token) == row: continue
@@ -43,7 +43,7 @@ def _library_tokenizer(layout, name):
                        "every program that reads this file; put it in model.vocab too")
     return made
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #2d9e80ab
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #35dae41a
 class TextTokenizer:
     "Text to rows of T3's table and back. TTSError for a layout without [START], [STOP], [UNK], [SPACE]."
 
@@ -54,7 +54,7 @@ class TextTokenizer:
         rows = layout.tokens
         if missing := {"[START]", "[STOP]", "[UNK]", "[SPACE]"} - set(rows):
             raise TTSError(f"{name}: no {', '.join(sorted(missing))}: no tokenizer for T3")
-        self.layout, self.name = layout, str(name)
+        self.layout, self.name, self._rows = layout, str(name), rows
         self.start_id, self.stop_id = rows["[START]"], rows["[STOP]"]
         self.unknown_id, self.space_id = rows["[UNK]"], rows["[SPACE]"]
         self._words = {row: token for token, row in rows.items()}
@@ -72,26 +72,25 @@ class TextTokenizer:
         "Codes of its tags."
         return sorted(filter(None, map(tagged_language, self._words.values())))
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #3b788974
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #7af76a5f
 @patch
 def prepare(self: TextTokenizer,
     text: str,
     language: str | None = None,  # such as am; None for no tag
 ) -> str:
     "What the tables are asked for. TTSError for a language without a tag."
-    rows = self.layout.tokens
     if language is None:
-        cased = "A" in rows and "[en]" not in rows
+        cased = "A" in self._rows and "[en]" not in self._rows
         return (text if cased else decompose_text(text)).replace(" ", "[SPACE]")
     tag = f"[{language.lower()}]"
-    if not tagged_language(tag) or tag not in rows:
+    if not tagged_language(tag) or tag not in self._rows:
         known = " ".join(self.languages) or "no language"
         raise TTSError(f"{self.name}: no {tag}; it knows {known}. A language is added by `audiolab "
                        f"tts merge-vocab --base {self.name} --new FILE --lang {language}`")
     text = decompose_text(text)
     return f"{tag}{text.strip() if language == 'ko' else text}".replace(" ", "[SPACE]")
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #a448c68a
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #1baa8532
 @patch
 def _encoded(self: TextTokenizer, text, language):
     "The library's encoding of a prepared text."
@@ -112,7 +111,7 @@ def encode(self: TextTokenizer,
         raise TTSError(f"{self.name}: [START] and [STOP] do not belong into a text: {text!r:.60}")
     return np.array([self.start_id, *rows, self.stop_id], np.int32)
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #660b8234
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #5b6d2866
 @patch
 def pieces(self: TextTokenizer,
     ids: Iterable[int],  # rows
@@ -121,7 +120,7 @@ def pieces(self: TextTokenizer,
     try: return [self._words[int(row)] for row in ids]
     except KeyError as error: raise TTSError(f"{self.name}: no token has the row {error}") from None
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #790d51f6
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #e0a87455
 @patch
 def decode(self: TextTokenizer,
     ids: Iterable[int],  # rows, with or without START and STOP
@@ -131,7 +130,7 @@ def decode(self: TextTokenizer,
     found = self.pieces(ids)
     return "".join("" if tagged_language(word) else shown.get(word, word) for word in found)
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #63c06570
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #51c84074
 @patch
 def unknown_characters(self: TextTokenizer,
     texts: Iterable[str],
@@ -145,7 +144,7 @@ def unknown_characters(self: TextTokenizer,
         counts.update(prepared[first:last] for first, last in spans)
     return counts
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #f1f6a821
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #97c877cd
 @patch
 def unknown_share(self: TextTokenizer,
     texts: Sequence[str],
@@ -156,7 +155,7 @@ def unknown_share(self: TextTokenizer,
     tagged = len(texts) if language else 0
     return rows.count(self.unknown_id)/max(len(rows) - tagged, 1)
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #e467a53c
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #ce55f6c2
 def check_texts(
     tokenizer: TextTokenizer,
     texts: Sequence[str],
@@ -175,7 +174,7 @@ def check_texts(
     raise TTSError(f"{tokenizer.name}: {share:.1%} of the tokens of {len(texts):,} texts in "
                    f"{language!r} are unknown (at most {limit:.0%}): {shown}; {remedy}")
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #9eedfc80
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #e84b672d
 @patch(cls_method=True)
 def from_json(cls: TextTokenizer,
     text: str,  # of a file
@@ -184,7 +183,7 @@ def from_json(cls: TextTokenizer,
     "A tokenizer from the text of its file. TTSError."
     return cls(parse_layout(text.encode("utf-8", "surrogatepass"), name), name)
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #8678324a
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #08d6b247
 @patch(cls_method=True)
 def from_file(cls: TextTokenizer, path: str | Path) -> TextTokenizer:
     "A tokenizer from its file, which nobody needs to trust. TTSError names what is wrong with it."
@@ -196,7 +195,7 @@ def save(self: TextTokenizer, path: str | Path) -> Path:
     "Write it as a file that the library and the released program read. WriteError."
     return durable_write(path, [layout_json(self.layout).encode()])
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #1802e20c
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #cea468ef
 @patch
 def fingerprint(self: TextTokenizer) -> str:
     "A digest of all that decides encodings, the same for every file that says the same."
@@ -206,7 +205,7 @@ def fingerprint(self: TextTokenizer) -> str:
                layout.pre_tokenizer, layout.fuse_unknown]
     return xxhash.xxh3_128_hexdigest(canonical_json(decides))
 
-# %% ../../nbs/tts/05_text_tokenizer.ipynb #eb4ff6fc
+# %% ../../nbs/tts/05_text_tokenizer.ipynb #23224d50
 def measure_tokenizer(
     tokenizer: TextTokenizer,
     texts: Sequence[str],

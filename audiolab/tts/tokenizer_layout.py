@@ -6,7 +6,7 @@
 __all__ = ['WHITESPACE', 'MAX_ROWS', 'MAX_TOKENIZER', 'TokenizerLayout', 'tagged_language', 'token_kind', 'check_token',
            'check_rows_unique', 'parse_layout', 'read_bounded', 'layout_json']
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #e6537943
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #8c6bb431
 import json
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..files import CONTROL_CHARACTERS, CheckpointError, open_regular, parse_json
 from .language_tables import TTSError
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #1f8ef684
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #728f06b6
 WHITESPACE = {"type": "Whitespace"}  # words and runs of punctuation apart, as released
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TokenizerLayout:
         "Rows that an embedding needs."
         return max(self.tokens.values()) + 1
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #a9eb2096
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #6b8a3d50
 _TAG = re.compile(r"\[([a-z]{2,3}(?:-[a-z]{2,8})?)\]")
 _SOUNDS = {"cry", "sip", "ipa", "hum"}  # tags of the English model that are no languages
 
@@ -57,7 +57,7 @@ def token_kind(token: str) -> str:
     if len(token) > 2 and token[0] + token[-1] == "[]": return "special"
     return "character" if len(token) == 1 else "piece"
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #64af3944
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #ed13e0cd
 MAX_ROWS = 65_536
 _MAX_TOKEN = 256  # characters
 
@@ -80,7 +80,7 @@ def check_rows_unique(tokens: dict[str, int]) -> None:
     same = [repr(token) for token, other in tokens.items() if other == row][:3]
     raise TTSError(f"the row {row} means {' and '.join(same)}")
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #8d536690
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #e90b03c0
 def _vocabulary(found) -> dict[str, int]:
     _need(isinstance(found, dict) and found, "model.vocab is no table of tokens")
     for token, row in found.items(): check_token(token, row)
@@ -100,7 +100,7 @@ def _added(found) -> list[dict]:
     _need(len({token["content"] for token in found}) == len(found), "added_tokens has one twice")
     return [{key: token[key] for key in ("id", "content", *_FLAGS)} for token in found]
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #141310e5
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #b99a1e38
 _MAX_MERGES = 500_000
 
 def _merge(entry, where, vocabulary) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def _merges(found, vocabulary) -> list[tuple[str, str]]:
     _need(fine, f"model.merges is no list of at most {_MAX_MERGES:,}")
     return [_merge(entry, f"model.merges[{n}]", vocabulary) for n, entry in enumerate(found)]
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #2a8cfc01
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #9eba333a
 _FIXED = {"type": ("BPE",), "dropout": (None, 0), "unk_token": ("[UNK]",),
           "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
           "byte_fallback": (None, False), "ignore_merges": (None, False),
@@ -131,7 +131,7 @@ def _check_settings(tree, model):
     for name in ("truncation", "padding", "post_processor"):
         _need(tree.get(name) is None, f"{name} is set; T3's tokenizers have none")
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #dbf22320
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #aeae0418
 _NORMALIZERS = {"Lowercase", "NFC", "NFD", "NFKC", "NFKD"}
 _CUTTERS = {"Whitespace", "WhitespaceSplit"}
 
@@ -147,7 +147,19 @@ def _step(found, name, known, key):
     _need(fine, f"{name} is {found.get('type')!r:.40}; known are {', '.join(sorted(known))}")
     return {"type": found["type"]}
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #016f5455
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #f28d26d5
+_DECODERS = {"BPEDecoder", "Fuse", "ByteFallback", "WordPiece"}
+
+def _decoder(found) -> dict | None:
+    "A step of other programs', with words and switches only."
+    if found is None: return None
+    fine = isinstance(found, dict) and isinstance(found.get("type"), str)
+    _need(fine and found["type"] in _DECODERS, f"decoder is none of {', '.join(sorted(_DECODERS))}")
+    for key, value in found.items():
+        _need(isinstance(value, (str, bool)) and len(key) < 40, f"decoder.{key:.40} is {value!r:.40}")
+    return found
+
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #375ad9a4
 MAX_TOKENIZER = 32_000_000  # bytes of a file
 
 def _layout(raw: bytes) -> TokenizerLayout:
@@ -160,9 +172,9 @@ def _layout(raw: bytes) -> TokenizerLayout:
     added = _added(tree.get("added_tokens", []))
     normalizer = _step(tree.get("normalizer"), "normalizer", _NORMALIZERS, "normalizers")
     cutter = _step(tree.get("pre_tokenizer"), "pre_tokenizer", _CUTTERS, "pretokenizers")
-    decoder = tree.get("decoder") if isinstance(tree.get("decoder"), dict) else None
     return TokenizerLayout(vocabulary, _merges(model.get("merges", []), vocabulary), added,
-                           normalizer, cutter, bool(model.get("fuse_unk")), decoder)
+                           normalizer, cutter, bool(model.get("fuse_unk")),
+                           _decoder(tree.get("decoder")))
 
 
 def _check_added(layout):
@@ -183,7 +195,7 @@ def parse_layout(
     except ValueError as error: raise TTSError(f"{name}: {error}") from None
     return layout
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #5237e07d
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #46250749
 def read_bounded(
     path: str | Path,
     limit: int = MAX_TOKENIZER,  # bytes
@@ -195,7 +207,7 @@ def read_bounded(
     if len(raw) > limit: raise TTSError(f"{path}: more than {limit:,} bytes")
     return raw
 
-# %% ../../nbs/tts/04_tokenizer_layout.ipynb #4309a0ac
+# %% ../../nbs/tts/04_tokenizer_layout.ipynb #0562dc34
 def _written_merges(merges) -> list:
     "As the oldest readers take them, where no token has a space."
     if any(" " in part for pair in merges for part in pair): return [list(p) for p in merges]

@@ -6,7 +6,7 @@
 __all__ = ['RELEASED_TOKENIZERS', 'PROBE_TEXTS', 'check_rows', 'probe_pairs', 'old_characters', 'offered_tokens', 'MergeReport',
            'MergedVocabulary', 'merge_vocabulary', 'check_merge']
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #50f8e188
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #1f2e9ab5
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from audiolab.tts.tokenizer_layout import (
 )
 from .tokenizer_training import reconstruct_merges
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #578835c1
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #2c97a354
 RELEASED_TOKENIZERS = {704: "tokenizer.json", 2352: "mtl_tokenizer.json",
                        2454: "grapheme_mtl_merged_expanded_v1.json"}
 
@@ -37,7 +37,7 @@ def check_rows(
     raise TTSError(f"{tokenizer.name} has {len(tokenizer):,} rows, and the model's table of texts "
                    f"{rows:,}: they do not belong together; {remedy}")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #06bc3986
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #757cea80
 PROBE_TEXTS = {
     "ar": "كل عام وأنتم بخير؛ هل وصل القطار؟ نعم، وصل.", "da": "Høj bly gom vandt fræk sexquiz på wc.",
     "de": "Zwölf Boxkämpfer jagen Viktor quer über den großen Deich – „wirklich“?",
@@ -52,7 +52,7 @@ PROBE_TEXTS = {
     "sw": "Habari za asubuhi, rafiki yangu?", "tr": "Pijamalı hasta yağız şoföre çabucak güvendi.",
     "zh": "[cj_o][cj_n][cj_f][cj_.]，。《》：“”！？"}
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #65dd76a2
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #cacec79b
 def probe_pairs(
     base: TextTokenizer,
     more: Mapping[str, Iterable[str]] | None = None,  # texts of languages, besides
@@ -63,13 +63,13 @@ def probe_pairs(
     own += [(code, text) for code, texts in (more or {}).items() for text in texts]
     return own + [(None, text) for text in PROBE_TEXTS.values()]
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #f993b8e6
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #c0aeb1ab
 def old_characters(base: TextTokenizer, probe: Iterable[tuple]) -> set[str]:
     "Characters of old tokens and old texts."
     found = set().union(*(decompose_text(text) + text for _, text in probe))
     return found.union(*base.layout.tokens) | set(" ")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #75d0c19a
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #ca3f5ba6
 _CUT = pre_tokenizers.Whitespace()
 
 def _is_offer(token, cut):
@@ -94,7 +94,7 @@ def offered_tokens(
     merges = [pair for pair in merges if _is_offer("".join(pair), cut)]
     return [token for token in tokens if _is_offer(token, cut)], merges
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #8c32a00f
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #8070e780
 def _made_of(letters, merges, old) -> set[str]:
     "Wholes that pairs can make, short ones first."
     known, made = set(letters), set()
@@ -104,22 +104,23 @@ def _made_of(letters, merges, old) -> set[str]:
         made.add(left + right)
     return made
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #2d7a3477
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #83e34832
 def _kept_merges(base, letters, merges, old) -> list[tuple[str, str]]:
     "Pairs that join something new out of what is there."
-    known = set(base.layout.vocabulary).union(letters)
+    known, there = set(base.layout.vocabulary).union(letters), set(base.layout.merges)
     made = _made_of(known, merges, old)
-    fine = (pair for pair in merges if "".join(pair) in made and known.union(made).issuperset(pair))
-    return list(dict.fromkeys(pair for pair in fine if pair not in set(base.layout.merges)))
+    known |= made
+    fine = (pair for pair in merges if "".join(pair) in made and known.issuperset(pair))
+    return list(dict.fromkeys(pair for pair in fine if pair not in there))
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #f56b8bf8
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #cff7668e
 def _tag_flags(base: TextTokenizer) -> dict:
     "How the base finds its tags of languages."
     tags = [token for token in base.layout.added if tagged_language(token["content"])]
     flags = {flag: False for flag in ("single_word", "lstrip", "rstrip", "normalized")}
     return tags[-1] if tags else {**flags, "special": True}
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #4d4a096d
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #2de588ad
 def _appended(base, tag, letters, merges) -> TokenizerLayout:
     "The base's layout with new rows from its last one on."
     layout, known = base.layout, base.layout.tokens
@@ -131,7 +132,7 @@ def _appended(base, tag, letters, merges) -> TokenizerLayout:
     return replace(layout, vocabulary=layout.vocabulary | rows, merges=[*layout.merges, *merges],
                    added=[*layout.added, *added])
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #0b698536
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #63a137ca
 @dataclass(frozen=True)
 class MergeReport:
     "What a merge did."
@@ -152,20 +153,20 @@ class MergeReport:
         return (f"{first}; {self.language} {tag}, {self.merges:,} merges{more}; left out because "
                 f"old texts use them or nothing makes them: {len(self.left_out):,} ({shown})")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #4cded3bc
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #015ec8e0
 class MergedVocabulary(NamedTuple):
     "A tokenizer with one more language, its new tokens in order of their rows, and what was done."
     tokenizer: TextTokenizer
     added: list[str]
     report: MergeReport
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #6a1b90fd
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #21d284df
 def _language_tag(language) -> str:
     tag = f"[{language}]"
     if tagged_language(tag) == language: return tag
     raise TTSError(f"{language!r:.40} is no code of a language, such as am")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #e6e67d95
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #7b99edcd
 def merge_vocabulary(
     base: TextTokenizer,
     new: TextTokenizer | Sequence[str],  # of the new language; or its tokens
@@ -188,7 +189,7 @@ def merge_vocabulary(
     added = [token for token, row in rows_of.items() if row >= len(base)]
     return MergedVocabulary(made, sorted(added, key=rows_of.get), report)
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #95500474
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #b92fe9d4
 def _check_table(base, merged, language):
     before, after = base.layout.tokens, merged.layout.tokens
     moved = next((token for token, row in before.items() if after.get(token) != row), None)
@@ -201,7 +202,7 @@ def _check_table(base, merged, language):
     if f"[{language}]" not in after:
         raise TTSError(f"{merged.name}: no [{language}]; merge with --lang {language}")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #09b35d69
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #a1e8a624
 def _check_probe(base, merged, pairs):
     for language, text in pairs:
         before, after = base.encode(text, language), merged.encode(text, language)
@@ -209,7 +210,7 @@ def _check_probe(base, merged, pairs):
         raise TTSError(f"{merged.name}: {text!r:.60} in {language or 'no language'} is no longer "
                        f"encoded as by {base.name}; give such texts to the merge as probe")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #5dfcd3b8
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #dcc60e60
 def _check_round_trip(merged, texts, language):
     for text in texts:
         came = merged.decode(merged.encode(text, language))
