@@ -158,3 +158,76 @@ def test_what_cannot_be():
     with pytest.raises(DataError, match="out of range"): Loader(Items(20), None, bucket=Budget(0))
     with pytest.raises(DataError, match="Budget.multiple=. to a multiple of 2"):
         Loader(Items(20), None, bucket=Budget(200), world=2)
+
+
+# --- batches that are filled
+
+def heavy_tailed(items, seed=0):
+    "Costs of clips of 1 to 30 s"
+    rng = np.random.default_rng(seed)
+    seconds = np.clip(rng.lognormal(np.log(4.8), .55, items), 1, 30)
+    return np.round(34 + seconds*(25 + rng.normal(12, 2, items).clip(6, 20))).astype(float)
+
+
+@pytest.mark.parametrize("limit", [4096, 8192, 32768])
+@pytest.mark.parametrize("items, multiple", [(1000, 1), (1000, 4), (6000, 2)])
+def test_filled_batches_are_full_within_the_limit_and_hold_no_item_twice(items, multiple, limit):
+    costs = heavy_tailed(items)
+    plan = plan_of(costs, Budget(limit*multiple, multiple=multiple, full=.97), None, True)
+    for epoch in (0, 1):
+        batches = plan.batches(3, epoch, True)
+        hands = [batch[rank::multiple] for batch in batches for rank in range(multiple)]
+        tokens = np.array([costs[hand[hand >= 0]].sum() for hand in hands])
+        taken = np.concatenate(batches)
+        assert len(batches) == plan.count and tokens.max() <= limit
+        assert tokens.mean() >= .97*limit
+        assert len(set(taken[taken >= 0])) == (taken >= 0).sum() == items - plan.odd
+
+
+def test_what_is_left_out_comes_in_turn_and_epochs_differ():
+    costs = heavy_tailed(300)
+    plan = plan_of(costs, Budget(8192, full=.97), None, True)
+    epochs = [plan.batches(0, epoch, True) for epoch in range(40)]
+    counts = np.bincount(np.concatenate([np.concatenate(batches) for batches in epochs]))
+    assert plan.odd and counts.min() >= 40*(1 - 1.5*plan.odd/300) - 1
+    partners = [{(a, b) for batch in batches for a in batch for b in batch}
+                for batches in epochs[:2]]
+    assert len(partners[0] & partners[1]) < .3*len(partners[0])
+    assert all(map(np.array_equal, epochs[5], plan.batches(0, 5, True)))
+
+
+def test_filled_batches_reach_all_processes_through_the_loader():
+    class Costly(Items):
+        def length(self, index): return 40 + index % 200
+
+    loaders = [Loader(Costly(900), None, bucket=Budget(2*2048, multiple=2, full=.97), rank=rank,
+                      world=2) for rank in range(2)]
+    shares = [[batch["index"].tolist() for batch in loader.batches(0)] for loader in loaders]
+    assert len(shares[0]) == len(shares[1]) == len(loaders[0])
+    taken = [index for share in shares for batch in share for index in batch]
+    assert len(taken) == len(set(taken)) and min(taken) >= 0
+    sums = [sum(40 + index % 200 for index in batch) for share in shares for batch in share]
+    assert .97*2048 <= np.mean(sums) and max(sums) <= 2048
+    assert [len(batch) for batch in shares[0]] != [len(batch) for batch in shares[1]]
+
+
+@given(COSTS, st.integers(1, 4), st.integers(500, 3000), st.booleans())
+@settings(max_examples=100)
+def test_any_costs_are_filled(costs, multiple, limit, shuffle):
+    plan = plan_of(costs, Budget(limit*multiple, multiple=multiple, full=.97), None, True)
+    costs = np.array(costs)
+    assert (plan.count == 0) == (len(costs) < multiple)
+    for epoch in (0, 1):
+        batches = plan.batches(7, epoch, shuffle)
+        hands = [batch[rank::multiple] for batch in batches for rank in range(multiple)]
+        hands = [hand[hand >= 0] for hand in hands]
+        flat = np.concatenate([np.empty(0, int), *hands]).tolist()
+        assert len(batches) == plan.count and len(flat) == len(set(flat)) == len(costs) - plan.odd
+        assert all(len(hand) and costs[hand].sum() <= limit for hand in hands)
+
+
+@pytest.mark.parametrize("more", [dict(full=1.), dict(full=0)])
+def test_a_share_that_cannot_be_reached_is_refused(more):
+    def plan(drop_last, **more): Budget(3, **more).plan(np.ones(9), None, drop_last, str)
+    with pytest.raises(DataError, match="up to 0.98"): plan(True, **more)
+    with pytest.raises(DataError, match="drop_last"): plan(False, full=.9)

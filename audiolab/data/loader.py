@@ -252,7 +252,9 @@ def tell_differences(
 class _Chosen:  # batches of places in a choice as batches of items
     def __init__(self, batches: Sequence, choice): self.batches, self.choice = batches, choice
     def __len__(self): return len(self.batches)
-    def __getitem__(self, number): return self.choice[self.batches[number]]
+    def __getitem__(self, number):
+        places = self.batches[number]
+        return np.where(places < 0, -1, self.choice[np.maximum(places, 0)])  # -1: an empty place
 
 # %% ../../nbs/data/12_loader.ipynb #e3e98be8
 def _clip_line(clip: Clip) -> str:
@@ -404,7 +406,9 @@ def _jobs(self: Loader, epoch: int, start: int) -> Iterator[tuple]:
     batches = self.plans.batches(self.seed, epoch, self.shuffle)
     for number in range(start, len(batches)):
         indices, repeats = rank_share(batches[number], self.rank, self.world)
-        yield epoch, to_send(indices), None if self.drop_last else to_send(repeats)
+        there = indices >= 0  # a plan may leave places of a process empty
+        repeats = None if self.drop_last else to_send(repeats[there])
+        yield epoch, to_send(indices[there]), repeats
 
 # %% ../../nbs/data/12_loader.ipynb #185450bc
 @patch
@@ -424,6 +428,7 @@ def _settings(self: Loader) -> dict:
     settings = {"items": len(self.plans.dataset), "batch_size": self.batch_size,
                 "seed": self.seed, "shuffle": self.shuffle, "drop_last": self.drop_last}
     if isinstance(self.plans.bucket, Budget): settings["budget"] = self.plans.bucket.limit
+    if full := getattr(self.plans.bucket, "full", None): settings["full"] = full
     if mixture := getattr(self.plans.dataset, "mixture", None): settings["mixture"] = mixture
     return settings
 

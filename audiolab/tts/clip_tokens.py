@@ -6,7 +6,9 @@
 __all__ = ['SPEAKER_NUMBERS', 'SPEAKER_KINDS', 'statistics_speaker', 'ge2e_speaker', 'speaker_reader', 'why_no_speech',
            'LoudnessCodec', 'check_codec', 'code_type', 'code_clip', 'plain_text', 'encode_texts', 'unknown_letters']
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #940c91f9
+# %% ../../nbs/tts/31_clip_tokens.ipynb #36a0f6c7
+import multiprocessing
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from ..data import file_digest, map_in_processes
 from ..measure import speaker_encoder
 from .language_tables import TTSError
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #400f27d9
+# %% ../../nbs/tts/31_clip_tokens.ipynb #5e813b6d
 SPEAKER_NUMBERS = 256
 _RATE, _BANDS = 16_000, SPEAKER_NUMBERS//2  # Hz, mel bands
 
@@ -37,7 +39,7 @@ def statistics_speaker(
     numbers = torch.cat([mean - mean.mean(), bands.std(1, correction=0)])
     return torch.nn.functional.normalize(numbers.float(), dim=0).numpy()
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #682bde9c
+# %% ../../nbs/tts/31_clip_tokens.ipynb #360736fc
 def ge2e_speaker(
     audio: np.ndarray,  # [T]
     sample_rate: int,  # Hz
@@ -55,12 +57,12 @@ def speaker_reader(
     "What tells voices apart. `TTSError` where there is no such kind, or its weights are missing."
     if kind not in SPEAKER_KINDS:
         raise TTSError(f"speakers {kind!r}: there are {', '.join(SPEAKER_KINDS)}")
-    try: SPEAKER_KINDS[kind](np.sin(np.arange(_RATE)/8, dtype=np.float32), _RATE)
-    except ImportError as error:
-        raise TTSError(f"speakers 'ge2e': {error}; or take 'statistics', which needs no weights") from None
+    hum = np.sin(np.arange(_RATE)/8, dtype=np.float32)
+    try: SPEAKER_KINDS[kind](hum, _RATE)
+    except ImportError as error: raise TTSError(f"speakers {kind!r}: {error}") from None
     return SPEAKER_KINDS[kind]
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #9ab304b5
+# %% ../../nbs/tts/31_clip_tokens.ipynb #5be7ebfa
 def why_no_speech(
     audio: np.ndarray,  # [T]
     sample_rate: int,  # Hz
@@ -74,7 +76,7 @@ def why_no_speech(
     if longest > .5: return f"has zeros instead of sound in {longest:.0%} of its length"
     return ""
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #91eb844c
+# %% ../../nbs/tts/31_clip_tokens.ipynb #7a716cc6
 @dataclass(frozen=True)
 class LoudnessCodec:
     "A codec for trials: the loudness of each frame in steps. It cannot carry speech."
@@ -98,7 +100,7 @@ class LoudnessCodec:
 
     def fingerprint(self) -> str: return f"{self.name}-{self.codes}-{self.rate:g}-{self.sample_rate}"
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #a92186a4
+# %% ../../nbs/tts/31_clip_tokens.ipynb #4fd68326
 _NEEDED = "name", "sample_rate", "rate", "codes", "encode", "fingerprint"
 
 
@@ -114,7 +116,7 @@ def code_type(codec) -> str:
     "The smallest dtype that holds the codes."
     return "int16" if codec.codes <= 2**15 else "int32"
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #8c8c3ae4
+# %% ../../nbs/tts/31_clip_tokens.ipynb #f82d77aa
 def _tokens(path: str, codec, speaker: Callable) -> dict:  # speech, speaker, seconds; or failed
     audio, rate = read_audio(path, mono=True)
     if why := why_no_speech(audio, rate): return {"failed": why, "seconds": len(audio)/rate}
@@ -125,17 +127,19 @@ def _tokens(path: str, codec, speaker: Callable) -> dict:  # speech, speaker, se
     return {"speech": speech.astype(code_type(codec)), "seconds": len(audio)/rate,
             "speaker": np.asarray(speaker(audio, rate), np.float16)}
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #5fa5c40d
+# %% ../../nbs/tts/31_clip_tokens.ipynb #cc284184
 def code_clip(
     path: str,  # of a sound file
     codec,
     speaker: Callable,  # of `speaker_reader`
     known: frozenset | dict = frozenset(),  # digests of sounds that are not wanted again
-) -> dict:  # digest; speech, speaker, seconds where it is new; failed: why; mistake: of a program
+) -> dict:  # stamp, digest; speech, speaker, seconds; or failed: why; or mistake: of a program
     "The tokens of a sound file, never an error: what goes wrong is told."
     found = {}
     try:
-        torch.set_num_threads(1)  # of many processes, each is one
+        if multiprocessing.parent_process(): torch.set_num_threads(1)  # of many, each is one
+        about = os.stat(path)
+        found["stamp"] = [about.st_size, about.st_mtime_ns]
         found["digest"] = file_digest(path)
         if found["digest"] in known: return found
         return found | _tokens(path, codec, speaker)
@@ -144,12 +148,12 @@ def code_clip(
         return found | {"failed": str(error).removeprefix(f"{path}: ")}
     except Exception: return found | {"mistake": traceback.format_exc()}
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #1f8fc18a
+# %% ../../nbs/tts/31_clip_tokens.ipynb #52cfd379
 def _encode_some(tokenizer, prepare: Callable, texts: list[tuple[str, str | None]]) -> dict:
     try:
         said = [prepare(text, language) for text, language in texts]
-        return {"ids": [np.asarray(tokenizer.encode(text, language), np.int32)
-                        for text, (_, language) in zip(said, texts)], "said": said}
+        ids = [tokenizer.encode(text, lang) for text, (_, lang) in zip(said, texts)]
+        return {"ids": [np.asarray(tokens, np.int32) for tokens in ids], "said": said}
     except Exception as error: return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -157,7 +161,7 @@ def plain_text(text: str, language: str | None) -> str:
     "A text as it is."
     return text
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #0fb5c5aa
+# %% ../../nbs/tts/31_clip_tokens.ipynb #5b568efe
 def encode_texts(
     texts: list[tuple[str, str | None]],  # text, language
     tokenizer,  # has encode(text, language)
@@ -173,7 +177,7 @@ def encode_texts(
         said += found["said"]
     return ids, said
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #deb445be
+# %% ../../nbs/tts/31_clip_tokens.ipynb #f052b89e
 def unknown_letters(
     ids: list[np.ndarray],  # of each text
     said: list[str],
