@@ -229,5 +229,5 @@ def test_any_costs_are_filled(costs, multiple, limit, shuffle):
 @pytest.mark.parametrize("more", [dict(full=1.), dict(full=0)])
 def test_a_share_that_cannot_be_reached_is_refused(more):
     def plan(drop_last, **more): Budget(3, **more).plan(np.ones(9), None, drop_last, str)
-    with pytest.raises(DataError, match="up to 0.98"): plan(True, **more)
+    with pytest.raises(DataError, match="up to 0.99"): plan(True, **more)
     with pytest.raises(DataError, match="drop_last"): plan(False, full=.9)

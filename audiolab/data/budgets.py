@@ -271,9 +271,9 @@ class Budget:
         return DealtPlan(costs, hand, self.multiple, most, drop_last)
 
     def _filled(self, costs, hand, size, drop_last):
-        if 0 < self.full <= .98 and drop_last and size is None:
+        if 0 < self.full <= 1 - _FOR_CHANCE and drop_last and size is None:
             return FilledPlan(costs, hand, self.multiple, self.full)
-        raise DataError(f"full={self.full}: a share up to 0.98, of batches of any number of items "
+        raise DataError(f"full={self.full}: a share up to 0.99, of batches of any number of items "
                         "(batch_size=None), some of which are left out (drop_last=True)")
 
     def _fits(self, size, name):

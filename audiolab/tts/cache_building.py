@@ -6,7 +6,7 @@
 __all__ = ['gathered_entries', 'CacheReport', 'LeftOut', 'Limits', 'sound_lengths', 'check_room', 'code_part', 'join_parts',
            'next_number', 'sweep', 'together', 'CacheBuild', 'build_cache', 'cache_report']
 
-# %% ../../nbs/tts/33_cache_building.ipynb #f1c53fed
+# %% ../../nbs/tts/33_cache_building.ipynb #e2e3d0c7
 import logging
 import shutil
 from collections import Counter, defaultdict
@@ -34,7 +34,7 @@ from audiolab.tts.token_cache import (
 
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/tts/33_cache_building.ipynb #906a77c1
+# %% ../../nbs/tts/33_cache_building.ipynb #041c5136
 def gathered_entries(
     tables: str | Path | Iterable,  # folder(s) with metadata.csv, or a list of entries
     language: str | None = None,  # of lines that do not say theirs
@@ -52,7 +52,7 @@ def gathered_entries(
         entries += [replace(entry, id=f"{name}/{entry.id}") for entry in found]
     return entries
 
-# %% ../../nbs/tts/33_cache_building.ipynb #71664870
+# %% ../../nbs/tts/33_cache_building.ipynb #bcc9f252
 @dataclass
 class CacheReport:
     "What came of a build."
@@ -80,7 +80,7 @@ class CacheReport:
 
     __repr__ = __str__
 
-# %% ../../nbs/tts/33_cache_building.ipynb #f8af7080
+# %% ../../nbs/tts/33_cache_building.ipynb #219ef7d5
 class LeftOut:
     "Counts clips that cannot be used. `TTSError` as soon as they are too many."
     def __init__(self,
@@ -100,7 +100,7 @@ class LeftOut:
                        f"{self.most:.0%}: {some[:1000]}. Repair them or take their lines out of "
                        "the table, or raise max_left_out. What was coded is kept")
 
-# %% ../../nbs/tts/33_cache_building.ipynb #735ecaeb
+# %% ../../nbs/tts/33_cache_building.ipynb #534c8ad3
 @dataclass(frozen=True)
 class Limits:
     "What a clip may be, and how much may be wrong."
@@ -117,7 +117,7 @@ class Limits:
         "Why a sound is left out; empty where it is not."
         return f"speech longer than {self.max_speech} codes" if codes > self.max_speech else ""
 
-# %% ../../nbs/tts/33_cache_building.ipynb #35b165a6
+# %% ../../nbs/tts/33_cache_building.ipynb #bdb3a3df
 def _look_at_head(path: str) -> dict:
     try: return {"seconds": probe_audio(path).duration}
     except (AudioError, OSError) as error: return {"error": str(error)}
@@ -136,7 +136,7 @@ def sound_lengths(
     raise TTSError(f"{len(damage)} of {len(paths)} sound files cannot be used: "
                    f"{'; '.join(damage[:5])}. Repair them, or take their lines out of the table")
 
-# %% ../../nbs/tts/33_cache_building.ipynb #5a165379
+# %% ../../nbs/tts/33_cache_building.ipynb #b57d0939
 _BYTES_A_CLIP = 512 + 400  # of a voice, and of notes
 
 
@@ -153,7 +153,7 @@ def check_room(
     raise TTSError(f"{folder}: {size/1e9:.1f} GB will be written and {free/1e9:.1f} GB are free; "
                    "make room, or take another folder")
 
-# %% ../../nbs/tts/33_cache_building.ipynb #ffcb23a0
+# %% ../../nbs/tts/33_cache_building.ipynb #41c5fe71
 _SAVE_EVERY = 200  # clips
 
 
@@ -180,7 +180,7 @@ def code_part(
     shutil.rmtree(folder)
     return 0
 
-# %% ../../nbs/tts/33_cache_building.ipynb #b25e0fcf
+# %% ../../nbs/tts/33_cache_building.ipynb #019e7bab
 def _add_all(writer: PackedWriter, clips: Iterator, fail: Callable, seen: set) -> None:
     for path, clip in clips:
         if "mistake" in clip: raise TTSError(f"{path}: {clip['mistake']}")
@@ -193,7 +193,7 @@ def _add_all(writer: PackedWriter, clips: Iterator, fail: Callable, seen: set) -
         except (DataError, OSError) as error:
             raise TTSError(f"{error}. What was coded is kept: make room and build again") from error
 
-# %% ../../nbs/tts/33_cache_building.ipynb #c527add0
+# %% ../../nbs/tts/33_cache_building.ipynb #4a5c0239
 _MOST_PARTS = 24
 
 
@@ -212,13 +212,13 @@ def join_parts(
             writer.add(digest, rows, store.info(item)["fields"])
     return True
 
-
+# %% ../../nbs/tts/33_cache_building.ipynb #e028ff66
 def next_number(parts: SoundParts) -> int:
     "The number of the next store."
     numbers = [path.name.split("-")[0] for path in parts.folder.glob("*-*")]
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
-# %% ../../nbs/tts/33_cache_building.ipynb #bae653fe
+# %% ../../nbs/tts/33_cache_building.ipynb #3bb90c5f
 def sweep(folder: Path) -> None:
     "Remove stores that the cache does not use any more. Who has them open keeps them."
     about = read_about(folder)
@@ -226,7 +226,7 @@ def sweep(folder: Path) -> None:
     for path in [*(folder/SOUNDS).glob("*"), *folder.glob(f"{TEXTS}-*")]:
         if path not in used: shutil.rmtree(path)
 
-# %% ../../nbs/tts/33_cache_building.ipynb #cd4f453d
+# %% ../../nbs/tts/33_cache_building.ipynb #169d91a9
 def together(
     place: Distributed,  # of `join`
     work: Callable,  # what this process does
@@ -239,7 +239,7 @@ def together(
     if any(told): raise TTSError(f"process {[*map(bool, told)].index(True)}: {max(told)}")
     return result
 
-# %% ../../nbs/tts/33_cache_building.ipynb #b83b572a
+# %% ../../nbs/tts/33_cache_building.ipynb #270fb470
 @dataclass
 class CacheBuild:
     "One build: what it is of, and what it finds."
@@ -264,19 +264,20 @@ class CacheBuild:
 
     def to_code(self, parts: SoundParts) -> list[str]:
         "Files that were never coded, or changed since. `TTSError` for damage, or a full disk."
-        paths = [path for path in {entry.path: 0 for entry in self.entries} if not parts.digest(path)]
+        paths = {entry.path: 0 for entry in self.entries}
+        paths = [path for path in paths if not parts.digest(path)]
         seconds = sound_lengths(paths, self.workers)
         check_room(self.folder, seconds, self.codec.rate)
         short = [not self.limits.why_speech(length*self.codec.rate - 2) for length in seconds]
         return [path for path, fits in zip(paths, short) if fits]
 
-    def why_not_coded(self, path: str) -> str:
-        "Why a sound is missing among those that were coded."
-        try: codes = probe_audio(path).duration*self.codec.rate
-        except AudioError: return "cannot be read"
-        return self.limits.why_speech(codes - 2) or "could not be coded, the log says why"
+# %% ../../nbs/tts/33_cache_building.ipynb #2927e648
+def _why_missing(build: CacheBuild, path: str) -> str:  # among the sounds that were coded
+    try: codes = probe_audio(path).duration*build.codec.rate
+    except AudioError: return "cannot be read"
+    return build.limits.why_speech(codes - 2) or "could not be coded, the log says why"
 
-# %% ../../nbs/tts/33_cache_building.ipynb #69498e64
+# %% ../../nbs/tts/33_cache_building.ipynb #b8f75f8d
 def _lines(build: CacheBuild, ids: list, parts: SoundParts, report: CacheReport) -> Iterator[tuple]:
     "(entry, ids, digest) of all that can be used; counts the others."
     lengths = {name: np.diff(part.mapped["speech"].offsets) for name, part in parts.stores.items()}
@@ -284,7 +285,7 @@ def _lines(build: CacheBuild, ids: list, parts: SoundParts, report: CacheReport)
         why, digest = build.limits.why_text(tokens), parts.digest(entry.path)
         if digest not in parts.places: digest = file_digest(entry.path)  # a copy of another file
         why = why or parts.failed.get(digest, "")
-        if not why and digest not in parts.places: why = build.why_not_coded(entry.path)
+        if not why and digest not in parts.places: why = _why_missing(build, entry.path)
         codes = 0 if why else int(lengths[parts.places[digest][0]][parts.places[digest][1]])
         if why := why or build.limits.why_speech(codes):
             build.left_out.add(why, entry.id)
@@ -293,12 +294,12 @@ def _lines(build: CacheBuild, ids: list, parts: SoundParts, report: CacheReport)
         report.text_tokens += len(tokens)
         yield entry, tokens, digest
 
-# %% ../../nbs/tts/33_cache_building.ipynb #5f90ea9a
+# %% ../../nbs/tts/33_cache_building.ipynb #cf03443e
 def _text_numbers(folder: Path) -> list[int]:  # of the stores of texts that are there
     ends = [path.name.removeprefix(f"{TEXTS}-") for path in folder.glob(f"{TEXTS}-*")]
     return [int(end) for end in ends if end.isdecimal()]
 
-
+# %% ../../nbs/tts/33_cache_building.ipynb #f29742fb
 def _finish(build: CacheBuild, ids: list, unknown: float, before: int) -> None:
     "Write the texts and what the cache says of itself."
     parts = build.parts()
@@ -317,7 +318,7 @@ def _finish(build: CacheBuild, ids: list, unknown: float, before: int) -> None:
                 report=asdict(report), **numbers)
     sweep(build.folder)
 
-# %% ../../nbs/tts/33_cache_building.ipynb #35af0dca
+# %% ../../nbs/tts/33_cache_building.ipynb #b68d4648
 def _code(build: CacheBuild, parts: SoundParts, paths: list[str], name: str) -> None:
     if not paths: return
     names = {entry.path: entry.id for entry in build.entries}
@@ -326,7 +327,7 @@ def _code(build: CacheBuild, parts: SoundParts, paths: list[str], name: str) -> 
     code_part(parts.folder/name, paths, build.codec, build.speakers, parts.places, fail,
               build.workers)
 
-
+# %% ../../nbs/tts/33_cache_building.ipynb #1b299507
 def _run(build: CacheBuild, prepare: Callable, place: Distributed) -> None:
     texts = together(place, lambda: build.encode(prepare) if place.main else None)
     together(place, lambda: build.parts() if place.main else None)  # finishes what was left
@@ -337,7 +338,7 @@ def _run(build: CacheBuild, prepare: Callable, place: Distributed) -> None:
     together(place, lambda: _code(build, parts, mine, name))
     together(place, lambda: _finish(build, *texts, len(parts.places)) if place.main else None)
 
-# %% ../../nbs/tts/33_cache_building.ipynb #5f91156f
+# %% ../../nbs/tts/33_cache_building.ipynb #4c0b98fa
 def _make_ready(folder: Path, overwrite: bool) -> None:
     if overwrite and folder.exists():
         foreign = [path.name for path in folder.iterdir() if not _is_ours(path.name)]
@@ -350,7 +351,7 @@ def _make_ready(folder: Path, overwrite: bool) -> None:
 def _is_ours(name: str) -> bool:
     return name in (SOUNDS, ABOUT_CACHE) or name.startswith(f"{TEXTS}-")
 
-# %% ../../nbs/tts/33_cache_building.ipynb #760dcadb
+# %% ../../nbs/tts/33_cache_building.ipynb #a4d94286
 def build_cache(
     tables: str | Path | Iterable,  # folder(s) with metadata.csv and wavs, or a list of entries
     tokenizer,  # `TextTokenizer`
@@ -380,7 +381,7 @@ def build_cache(
         if not was_there: place.leave()
     return open_cache(folder, tokenizer, codec)
 
-# %% ../../nbs/tts/33_cache_building.ipynb #439ceb9a
+# %% ../../nbs/tts/33_cache_building.ipynb #3589b1e1
 def cache_report(
     cache: TokenCache,
 ) -> CacheReport:

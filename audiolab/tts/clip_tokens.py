@@ -6,7 +6,7 @@
 __all__ = ['SPEAKER_NUMBERS', 'SPEAKER_KINDS', 'statistics_speaker', 'ge2e_speaker', 'speaker_reader', 'why_no_speech',
            'LoudnessCodec', 'check_codec', 'code_type', 'code_clip', 'plain_text', 'encode_texts', 'unknown_letters']
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #36a0f6c7
+# %% ../../nbs/tts/31_clip_tokens.ipynb #d96abd7d
 import multiprocessing
 import os
 import traceback
@@ -23,7 +23,7 @@ from ..data import file_digest, map_in_processes
 from ..measure import speaker_encoder
 from .language_tables import TTSError
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #5e813b6d
+# %% ../../nbs/tts/31_clip_tokens.ipynb #81f81ecc
 SPEAKER_NUMBERS = 256
 _RATE, _BANDS = 16_000, SPEAKER_NUMBERS//2  # Hz, mel bands
 
@@ -39,7 +39,7 @@ def statistics_speaker(
     numbers = torch.cat([mean - mean.mean(), bands.std(1, correction=0)])
     return torch.nn.functional.normalize(numbers.float(), dim=0).numpy()
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #360736fc
+# %% ../../nbs/tts/31_clip_tokens.ipynb #70275036
 def ge2e_speaker(
     audio: np.ndarray,  # [T]
     sample_rate: int,  # Hz
@@ -62,7 +62,7 @@ def speaker_reader(
     except ImportError as error: raise TTSError(f"speakers {kind!r}: {error}") from None
     return SPEAKER_KINDS[kind]
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #5be7ebfa
+# %% ../../nbs/tts/31_clip_tokens.ipynb #6f4eee2c
 def why_no_speech(
     audio: np.ndarray,  # [T]
     sample_rate: int,  # Hz
@@ -76,7 +76,7 @@ def why_no_speech(
     if longest > .5: return f"has zeros instead of sound in {longest:.0%} of its length"
     return ""
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #7a716cc6
+# %% ../../nbs/tts/31_clip_tokens.ipynb #e9837142
 @dataclass(frozen=True)
 class LoudnessCodec:
     "A codec for trials: the loudness of each frame in steps. It cannot carry speech."
@@ -100,7 +100,7 @@ class LoudnessCodec:
 
     def fingerprint(self) -> str: return f"{self.name}-{self.codes}-{self.rate:g}-{self.sample_rate}"
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #4fd68326
+# %% ../../nbs/tts/31_clip_tokens.ipynb #e921bb97
 _NEEDED = "name", "sample_rate", "rate", "codes", "encode", "fingerprint"
 
 
@@ -116,7 +116,7 @@ def code_type(codec) -> str:
     "The smallest dtype that holds the codes."
     return "int16" if codec.codes <= 2**15 else "int32"
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #f82d77aa
+# %% ../../nbs/tts/31_clip_tokens.ipynb #7ba1b712
 def _tokens(path: str, codec, speaker: Callable) -> dict:  # speech, speaker, seconds; or failed
     audio, rate = read_audio(path, mono=True)
     if why := why_no_speech(audio, rate): return {"failed": why, "seconds": len(audio)/rate}
@@ -127,7 +127,7 @@ def _tokens(path: str, codec, speaker: Callable) -> dict:  # speech, speaker, se
     return {"speech": speech.astype(code_type(codec)), "seconds": len(audio)/rate,
             "speaker": np.asarray(speaker(audio, rate), np.float16)}
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #cc284184
+# %% ../../nbs/tts/31_clip_tokens.ipynb #fd99ffcd
 def code_clip(
     path: str,  # of a sound file
     codec,
@@ -148,7 +148,7 @@ def code_clip(
         return found | {"failed": str(error).removeprefix(f"{path}: ")}
     except Exception: return found | {"mistake": traceback.format_exc()}
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #52cfd379
+# %% ../../nbs/tts/31_clip_tokens.ipynb #1426bec7
 def _encode_some(tokenizer, prepare: Callable, texts: list[tuple[str, str | None]]) -> dict:
     try:
         said = [prepare(text, language) for text, language in texts]
@@ -161,7 +161,7 @@ def plain_text(text: str, language: str | None) -> str:
     "A text as it is."
     return text
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #5b568efe
+# %% ../../nbs/tts/31_clip_tokens.ipynb #74bca664
 def encode_texts(
     texts: list[tuple[str, str | None]],  # text, language
     tokenizer,  # has encode(text, language)
@@ -177,7 +177,7 @@ def encode_texts(
         said += found["said"]
     return ids, said
 
-# %% ../../nbs/tts/31_clip_tokens.ipynb #f052b89e
+# %% ../../nbs/tts/31_clip_tokens.ipynb #9ebdb44c
 def unknown_letters(
     ids: list[np.ndarray],  # of each text
     said: list[str],

@@ -41,11 +41,11 @@ def _wrong_tokens(one: Utterance, config: T3Config) -> str:
     text, speech, prompt = one.text, one.speech, one.prompt
     if len(text) < 2 or text[0] != config.start_text or text[-1] != config.stop_text:
         return f"its text does not begin with {config.start_text} and end with {config.stop_text}"
-    if min(text) < 0 or max(text) >= config.text_vocab:
-        return f"its text has token {int(max(text))}, and the model has {config.text_vocab} rows"
+    if text.min() < 0 or text.max() >= config.text_vocab:
+        return f"its text has token {int(text.max())}, and the model has {config.text_vocab} rows"
     for name, part in (("speech", speech), ("prompt", prompt)):
-        if part is None or not len(part) or 0 <= min(part) and max(part) < config.codes: continue
-        return f"its {name} has {int(max(part))}, and sounds are numbered below {config.codes}"
+        if part is None or not len(part) or 0 <= part.min() and part.max() < config.codes: continue
+        return f"its {name} has {int(part.max())}, and sounds are numbered below {config.codes}"
     return ""
 
 # %% ../../nbs/tts/14_packs.ipynb #f303b5fa

@@ -6,7 +6,7 @@
 __all__ = ['SOUNDS', 'TEXTS', 'ABOUT_CACHE', 'sound_settings', 'sound_fields', 'add_sound', 'finish_part', 'SoundParts',
            'write_texts', 'write_about', 'read_about', 'TokenCache', 'open_cache']
 
-# %% ../../nbs/tts/32_token_cache.ipynb #e0e8fa81
+# %% ../../nbs/tts/32_token_cache.ipynb #2de02ea9
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ from .clip_tokens import SPEAKER_NUMBERS, code_type
 from .corpus_table import Entry
 from .language_tables import TTSError
 
-# %% ../../nbs/tts/32_token_cache.ipynb #ccde2b30
+# %% ../../nbs/tts/32_token_cache.ipynb #0464f565
 SOUNDS, TEXTS, ABOUT_CACHE = "sounds", "texts", "cache.json"
 
 
@@ -37,7 +37,7 @@ def sound_fields(dtype: str) -> dict:
     "Codes, and the voice: a row, or none of a clip that could not be used."
     return {"speech": (dtype, ()), "speaker": ("float16", (SPEAKER_NUMBERS,))}
 
-# %% ../../nbs/tts/32_token_cache.ipynb #3ac4c476
+# %% ../../nbs/tts/32_token_cache.ipynb #2eddb2e1
 def add_sound(
     writer: PackedWriter,
     path: str,  # of the sound file
@@ -51,7 +51,7 @@ def add_sound(
     if "failed" in clip: notes["failed"] = clip["failed"]
     writer.add(clip["digest"], {"speech": speech, "speaker": voice}, notes)
 
-# %% ../../nbs/tts/32_token_cache.ipynb #1e87141a
+# %% ../../nbs/tts/32_token_cache.ipynb #a76b2b6b
 def finish_part(
     folder: Path,  # of a store of sounds that a killed run left
     settings: dict,
@@ -65,7 +65,7 @@ def finish_part(
         for path in folder.iterdir(): path.unlink()
         folder.rmdir()
 
-# %% ../../nbs/tts/32_token_cache.ipynb #583bb35a
+# %% ../../nbs/tts/32_token_cache.ipynb #c258d3e0
 class SoundParts:
     "All sounds of a cache, found by digest. `TTSError` where another codec made them."
     def __init__(self,
@@ -97,7 +97,7 @@ class SoundParts:
         size, time, digest = self.stamps.get(path, (None, None, None))
         return digest if (size, time) == (about.st_size, about.st_mtime_ns) else None
 
-# %% ../../nbs/tts/32_token_cache.ipynb #ae5c71f9
+# %% ../../nbs/tts/32_token_cache.ipynb #d5994aa7
 _TEXT_FIELDS = {"text": ("int32", ()), "place": ("int32", (4,))}  # part, item, voice, language
 
 
@@ -121,7 +121,7 @@ def write_texts(
             writer.add(entry.id, {"text": ids, "place": place}, notes)
     return {"parts": list(stores), "voices": list(voices), "languages": list(tongues)}
 
-# %% ../../nbs/tts/32_token_cache.ipynb #13c844b7
+# %% ../../nbs/tts/32_token_cache.ipynb #045c1a52
 def write_about(
     folder: Path,  # of the cache
     **about,  # texts, parts, voices, languages, tokenizer, sounds, report
@@ -131,7 +131,7 @@ def write_about(
     try: durable_write(folder/ABOUT_CACHE, [canonical_json(about)])
     except WriteError as error: raise TTSError(str(error)) from error
 
-# %% ../../nbs/tts/32_token_cache.ipynb #5ead9be7
+# %% ../../nbs/tts/32_token_cache.ipynb #4366efaf
 _KEYS = {"texts": str, "parts": list, "voices": list, "languages": list, "tokenizer": str,
          "sounds": dict, "report": dict}
 
@@ -154,7 +154,7 @@ def read_about(
     raise TTSError(f"{path}: damaged, or of another version ({', '.join(map(str, wrong[:3]))}); "
                    "make the cache again")
 
-# %% ../../nbs/tts/32_token_cache.ipynb #faf85673
+# %% ../../nbs/tts/32_token_cache.ipynb #b47a20be
 class TokenCache:
     "Clips as tokens, mapped into memory. `TTSError` where the cache is not whole."
     def __init__(self,
@@ -196,7 +196,7 @@ class TokenCache:
         "Hours of speech."
         return float(self.speech_lengths.sum()/self.codec["rate"]/3600)
 
-# %% ../../nbs/tts/32_token_cache.ipynb #545c580d
+# %% ../../nbs/tts/32_token_cache.ipynb #cbb03c27
 @patch
 def text(self: TokenCache, index: int) -> np.ndarray:  # int32 [t]
     "Text tokens of a clip, with START and STOP."
@@ -222,7 +222,7 @@ def name(self: TokenCache, index: int) -> str:
     "Name of a clip: its table's folder and its id there."
     return self.texts.info(index)["id"]
 
-# %% ../../nbs/tts/32_token_cache.ipynb #b1a2066c
+# %% ../../nbs/tts/32_token_cache.ipynb #bed082b6
 @patch
 def entry(self: TokenCache, index: int) -> dict:
     "What is known of a clip: id, speaker, language, seconds, text, path, digest."
@@ -231,7 +231,7 @@ def entry(self: TokenCache, index: int) -> dict:
     return {"id": info["id"], "speaker": self.voices[voice], **info["fields"],
             "language": self.languages[tongue] or None, "seconds": seconds}
 
-# %% ../../nbs/tts/32_token_cache.ipynb #c750c4a0
+# %% ../../nbs/tts/32_token_cache.ipynb #68002997
 @patch
 def voice_means(self: TokenCache) -> np.ndarray:  # float32 [voices, 256], each of length 1
     "Each voice as the mean over its clips: steadier than one clip's, and without its words."
@@ -244,7 +244,7 @@ def voice_means(self: TokenCache) -> np.ndarray:  # float32 [voices, 256], each 
             np.add.at(sums, here[i:i + 2**14, 2], block)
     return sums/np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
 
-# %% ../../nbs/tts/32_token_cache.ipynb #91879071
+# %% ../../nbs/tts/32_token_cache.ipynb #3c3ae14d
 def open_cache(
     folder: str | Path,  # of a cache
     tokenizer=None,  # that its texts must be of
@@ -262,7 +262,7 @@ def open_cache(
                        "Make another cache with this codec")
     return cache
 
-# %% ../../nbs/tts/32_token_cache.ipynb #ea34d287
+# %% ../../nbs/tts/32_token_cache.ipynb #b77fb63e
 @patch
 def verify(self: TokenCache) -> dict[str, str]:  # file -> what is wrong; empty when all is well
     "Compare the cache's files and the sound files that are still there with their digests."
