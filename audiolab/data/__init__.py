@@ -3,8 +3,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "batches": ["BandPlan", "Bucket", "CutOrder", "PlainPlan", "rank_share"],
-    "budgets": ["Budget", "DealtPlan", "arranged_deal", "count_hands", "cut_ranks", "deal",
-        "rows_of_batches"],
+    "budgets": ["Budget", "DealtPlan", "FilledPlan", "arranged_deal", "count_filled",
+        "count_hands", "count_left_out", "cut_ranks", "deal", "hand_out", "left_out_in_turn",
+        "rows_of_batches", "side_by_side"],
     "clips": ["AudioFiles", "Clip", "ClipSource", "DataError", "OpenFiles", "Subset",
         "UNREADABLE", "exception_text", "file_digest"],
     "collation": ["collate"],

@@ -5,41 +5,45 @@
 # %% auto #0
 __all__ = ['STEADY', 'LessonRules', 'Peers', 'Prompt', 'choose_prompt']
 
-# %% ../../nbs/tts/34_prompts.ipynb #ca586fb6
+# %% ../../nbs/tts/34_prompts.ipynb #ba341ec5
 from dataclasses import dataclass
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..data import keyed_rng
 from .language_tables import TTSError
 from .token_cache import TokenCache
 
-# %% ../../nbs/tts/34_prompts.ipynb #b536e5c0
+# %% ../../nbs/tts/34_prompts.ipynb #81e5d247
+def _check_rules(rules) -> None:
+    shares = rules.prompt_dropout, rules.own_prompt, rules.text_dropout, rules.emotion
+    if not all(0 <= share <= 1 for share in shares):
+        raise TTSError(f"{rules}: shares and emotion lie between 0 and 1")
+    if not 0 < rules.shortest_prompt <= rules.longest_prompt:
+        raise TTSError(f"prompts of {rules.shortest_prompt} to {rules.longest_prompt} s: the "
+                       "shortest is above 0 and at most the longest")
+    if rules.voice not in ("speaker", "clip"):
+        raise TTSError(f"voice {rules.voice!r}: there are 'speaker' and 'clip'")
+
+# %% ../../nbs/tts/34_prompts.ipynb #bf6245d3
 @dataclass(frozen=True)
 class LessonRules:
     "What chance decides about a clip in each epoch."
     shortest_prompt: float = 1.  # s
     longest_prompt: float = 6.  # s
     prompt_dropout: float = .1  # share of the clips that have no prompt
-    own_prompt: float = .5  # of the clips of a voice with no other clip: share with a piece of their own
+    own_prompt: float = .5  # share with a piece of their own, of clips alone in their voice
     text_dropout: float = .15  # share of the clips whose text is hidden, for guidance without one
     voice: str = "speaker"  # 256 numbers: the mean over a "speaker", or of the "clip" itself
     emotion: float = .5  # what all clips are said to have, 0 to 1
 
-    def __post_init__(self):
-        shares = self.prompt_dropout, self.own_prompt, self.text_dropout, self.emotion
-        if not all(0 <= share <= 1 for share in shares):
-            raise TTSError(f"{self}: shares and emotion lie between 0 and 1")
-        if not 0 < self.shortest_prompt <= self.longest_prompt:
-            raise TTSError(f"prompts of {self.shortest_prompt} to {self.longest_prompt} s: the "
-                           "shortest is above 0 and at most the longest")
-        if self.voice not in ("speaker", "clip"):
-            raise TTSError(f"voice {self.voice!r}: there are 'speaker' and 'clip'")
+    def __post_init__(self): _check_rules(self)
 
+# %% ../../nbs/tts/34_prompts.ipynb #88a041f3
+STEADY = LessonRules(prompt_dropout=0., text_dropout=0.)  # to judge with: nothing is hidden
 
-STEADY = LessonRules(prompt_dropout=0., text_dropout=0.)  # to judge with: nothing hidden
-
-# %% ../../nbs/tts/34_prompts.ipynb #4ab1c01e
+# %% ../../nbs/tts/34_prompts.ipynb #51cd256f
 class Peers:
     "The clips of each voice that are long enough for a prompt."
     def __init__(self,
@@ -59,16 +63,18 @@ class Peers:
         voice = int(self.cache.places[index, 2])
         return self.clips[self.ends[voice]:self.ends[voice + 1]]
 
-    def other(self, index: int, rng: np.random.Generator) -> int | None:
-        "Another recording of the same voice; None where there is none."
-        clips, sound = self.of(index), tuple(self.cache.places[index, :2])
-        for _ in range(8 if len(clips) else 0):
-            found = int(clips[rng.integers(len(clips))])
-            if tuple(self.cache.places[found, :2]) != sound: return found  # another sound, too
-        rest = [int(clip) for clip in clips if tuple(self.cache.places[clip, :2]) != sound]
-        return rest[rng.integers(len(rest))] if rest else None
+# %% ../../nbs/tts/34_prompts.ipynb #08f1b056
+@patch
+def other(self: Peers, index: int, rng: np.random.Generator) -> int | None:
+    "Another recording of the same voice; None where there is none."
+    clips, sound = self.of(index), tuple(self.cache.places[index, :2])
+    for _ in range(8 if len(clips) else 0):
+        found = int(clips[rng.integers(len(clips))])
+        if tuple(self.cache.places[found, :2]) != sound: return found  # another sound, too
+    rest = [int(clip) for clip in clips if tuple(self.cache.places[clip, :2]) != sound]
+    return rest[rng.integers(len(rest))] if rest else None
 
-# %% ../../nbs/tts/34_prompts.ipynb #489e7170
+# %% ../../nbs/tts/34_prompts.ipynb #b36af9dc
 @dataclass(frozen=True)
 class Prompt:
     "A piece of the sounds of a clip."
@@ -76,7 +82,7 @@ class Prompt:
     start: int  # first code
     count: int  # codes
 
-
+# %% ../../nbs/tts/34_prompts.ipynb #9ea65dff
 def choose_prompt(
     cache: TokenCache,
     peers: Peers,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SpeechLessons', 'flat_pack', 'pack_of', 'pack_items', 'lesson_loader', 'split_lessons']
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #69eec185
+# %% ../../nbs/tts/36_speech_lessons.ipynb #ffa6143e
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,7 +23,7 @@ from .prompts import LessonRules, Peers, choose_prompt
 from .t3_config import T3Config
 from .token_cache import TokenCache
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #87d81e20
+# %% ../../nbs/tts/36_speech_lessons.ipynb #8d5cf289
 def _check_suits(cache: TokenCache, config: T3Config) -> None:
     "TTSError where a cache is of other tokens than a model."
     text = cache.texts.mapped["text"]
@@ -39,7 +39,7 @@ def _check_suits(cache: TokenCache, config: T3Config) -> None:
     for problem, found in problems.items():
         if found: raise TTSError(f"{cache.folder}: has {problem}")
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #ed1f2511
+# %% ../../nbs/tts/36_speech_lessons.ipynb #1b311ecd
 class SpeechLessons:
     "Clips of a cache as a data set for `Loader`. `TTSError` where they do not suit the model."
     def __init__(self,
@@ -50,7 +50,8 @@ class SpeechLessons:
         seed: int = 0,  # decides prompts and what is hidden
     ):
         _check_suits(cache, config)
-        self.cache, self.config, self.rules, self.seed = cache, config, rules, seed
+        self.cache, self.config = cache, config
+        self.rules, self.seed = rules, seed
         clips = np.arange(len(cache)) if clips is None else np.asarray(clips, np.int64)
         self.clips, self.left_out = self._that_fit(clips)
         self.rows = 2 + config.queries + config.starts + (
@@ -60,7 +61,7 @@ class SpeechLessons:
 
     def _that_fit(self, clips):  # (clips, names of the others by why)
         long_text = self.cache.text_lengths[clips] - 2 > self.config.max_text
-        long_speech = self.cache.speech_lengths[clips] > self.config.max_speech
+        long_speech = ~long_text & (self.cache.speech_lengths[clips] > self.config.max_speech)
         left_out = {f"text longer than {self.config.max_text} tokens": clips[long_text],
                     f"speech longer than {self.config.max_speech} codes": clips[long_speech]}
         kept = clips[~(long_text | long_speech)]
@@ -75,7 +76,7 @@ class SpeechLessons:
         "Rows of a clip in a pack, those of a prompt counted."
         return int(self.rows[index])
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #ff68fcf6
+# %% ../../nbs/tts/36_speech_lessons.ipynb #9e298aa5
 @patch
 def item(self: SpeechLessons,
     index: int,
@@ -83,17 +84,18 @@ def item(self: SpeechLessons,
 ) -> dict:  # text, speech, prompt int64; speaker float32 [256]; emotion, drop_text, index
     "What a clip is in an epoch; a prompt of no codes is none."
     clip, cache, rules = int(self.clips[index]), self.cache, self.rules
-    chosen = choose_prompt(cache, self.peers, rules, self.config.prompt_tokens, clip, self.seed, epoch)
-    prompt = cache.speech(clip)[:0]
+    most, prompt = self.config.prompt_tokens, cache.speech(clip)[:0]
+    chosen = choose_prompt(cache, self.peers, rules, most, clip, self.seed, epoch)
     if chosen: prompt = cache.speech(chosen.clip)[chosen.start:chosen.start + chosen.count]
     means = self.voices is not None
     voice = self.voices[cache.places[clip, 2]] if means else cache.speaker_embedding(clip)
-    return {"text": cache.text(clip).astype(np.int64), "speech": cache.speech(clip).astype(np.int64),
-            "prompt": prompt.astype(np.int64), "speaker": voice, "emotion": rules.emotion,
-            "drop_text": keyed_rng(self.seed, epoch, clip, 2).random() < rules.text_dropout,
-            "index": index}
+    hidden = keyed_rng(self.seed, epoch, clip, 2).random() < rules.text_dropout
+    tokens = {"text": cache.text(clip), "speech": cache.speech(clip), "prompt": prompt}
+    tokens = {name: part.astype(np.int64) for name, part in tokens.items()}
+    return tokens | {"speaker": voice, "emotion": rules.emotion, "drop_text": hidden,
+                     "index": index}
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #11f2035c
+# %% ../../nbs/tts/36_speech_lessons.ipynb #b050993a
 _INNER = "layout."
 
 
@@ -103,18 +105,18 @@ def flat_pack(pack: Pack) -> dict:  # text, ..., layout.order, ...
     inner = tree.pop("layout")
     return tree | {_INNER + name: value for name, value in inner.items()}
 
-
+# %% ../../nbs/tts/36_speech_lessons.ipynb #9f948807
 def pack_of(batch: dict) -> Pack:
     "The pack that a batch of a `Loader` is."
     inner = {field.name: batch[_INNER + field.name] for field in fields(PackLayout)}
     outer = {field.name: batch[field.name] for field in fields(Pack) if field.name != "layout"}
     return Pack.from_dict(outer | {"layout": inner})
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #e892c956
+# %% ../../nbs/tts/36_speech_lessons.ipynb #a3ea8162
 def pack_items(
     items: Sequence[dict],  # as `SpeechLessons.item` gives them
     config: T3Config,
-    rows: int | None = None,  # of the pack, the rest empty, so that all have one shape; None: as needed
+    rows: int | None = None,  # of the pack, the rest empty; None: as many as it takes
 ) -> dict:  # of `flat_pack`, and "index"
     "Lay clips end to end."
     utterances = [Utterance(*(torch.from_numpy(item[key]) for key in ("text", "speech")),
@@ -123,21 +125,21 @@ def pack_items(
     pack = make_pack(utterances, config, [bool(item["drop_text"]) for item in items], rows)
     return flat_pack(pack) | {"index": torch.tensor([item["index"] for item in items])}
 
-
+# %% ../../nbs/tts/36_speech_lessons.ipynb #e87c77f8
 @patch
 def batch(self: SpeechLessons, indices: np.ndarray, epoch: int = 0) -> dict:
     "Some clips as one pack."
     items = [self.item(index, epoch) for index in np.asarray(indices).tolist()]
     return pack_items(items, self.config)
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #f11e1b63
+# %% ../../nbs/tts/36_speech_lessons.ipynb #af73f07b
 def lesson_loader(
     lessons: SpeechLessons | dict[str, SpeechLessons],  # or several by name
     tokens: int,  # rows of a pack, of each process
     *,
     weights: dict[str, float] | None = None,  # share of each in the clips of an epoch; None: alike
     items: int | None = None,  # clips of an epoch of several; None: as many as the first has
-    full: float | None = .985,  # share of the rows to plan for, clips left out in turn; None: all come
+    full: float | None = .985,  # share of rows to plan for, clips left out in turn; None: all come
     fixed: bool = False,  # whether packs are made up to `tokens` rows, so that all have one shape
     seed: int = 0,
     rank: int = 0,  # number of this process
@@ -156,7 +158,7 @@ def lesson_loader(
                        drop_last=full is not None, **options)
     except DataError as error: raise TTSError(f"packs of {tokens} rows: {error}") from error
 
-# %% ../../nbs/tts/36_speech_lessons.ipynb #b03e4d26
+# %% ../../nbs/tts/36_speech_lessons.ipynb #ecde3cd3
 def split_lessons(
     cache: TokenCache,
     validation: float = .02,  # share of the texts or speakers
@@ -169,5 +171,6 @@ def split_lessons(
     if by == "text": groups = [cache.text(index).tobytes() for index in range(len(cache))]
     keys = [xxhash.xxh3_64_intdigest(group, seed)/2**64 for group in groups]
     held = np.array(keys) < max(validation, min(keys) + 1e-12 if validation else 0)
-    if 0 < held.sum() < len(held) or not validation: return np.flatnonzero(~held), np.flatnonzero(held)
+    if 0 < held.sum() < len(held) or not validation:
+        return np.flatnonzero(~held), np.flatnonzero(held)
     raise TTSError(f"{cache.folder}: {len(set(groups))} {by}s cannot be divided into two parts")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOUNDS', 'TEXTS', 'ABOUT_CACHE', 'sound_settings', 'sound_fields', 'add_sound', 'finish_part', 'SoundParts',
-           'write_texts', 'write_about', 'read_about', 'TokenCache', 'open_cache']
+           'write_texts', 'write_about', 'read_about', 'TokenCache', 'open_cache', 'paper_cache']
 
-# %% ../../nbs/tts/32_token_cache.ipynb #2de02ea9
+# %% ../../nbs/tts/32_token_cache.ipynb #1a49eb31
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ from .clip_tokens import SPEAKER_NUMBERS, code_type
 from .corpus_table import Entry
 from .language_tables import TTSError
 
-# %% ../../nbs/tts/32_token_cache.ipynb #0464f565
+# %% ../../nbs/tts/32_token_cache.ipynb #5d380304
 SOUNDS, TEXTS, ABOUT_CACHE = "sounds", "texts", "cache.json"
 
 
@@ -37,7 +37,7 @@ def sound_fields(dtype: str) -> dict:
     "Codes, and the voice: a row, or none of a clip that could not be used."
     return {"speech": (dtype, ()), "speaker": ("float16", (SPEAKER_NUMBERS,))}
 
-# %% ../../nbs/tts/32_token_cache.ipynb #2eddb2e1
+# %% ../../nbs/tts/32_token_cache.ipynb #e8ac3b4d
 def add_sound(
     writer: PackedWriter,
     path: str,  # of the sound file
@@ -51,7 +51,7 @@ def add_sound(
     if "failed" in clip: notes["failed"] = clip["failed"]
     writer.add(clip["digest"], {"speech": speech, "speaker": voice}, notes)
 
-# %% ../../nbs/tts/32_token_cache.ipynb #a76b2b6b
+# %% ../../nbs/tts/32_token_cache.ipynb #6af0d3fb
 def finish_part(
     folder: Path,  # of a store of sounds that a killed run left
     settings: dict,
@@ -65,7 +65,7 @@ def finish_part(
         for path in folder.iterdir(): path.unlink()
         folder.rmdir()
 
-# %% ../../nbs/tts/32_token_cache.ipynb #c258d3e0
+# %% ../../nbs/tts/32_token_cache.ipynb #eb6a6051
 class SoundParts:
     "All sounds of a cache, found by digest. `TTSError` where another codec made them."
     def __init__(self,
@@ -97,7 +97,7 @@ class SoundParts:
         size, time, digest = self.stamps.get(path, (None, None, None))
         return digest if (size, time) == (about.st_size, about.st_mtime_ns) else None
 
-# %% ../../nbs/tts/32_token_cache.ipynb #d5994aa7
+# %% ../../nbs/tts/32_token_cache.ipynb #d51a1b76
 _TEXT_FIELDS = {"text": ("int32", ()), "place": ("int32", (4,))}  # part, item, voice, language
 
 
@@ -121,7 +121,7 @@ def write_texts(
             writer.add(entry.id, {"text": ids, "place": place}, notes)
     return {"parts": list(stores), "voices": list(voices), "languages": list(tongues)}
 
-# %% ../../nbs/tts/32_token_cache.ipynb #045c1a52
+# %% ../../nbs/tts/32_token_cache.ipynb #6aedc034
 def write_about(
     folder: Path,  # of the cache
     **about,  # texts, parts, voices, languages, tokenizer, sounds, report
@@ -131,7 +131,7 @@ def write_about(
     try: durable_write(folder/ABOUT_CACHE, [canonical_json(about)])
     except WriteError as error: raise TTSError(str(error)) from error
 
-# %% ../../nbs/tts/32_token_cache.ipynb #4366efaf
+# %% ../../nbs/tts/32_token_cache.ipynb #7584c035
 _KEYS = {"texts": str, "parts": list, "voices": list, "languages": list, "tokenizer": str,
          "sounds": dict, "report": dict}
 
@@ -154,7 +154,7 @@ def read_about(
     raise TTSError(f"{path}: damaged, or of another version ({', '.join(map(str, wrong[:3]))}); "
                    "make the cache again")
 
-# %% ../../nbs/tts/32_token_cache.ipynb #b47a20be
+# %% ../../nbs/tts/32_token_cache.ipynb #0ee90316
 class TokenCache:
     "Clips as tokens, mapped into memory. `TTSError` where the cache is not whole."
     def __init__(self,
@@ -196,7 +196,7 @@ class TokenCache:
         "Hours of speech."
         return float(self.speech_lengths.sum()/self.codec["rate"]/3600)
 
-# %% ../../nbs/tts/32_token_cache.ipynb #cbb03c27
+# %% ../../nbs/tts/32_token_cache.ipynb #87f9ad30
 @patch
 def text(self: TokenCache, index: int) -> np.ndarray:  # int32 [t]
     "Text tokens of a clip, with START and STOP."
@@ -222,7 +222,7 @@ def name(self: TokenCache, index: int) -> str:
     "Name of a clip: its table's folder and its id there."
     return self.texts.info(index)["id"]
 
-# %% ../../nbs/tts/32_token_cache.ipynb #bed082b6
+# %% ../../nbs/tts/32_token_cache.ipynb #d6ed18e4
 @patch
 def entry(self: TokenCache, index: int) -> dict:
     "What is known of a clip: id, speaker, language, seconds, text, path, digest."
@@ -231,7 +231,7 @@ def entry(self: TokenCache, index: int) -> dict:
     return {"id": info["id"], "speaker": self.voices[voice], **info["fields"],
             "language": self.languages[tongue] or None, "seconds": seconds}
 
-# %% ../../nbs/tts/32_token_cache.ipynb #68002997
+# %% ../../nbs/tts/32_token_cache.ipynb #5f9f6e94
 @patch
 def voice_means(self: TokenCache) -> np.ndarray:  # float32 [voices, 256], each of length 1
     "Each voice as the mean over its clips: steadier than one clip's, and without its words."
@@ -244,7 +244,7 @@ def voice_means(self: TokenCache) -> np.ndarray:  # float32 [voices, 256], each 
             np.add.at(sums, here[i:i + 2**14, 2], block)
     return sums/np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
 
-# %% ../../nbs/tts/32_token_cache.ipynb #3c3ae14d
+# %% ../../nbs/tts/32_token_cache.ipynb #bd3a11e8
 def open_cache(
     folder: str | Path,  # of a cache
     tokenizer=None,  # that its texts must be of
@@ -262,7 +262,7 @@ def open_cache(
                        "Make another cache with this codec")
     return cache
 
-# %% ../../nbs/tts/32_token_cache.ipynb #b77fb63e
+# %% ../../nbs/tts/32_token_cache.ipynb #0eb8317e
 @patch
 def verify(self: TokenCache) -> dict[str, str]:  # file -> what is wrong; empty when all is well
     "Compare the cache's files and the sound files that are still there with their digests."
@@ -275,3 +275,36 @@ def verify(self: TokenCache) -> dict[str, str]:  # file -> what is wrong; empty 
         if path.exists() and file_digest(path) != notes["digest"]:
             problems[str(path)] = "changed since it was coded; run audiolab tts cache again"
     return problems
+
+# %% ../../nbs/tts/32_token_cache.ipynb #be6a9f79
+def _paper_clip(name: str, codes: int, length: int, rng: np.random.Generator) -> dict:
+    speech = rng.integers(0, codes, length).astype("int16" if codes <= 2**15 else "int32")
+    return {"digest": name, "stamp": [0, 0], "speech": speech,
+            "speaker": rng.random(SPEAKER_NUMBERS).astype(np.float16)}
+
+
+def paper_cache(
+    folder: str | Path,  # of the new cache
+    lengths: np.ndarray,  # codes of each clip [N]
+    letters: np.ndarray,  # text tokens of each, START and STOP not counted [N]
+    voices: list[str] | None = None,  # who says each; None: twenty in turn
+    codes: int = 1024,  # of the codec
+    rows: int = 500,  # of the tokenizer, of which 255 is START and 0 is STOP
+    seed: int = 0,
+) -> TokenCache:
+    "A cache of random tokens, of which nothing was ever said."
+    rng, folder = np.random.default_rng(seed), Path(folder)
+    settings = dict(codec="paper", name="paper", codes=codes, rate=25., speakers="statistics")
+    names = [f"clip{number}" for number in range(len(lengths))]
+    voices = voices or [f"v{number % 20}" for number in range(len(lengths))]
+    with PackedWriter(folder/SOUNDS/"00000-0", sound_fields("int16" if codes <= 2**15 else "int32"),
+                      settings) as writer:
+        for name, length in zip(names, lengths):
+            add_sound(writer, name, _paper_clip(name, codes, length, rng))
+    entries = [Entry(name, name, "nothing", voice, "en") for name, voice in zip(names, voices)]
+    texts = [np.array([255, *rng.integers(1, rows, count), 0], np.int32) for count in letters]
+    numbers = write_texts(folder, f"{TEXTS}-0", zip(entries, texts, names),
+                          SoundParts(folder, settings), "paper")
+    write_about(folder, texts=f"{TEXTS}-0", tokenizer="paper", sounds=settings, report={},
+                **numbers)
+    return TokenCache(folder)
