@@ -233,8 +233,9 @@ def test_the_whole_script_has_rows():
     signs = train_tokenizer(["ሰላም"], "char", gemination=True)
     assert signs.decode(signs.encode("አለ\u135f", "am")) == "አለ\u135f"
     tags = [token["content"] for token in made.layout.added]
-    assert tags == ["[STOP]", "[UNK]", "[SPACE]", "[START]", "[am]"]
-    assert [made.layout.tokens[token] for token in tags[:3]] == [0, 1, 2]
+    assert tags == ["[STOP]", "[UNK]", "[SPACE]", "[am]", "[START]"]
+    assert [made.layout.tokens[token] for token in tags] == [0, 1, 2, 3, 255]
+    assert CATS.start_id == len(CATS) - 1
 
 
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "char"])
@@ -303,6 +304,7 @@ def test_damaged_models(raw):
 def test_nothing_to_learn_from():
     for texts in ([], [""], ["  \n"]):
         with pytest.raises(TTSError, match="empty"): train_tokenizer(texts)
+    with pytest.raises(TTSError, match="no code of a lang"): train_tokenizer(["a"], language="EN")
     with pytest.raises(TTSError, match="known are char, bpe"): train_tokenizer(["a"], "words")
     with pytest.raises(TTSError, match="Unicode"): train_tokenizer(["a\ud800"])
     with pytest.raises(TTSError, match="Unicode"): train_tokenizer([None])

@@ -6,7 +6,7 @@
 __all__ = ['RELEASED_TOKENIZERS', 'PROBE_TEXTS', 'check_rows', 'probe_pairs', 'old_characters', 'offered_tokens', 'MergeReport',
            'MergedVocabulary', 'merge_vocabulary', 'check_merge']
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #1f2e9ab5
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #f2430f16
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,11 +16,12 @@ from tokenizers import pre_tokenizers
 from .language_tables import TTSError
 from .text_tokenizer import TextTokenizer, check_texts, decompose_text
 from audiolab.tts.tokenizer_layout import (
-    MAX_ROWS, WHITESPACE, TokenizerLayout, check_token, tagged_language, token_kind,
+    MAX_ROWS, WHITESPACE, TokenizerLayout, check_token, language_tag, tagged_language,
+    token_kind,
 )
 from .tokenizer_training import reconstruct_merges
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #2c97a354
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #3c65324b
 RELEASED_TOKENIZERS = {704: "tokenizer.json", 2352: "mtl_tokenizer.json",
                        2454: "grapheme_mtl_merged_expanded_v1.json"}
 
@@ -37,7 +38,7 @@ def check_rows(
     raise TTSError(f"{tokenizer.name} has {len(tokenizer):,} rows, and the model's table of texts "
                    f"{rows:,}: they do not belong together; {remedy}")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #757cea80
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #2e629ffa
 PROBE_TEXTS = {
     "ar": "كل عام وأنتم بخير؛ هل وصل القطار؟ نعم، وصل.", "da": "Høj bly gom vandt fræk sexquiz på wc.",
     "de": "Zwölf Boxkämpfer jagen Viktor quer über den großen Deich – „wirklich“?",
@@ -52,7 +53,7 @@ PROBE_TEXTS = {
     "sw": "Habari za asubuhi, rafiki yangu?", "tr": "Pijamalı hasta yağız şoföre çabucak güvendi.",
     "zh": "[cj_o][cj_n][cj_f][cj_.]，。《》：“”！？"}
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #cacec79b
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #04cdc9f8
 def probe_pairs(
     base: TextTokenizer,
     more: Mapping[str, Iterable[str]] | None = None,  # texts of languages, besides
@@ -63,13 +64,13 @@ def probe_pairs(
     own += [(code, text) for code, texts in (more or {}).items() for text in texts]
     return own + [(None, text) for text in PROBE_TEXTS.values()]
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #c0aeb1ab
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #eea83099
 def old_characters(base: TextTokenizer, probe: Iterable[tuple]) -> set[str]:
     "Characters of old tokens and old texts."
     found = set().union(*(decompose_text(text) + text for _, text in probe))
     return found.union(*base.layout.tokens) | set(" ")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #ca3f5ba6
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #3b510d1e
 _CUT = pre_tokenizers.Whitespace()
 
 def _is_offer(token, cut):
@@ -94,7 +95,7 @@ def offered_tokens(
     merges = [pair for pair in merges if _is_offer("".join(pair), cut)]
     return [token for token in tokens if _is_offer(token, cut)], merges
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #8070e780
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #cb36a9a9
 def _made_of(letters, merges, old) -> set[str]:
     "Wholes that pairs can make, short ones first."
     known, made = set(letters), set()
@@ -104,7 +105,7 @@ def _made_of(letters, merges, old) -> set[str]:
         made.add(left + right)
     return made
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #83e34832
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #e40e90a0
 def _kept_merges(base, letters, merges, old) -> list[tuple[str, str]]:
     "Pairs that join something new out of what is there."
     known, there = set(base.layout.vocabulary).union(letters), set(base.layout.merges)
@@ -113,14 +114,14 @@ def _kept_merges(base, letters, merges, old) -> list[tuple[str, str]]:
     fine = (pair for pair in merges if "".join(pair) in made and known.issuperset(pair))
     return list(dict.fromkeys(pair for pair in fine if pair not in there))
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #cff7668e
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #1b13eb78
 def _tag_flags(base: TextTokenizer) -> dict:
     "How the base finds its tags of languages."
     tags = [token for token in base.layout.added if tagged_language(token["content"])]
     flags = {flag: False for flag in ("single_word", "lstrip", "rstrip", "normalized")}
     return tags[-1] if tags else {**flags, "special": True}
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #2de588ad
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #547a012f
 def _appended(base, tag, letters, merges) -> TokenizerLayout:
     "The base's layout with new rows from its last one on."
     layout, known = base.layout, base.layout.tokens
@@ -132,7 +133,7 @@ def _appended(base, tag, letters, merges) -> TokenizerLayout:
     return replace(layout, vocabulary=layout.vocabulary | rows, merges=[*layout.merges, *merges],
                    added=[*layout.added, *added])
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #63a137ca
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #6ceb628b
 @dataclass(frozen=True)
 class MergeReport:
     "What a merge did."
@@ -153,20 +154,14 @@ class MergeReport:
         return (f"{first}; {self.language} {tag}, {self.merges:,} merges{more}; left out because "
                 f"old texts use them or nothing makes them: {len(self.left_out):,} ({shown})")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #015ec8e0
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #3bd467e1
 class MergedVocabulary(NamedTuple):
     "A tokenizer with one more language, its new tokens in order of their rows, and what was done."
     tokenizer: TextTokenizer
     added: list[str]
     report: MergeReport
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #21d284df
-def _language_tag(language) -> str:
-    tag = f"[{language}]"
-    if tagged_language(tag) == language: return tag
-    raise TTSError(f"{language!r:.40} is no code of a language, such as am")
-
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #7b99edcd
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #89bc895d
 def merge_vocabulary(
     base: TextTokenizer,
     new: TextTokenizer | Sequence[str],  # of the new language; or its tokens
@@ -175,7 +170,7 @@ def merge_vocabulary(
     probe: Mapping[str, Iterable[str]] | None = None,  # language: texts that must stay as they are
 ) -> MergedVocabulary:
     "A base with rows for one more language. TTSError for a base of another size, or a code that is none."
-    tag = _language_tag(language)
+    tag = language_tag(language)
     if rows is not None: check_rows(base, rows)
     old = old_characters(base, probe_pairs(base, probe))
     tokens, offers = offered_tokens(new, base.layout.pre_tokenizer == WHITESPACE)
@@ -189,7 +184,7 @@ def merge_vocabulary(
     added = [token for token, row in rows_of.items() if row >= len(base)]
     return MergedVocabulary(made, sorted(added, key=rows_of.get), report)
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #b92fe9d4
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #af0b48d8
 def _check_table(base, merged, language):
     before, after = base.layout.tokens, merged.layout.tokens
     moved = next((token for token, row in before.items() if after.get(token) != row), None)
@@ -202,7 +197,7 @@ def _check_table(base, merged, language):
     if f"[{language}]" not in after:
         raise TTSError(f"{merged.name}: no [{language}]; merge with --lang {language}")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #a1e8a624
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #0ac27819
 def _check_probe(base, merged, pairs):
     for language, text in pairs:
         before, after = base.encode(text, language), merged.encode(text, language)
@@ -210,7 +205,7 @@ def _check_probe(base, merged, pairs):
         raise TTSError(f"{merged.name}: {text!r:.60} in {language or 'no language'} is no longer "
                        f"encoded as by {base.name}; give such texts to the merge as probe")
 
-# %% ../../nbs/tts/07_vocabulary_merge.ipynb #dcc60e60
+# %% ../../nbs/tts/07_vocabulary_merge.ipynb #585ce277
 def _check_round_trip(merged, texts, language):
     for text in texts:
         came = merged.decode(merged.encode(text, language))
