@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RowInit', 'rows_like', 'draw_rows', 'extend_vocabulary']
 
-# %% ../../nbs/tts/20_extension.ipynb #7d6cb17f
+# %% ../../nbs/tts/20_extension.ipynb #11b79b50
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from torch import nn
 from .language_tables import TTSError
 from .t3 import T3
 
-# %% ../../nbs/tts/20_extension.ipynb #12f67ba4
+# %% ../../nbs/tts/20_extension.ipynb #fe6a8ba1
 def rows_like(
     rows: torch.Tensor,  # of tokens that are known [N, H]
     count: int,  # how many new ones
@@ -29,10 +29,10 @@ def rows_like(
     mixed = torch.randn(count, len(rows), generator=generator)@(rows - mean)
     return mean + spread/math.sqrt(max(len(rows) - 1, 1))*mixed
 
-# %% ../../nbs/tts/20_extension.ipynb #7c78fd2f
+# %% ../../nbs/tts/20_extension.ipynb #f2da959a
 RowInit = Literal["mean_noise", "phonetic", "normal"]
 
-# %% ../../nbs/tts/20_extension.ipynb #f790b811
+# %% ../../nbs/tts/20_extension.ipynb #013d638a
 def draw_rows(
     rows: torch.Tensor,  # of the base [N, H]
     count: int,  # how many new ones
@@ -51,7 +51,7 @@ def draw_rows(
         new[place] = rows[list(alike)].mean(0) + .1*(new[place] - mean)
     return new
 
-# %% ../../nbs/tts/20_extension.ipynb #5bc48eb6
+# %% ../../nbs/tts/20_extension.ipynb #79cf20e6
 def _check_extension(model: T3, size: int, init: str) -> int:
     "How many rows a model has. TTSError for an extension that cannot be."
     rows = model.config.text_vocab
@@ -64,7 +64,7 @@ def _check_extension(model: T3, size: int, init: str) -> int:
         raise TTSError("the rows of text are frozen in parts: extend first, then freeze")
     return rows
 
-# %% ../../nbs/tts/20_extension.ipynb #449ad94d
+# %% ../../nbs/tts/20_extension.ipynb #6707ef79
 def _check_sources(sources: Mapping[int, Sequence[int]], rows: int) -> None:
     "TTSError where a new row could not begin between rows of the base."
     if not sources:
@@ -73,7 +73,7 @@ def _check_sources(sources: Mapping[int, Sequence[int]], rows: int) -> None:
     if bad := [n for ids in sources.values() for n in ids if not 0 <= n < rows]:
         raise TTSError(f"a source must be a row of the base, below {rows}, and {bad[0]} is not")
 
-# %% ../../nbs/tts/20_extension.ipynb #20520c1a
+# %% ../../nbs/tts/20_extension.ipynb #e122dc22
 @torch.no_grad()
 def extend_vocabulary(
     model: T3,  # changed in place

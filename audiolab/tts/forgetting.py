@@ -6,7 +6,7 @@
 __all__ = ['AnswerChange', 'compare_logits', 'cached_utterances', 'probe_packs', 'ForgettingProbe', 'measure_forgetting',
            'forgetting_table']
 
-# %% ../../nbs/tts/24_forgetting.ipynb #27fc665a
+# %% ../../nbs/tts/24_forgetting.ipynb #727de3e9
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from .packs import Pack, Utterance, count_rows, make_pack
 from .t3 import T3
 from .t3_config import T3Config
 
-# %% ../../nbs/tts/24_forgetting.ipynb #1495fdeb
+# %% ../../nbs/tts/24_forgetting.ipynb #dac998f0
 @dataclass(frozen=True)
 class AnswerChange:
     "What became of answers, each a mean over tokens."
@@ -27,7 +27,7 @@ class AnswerChange:
     agreement: float  # share of tokens whose likeliest answer is still the same
     tokens: int
 
-
+# %% ../../nbs/tts/24_forgetting.ipynb #cad74647
 def compare_logits(
     old: torch.Tensor,  # [N, V]
     new: torch.Tensor,  # [N, V or more]
@@ -40,7 +40,7 @@ def compare_logits(
     same = (old.argmax(-1) == new.argmax(-1)).sum()
     return torch.stack([*costs, shift, same]).double()
 
-# %% ../../nbs/tts/24_forgetting.ipynb #61dde393
+# %% ../../nbs/tts/24_forgetting.ipynb #dc139717
 def cached_utterances(
     cache,  # `TokenCache`
     config: T3Config,  # of the model
@@ -57,7 +57,7 @@ def cached_utterances(
                       torch.as_tensor(cache.speech(n)).long(), None,
                       torch.as_tensor(cache.speaker_embedding(n))) for n in chosen]
 
-
+# %% ../../nbs/tts/24_forgetting.ipynb #0245a3f8
 def probe_packs(
     utterances: Iterable[Utterance],
     config: T3Config,
@@ -74,7 +74,7 @@ def probe_packs(
         taken += size
     return packs + [make_pack(waiting, config)] if waiting else packs
 
-# %% ../../nbs/tts/24_forgetting.ipynb #a3a4c33f
+# %% ../../nbs/tts/24_forgetting.ipynb #700df900
 @torch.no_grad()
 def _answers(model: T3, pack: Pack) -> dict[str, tuple]:  # kind -> hidden [N, H], labels [N]
     "What is known where an answer is due."
@@ -89,7 +89,7 @@ def _answers(model: T3, pack: Pack) -> dict[str, tuple]:  # kind -> hidden [N, H
 def _heads(model: T3) -> dict[str, torch.Tensor]:
     return {kind: getattr(model, f"{kind}_head").weight.detach() for kind in ("text", "speech")}
 
-
+# %% ../../nbs/tts/24_forgetting.ipynb #ea567f8b
 class ForgettingProbe:
     "Sentences, and what the base knew of them."
     def __init__(self,
@@ -103,7 +103,7 @@ class ForgettingProbe:
                       for language, each in packs.items()}
         model.train(was)
 
-# %% ../../nbs/tts/24_forgetting.ipynb #96e8c509
+# %% ../../nbs/tts/24_forgetting.ipynb #3ed24338
 def _sums(heads: tuple, hidden: tuple, labels: torch.Tensor, rows: int = 1024) -> torch.Tensor:
     "Sums of `compare_logits` over all tokens, a thousand at a time."
     total = torch.zeros(4, dtype=torch.float64, device=labels.device)
@@ -113,7 +113,7 @@ def _sums(heads: tuple, hidden: tuple, labels: torch.Tensor, rows: int = 1024) -
         total += compare_logits(old, new, labels[part])
     return total
 
-
+# %% ../../nbs/tts/24_forgetting.ipynb #0741433c
 @torch.no_grad()
 def measure_forgetting(
     probe: ForgettingProbe,
@@ -135,7 +135,7 @@ def measure_forgetting(
     model.train(was)
     return found
 
-# %% ../../nbs/tts/24_forgetting.ipynb #b9d94834
+# %% ../../nbs/tts/24_forgetting.ipynb #63c02a78
 def forgetting_table(
     found: Mapping[str, Mapping[str, AnswerChange]],  # of `measure_forgetting`
 ) -> str:  # Markdown

@@ -6,7 +6,7 @@
 __all__ = ['PROJECTIONS', 'merge_adapters', 'adapted_layers', 'with_lora', 'merge_lora', 'base_digest', 'save_adapter',
            'apply_adapter']
 
-# %% ../../nbs/tts/22_lora.ipynb #0025ae84
+# %% ../../nbs/tts/22_lora.ipynb #3c2145be
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from .freezing import SplitTable, freeze
 from .language_tables import TTSError
 from .t3 import T3
 
-# %% ../../nbs/tts/22_lora.ipynb #9da198d4
+# %% ../../nbs/tts/22_lora.ipynb #6a81ee48
 _DOWN, _UP, _SCALE = ".lora_A.weight", ".lora_B.weight", ".lora_scale"
 
 
@@ -42,7 +42,7 @@ def merge_adapters(
         merged[f"{name}.weight"] = (weight.float() + scale*(high@low)).to(weight.dtype)
     return merged
 
-# %% ../../nbs/tts/22_lora.ipynb #05fa75d6
+# %% ../../nbs/tts/22_lora.ipynb #a7c07818
 def _give_plain_names(layer: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     "After an adapted layer has told its state."
     for name in [name for name in state if name.startswith(prefix)]:
@@ -50,7 +50,7 @@ def _give_plain_names(layer: nn.Module, state: dict, prefix: str, metadata: dict
         state[plain] = state.pop(name)
     state[f"{prefix}lora_scale"] = torch.tensor(layer.scaling["default"])
 
-
+# %% ../../nbs/tts/22_lora.ipynb #d80360f4
 def _take_plain_names(layer, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
     "Before an adapted layer takes up a state."
     ours = {f"{prefix}weight": f"{prefix}base_layer.weight"}
@@ -61,10 +61,7 @@ def _take_plain_names(layer, state, prefix, metadata, strict, missing, unexpecte
     if abs(scale - layer.scaling["default"]) > 1e-6:
         errors.append(f"{prefix}lora_scale is {scale:g} there and {layer.scaling['default']:g} here")
 
-# %% ../../nbs/tts/22_lora.ipynb #03f3720b
-PROJECTIONS = "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
-
-
+# %% ../../nbs/tts/22_lora.ipynb #ca01341a
 @contextmanager
 def _torchaudio_or_none() -> Iterator[None]:
     "Inside the `with`, others do not try to import a torchaudio that cannot be loaded."
@@ -74,7 +71,7 @@ def _torchaudio_or_none() -> Iterator[None]:
     finally:
         if sys.modules.get("torchaudio", 0) is None: del sys.modules["torchaudio"]
 
-
+# %% ../../nbs/tts/22_lora.ipynb #d605eabc
 def _import_peft():
     "The package, or a TTSError that says how to get it."
     try:
@@ -83,14 +80,17 @@ def _import_peft():
         raise TTSError("adapters take the package peft: pip install 'audiolab[lora]'") from error
     return peft
 
-# %% ../../nbs/tts/22_lora.ipynb #832d2105
+# %% ../../nbs/tts/22_lora.ipynb #7fbc1104
+PROJECTIONS = "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+
+
 def adapted_layers(
     model: nn.Module,
 ) -> dict[str, nn.Module]:  # by name
     "The layers of a model that have adapters."
     return {name: part for name, part in model.named_modules() if hasattr(part, "lora_A")}
 
-
+# %% ../../nbs/tts/22_lora.ipynb #47011c62
 def with_lora(
     model: T3,  # changed in place
     rank: int = 32,  # of what is added to a matrix
@@ -116,7 +116,7 @@ def with_lora(
         layer.register_load_state_dict_pre_hook(_take_plain_names)
     return model
 
-# %% ../../nbs/tts/22_lora.ipynb #29104c57
+# %% ../../nbs/tts/22_lora.ipynb #ddaaa42d
 def merge_lora(
     model: T3,  # changed in place; nothing happens to one without adapters
 ) -> T3:  # the model
@@ -128,7 +128,7 @@ def merge_lora(
     if adapted: model.load_state_dict(merged)
     return model
 
-# %% ../../nbs/tts/22_lora.ipynb #ebdbebdb
+# %% ../../nbs/tts/22_lora.ipynb #ad34b3f0
 def base_digest(
     tensors: Mapping[str, torch.Tensor],  # of a model, by name
     base_rows: int,  # rows of text that belong to the base
@@ -142,7 +142,7 @@ def base_digest(
         found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
-
+# %% ../../nbs/tts/22_lora.ipynb #f25d65db
 def save_adapter(
     model: T3,  # with adapters
     path: str | Path,  # safetensors file to write or replace
@@ -163,7 +163,7 @@ def _base_rows(model: T3) -> int:
     table = model.text_emb
     return len(table.base_rows) if isinstance(table, SplitTable) else model.config.text_vocab
 
-# %% ../../nbs/tts/22_lora.ipynb #62d899f4
+# %% ../../nbs/tts/22_lora.ipynb #f45ae1ec
 def _check_adapter(model: T3, tensors: dict, notes: dict, path) -> int:
     "Base rows of an adapter file. CheckpointError where it is none, or one for another base."
     if "base_digest" not in notes or not notes.get("base_rows", "").isdecimal():
@@ -179,7 +179,7 @@ def _check_adapter(model: T3, tensors: dict, notes: dict, path) -> int:
         raise CheckpointError("it belongs to no layer of this model", path, name)
     return rows
 
-
+# %% ../../nbs/tts/22_lora.ipynb #c5178659
 def apply_adapter(
     model: T3,  # the base, with adapters nowhere; changed in place
     path: str | Path,  # that `save_adapter` wrote
