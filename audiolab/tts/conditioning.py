@@ -37,7 +37,7 @@ class PromptAttention(nn.Module):
         answer = F.scaled_dot_product_attention(*heads, seen, dropout)
         return asking + self.proj_out(answer.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/tts/13_conditioning.ipynb #4226969b
+# %% ../../nbs/tts/13_conditioning.ipynb #80aae8a0
 class Perceiver(nn.Module):
     "A prompt of any length in a fixed number of rows."
     def __init__(self, config: T3Config):
@@ -47,11 +47,8 @@ class Perceiver(nn.Module):
         self.pre_attention_query = nn.Parameter(query)
         self.attn = PromptAttention(config.width, config.perceiver_heads, config.prompt_dropout)
 
-    def forward(self,
-        prompt: torch.Tensor,  # embedded, [S, P, width], filled up behind
-        lengths: torch.Tensor,  # tokens that there are, [S]
-    ) -> torch.Tensor:  # [S, queries, width]
-        "What the questions learn of each prompt."
+    def forward(self, prompt, lengths):  # embedded [S, P, width], tokens that there are [S]
+        "What the questions learn of each prompt, [S, queries, width]."
         places = torch.arange(prompt.shape[1], device=prompt.device)
         seen = places < lengths.clamp(min=1)[:, None]
         first = self.attn(self.pre_attention_query.expand(len(prompt), -1, -1), prompt, seen)

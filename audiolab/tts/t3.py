@@ -6,7 +6,7 @@
 __all__ = ['SelfAttention', 'GatedFeedForward', 'LlamaBlock', 'LlamaStack', 'LearnedPositions', 'T3', 'init_t3',
            'reference_logits', 'compare_starts']
 
-# %% ../../nbs/tts/15_t3.ipynb #b58030f2
+# %% ../../nbs/tts/15_t3.ipynb #5d428501
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..training import recompute_activations
+from .language_tables import TTSError
 from .conditioning import ConditionEncoder
 from .packed_attention import KeyValueCache, document_attention
 from .packs import IGNORED, Pack, Utterance, make_pack
@@ -98,7 +99,7 @@ class LearnedPositions(nn.Module):
         "The rows of some places."
         return self.emb(places)
 
-# %% ../../nbs/tts/15_t3.ipynb #f16bee50
+# %% ../../nbs/tts/15_t3.ipynb #259bf3f1
 class T3(nn.Module):
     "Text, a voice and sounds so far, to the next letters and sounds."
     def __init__(self, config: T3Config):
@@ -192,6 +193,9 @@ class T3(nn.Module):
         heads: Sequence[tuple[int, int]],  # layer and head of each map
     ) -> torch.Tensor:  # [len(heads), s + 1, t]
         "How much each row of speech, from the start token on, looks at each letter."
+        for layer, head in heads:
+            if 0 <= layer < self.config.layers and 0 <= head < self.config.heads: continue
+            raise TTSError(f"there is no layer {layer}, head {head} in {self.config}")
         pack = make_pack([utterance], self.config).to(self.device)
         attend, found = partial(document_attention, documents=pack.layout.documents), {}
         ways = partial(_looking_on, attend, pack.layout, heads, found)
