@@ -57,14 +57,17 @@ def main(path):
         model = T3(T3Config(rows)).eval()
         state = model.state_dict()
         weights = made_weights({name: tuple(value.shape) for name, value in state.items()})
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=True)
+        tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+        model.load_state_dict(tensors, strict=True)
         text, speech = torch.tensor([TEXT]), torch.tensor([SPEECH])
         for heard, tokens in (("prompt", torch.from_numpy(prompt)[None]), ("alone", None)):
-            condition = T3Cond(speaker_emb=torch.from_numpy(speaker)[None], cond_prompt_speech_tokens=tokens,
-                               emotion_adv=torch.tensor([[[EMOTION]]]))
+            condition = T3Cond(
+                speaker_emb=torch.from_numpy(speaker)[None], cond_prompt_speech_tokens=tokens,
+                emotion_adv=torch.tensor([[[EMOTION]]]))
             with torch.inference_mode():
-                out = model(t3_cond=condition, text_tokens=text, text_token_lens=torch.tensor([len(TEXT)]),
-                            speech_tokens=speech, speech_token_lens=torch.tensor([len(SPEECH)]))
+                out = model(
+                    t3_cond=condition, text_tokens=text, text_token_lens=torch.tensor([len(TEXT)]),
+                    speech_tokens=speech, speech_token_lens=torch.tensor([len(SPEECH)]))
             found[f"text_{rows}_{heard}"] = out.text_logits[0].float().numpy()
             found[f"speech_{rows}_{heard}"] = out.speech_logits[0, :, ::3].float().numpy()
         found[f"names_{rows}"] = np.array(sorted(state))

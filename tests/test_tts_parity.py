@@ -21,7 +21,8 @@ GOLDEN = Path(__file__).parent/"data"/"t3_chatterbox.npz"
 
 def sentence(heard):
     speaker, prompt = (torch.from_numpy(part) for part in made_condition())
-    return Utterance(torch.tensor(TEXT), torch.tensor(SPEECH[1:]), prompt if heard else None, speaker, EMOTION)
+    text, speech = torch.tensor(TEXT), torch.tensor(SPEECH[1:])
+    return Utterance(text, speech, prompt if heard else None, speaker, EMOTION)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,8 @@ def test_the_released_t3_says_the_same(golden, rows):
 def test_the_numbers_are_made_by_the_released_program(golden, tmp_path):
     "T3_PYTHON names a Python that has chatterbox-tts 0.1.7, torch, transformers and einops."
     python = os.environ.get("T3_PYTHON", sys.executable)
-    have = subprocess.run([python, "-c", "import importlib.util as u; print(bool(u.find_spec('chatterbox')))"],
-                          capture_output=True, text=True, timeout=60)
+    ask = "import importlib.util as u; print(bool(u.find_spec('chatterbox')))"
+    have = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
     if have.stdout.strip() != "True": pytest.skip("optional: T3_PYTHON has no chatterbox-tts")
     made, script = tmp_path/"made.npz", Path(__file__).parent/"make_t3_golden.py"
     subprocess.run([python, str(script), str(made)], check=True, capture_output=True, timeout=600)
@@ -79,35 +80,40 @@ def llama():
                    high_freq_factor=config.rope_high, rope_theta=config.rope_theta,
                    original_max_position_embeddings=int(config.rope_original))
     theirs = LlamaModel(LlamaConfig(
-        vocab_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=64, rms_norm_eps=config.norm_eps, max_position_embeddings=131072,
-        attention_bias=False, mlp_bias=False, tie_word_embeddings=False, hidden_act="silu",
+        vocab_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=64, rms_norm_eps=config.norm_eps,
+        max_position_embeddings=131072, attention_bias=False, mlp_bias=False, tie_word_embeddings=False, hidden_act="silu",
         rope_theta=config.rope_theta, rope_scaling=scaling, attn_implementation="eager"))
     return config, theirs.eval()
 
 
 def test_the_blocks_are_those_of_llama(llama):
-    config, theirs = llama
+    (config, theirs), generator = llama, torch.Generator().manual_seed(0)
     model = init_t3(config, 1).eval()
     with torch.no_grad():
-        for value in model.tfmr.parameters(): value.mul_(3) if value.ndim > 1 else value.add_(.1*torch.randn_like(value))
+        for value in model.tfmr.parameters():
+            if value.ndim > 1: value.mul_(3)
+            else: value.add_(.1*torch.randn(value.shape, generator=generator))
     theirs.load_state_dict(model.tfmr.state_dict(), strict=True)
-    one = Utterance(torch.tensor([59, 5, 6, 0]), torch.arange(90), torch.arange(40), torch.ones(256)/16)
+    text, speaker = torch.tensor([59, 5, 6, 0]), torch.ones(256)/16
+    one = Utterance(text, torch.arange(90), torch.arange(40), speaker)
     pack = make_pack([one], config)
     rows = model.joined(pack)
     hidden = theirs(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
     text, speech = model.hidden(pack)
     assert (hidden[pack.layout.text_rows] - text).abs().max() < 1e-5
     assert (hidden[pack.layout.speech_rows] - speech).abs().max() < 1e-5
-    weight = torch.randn(speech.shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(speech.shape, generator=generator)
     (speech*weight).sum().backward()
-    found = {name: value.grad.clone() for name, value in model.tfmr.named_parameters() if value.grad is not None}
+    trained = (item for item in model.tfmr.named_parameters() if item[1].grad is not None)
+    found = {name: value.grad.clone() for name, value in trained}
     rows = model.joined(pack)
     hidden = theirs(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
     (hidden[pack.layout.speech_rows]*weight).sum().backward()
     for name, value in theirs.named_parameters():
         if value.grad is None: continue
-        assert (found[name] - value.grad).abs().max() < 1e-5*max(1, float(value.grad.abs().max())), name
+        size = max(1, float(value.grad.abs().max()))
+        assert (found[name] - value.grad).abs().max() < 1e-5*size, name
 
 
 def test_positions_turn_as_fast_as_theirs(llama):

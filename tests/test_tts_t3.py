@@ -59,11 +59,12 @@ def test_a_pack_is_its_sentences_alone(layout, hidden):
     packed.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    alone = [reference_logits(model, one, bool(hidden and hidden[n])) for n, one in enumerate(several(config=config))]
+    many = several(config=config)
+    alone = [reference_logits(model, one, bool(hidden and hidden[n])) for n, one in enumerate(many)]
     assert (text - torch.cat([part for part, _ in alone])).abs().max() < 1e-5
     assert (speech - torch.cat([part for _, part in alone])).abs().max() < 1e-5
     total = 0
-    for n, one in enumerate(several(config=config)):
+    for n, one in enumerate(many):
         own = make_pack([one], config, hidden and [hidden[n]])
         total = total + losses(model, alone[n][0], own.text_labels)
         total = total + losses(model, alone[n][1], own.speech_labels)
@@ -72,7 +73,8 @@ def test_a_pack_is_its_sentences_alone(layout, hidden):
         if value.grad is None: continue
         size = max(1., float(value.grad.abs().max()))
         assert (gradients[name] - value.grad).abs().max() < 1e-5*size, name
-    assert "tfmr.embed_tokens.weight" not in gradients and len(gradients) == len(model.state_dict()) - 1
+    assert "tfmr.embed_tokens.weight" not in gradients
+    assert len(gradients) == len(model.state_dict()) - 1
 
 
 def test_neighbours_do_not_count(model):
@@ -124,8 +126,8 @@ def oracle(labels, rows, wrong):
 
 def test_who_knows_what_follows_is_not_surprised():
     pack = make_pack(several()[:3], SMALL)
-    sure, late = (F.cross_entropy(oracle(pack.speech_labels, SMALL.speech_vocab, wrong), pack.speech_labels)
-                  for wrong in (False, True))
+    asked, rows = pack.speech_labels, SMALL.speech_vocab
+    sure, late = (F.cross_entropy(oracle(asked, rows, wrong), asked) for wrong in (False, True))
     assert sure == 0 and late > 100
 
 
@@ -147,7 +149,8 @@ def test_rows_up_to_a_size_change_nothing(model):
 def test_rows_are_counted_before_they_are_made():
     for config in (SMALL, replace(SMALL, bos_layout="double")):
         many = several(config=config)
-        counted = [count_rows(len(one.text), len(one.speech), one.prompt is not None, config) for one in many]
+        counted = [count_rows(len(one.text), len(one.speech), one.prompt is not None, config)
+                   for one in many]
         assert make_pack(many, config).layout.lengths == counted
 
 
@@ -199,7 +202,8 @@ def test_step_by_step_is_all_at_once(layout):
     known = [model.decode(rows, cache)[:, -1]]
     for place in range(3):
         codes = torch.stack([one.speech[place] for one in many])[:, None]
-        known.append(model.decode(model.embed_speech(codes, torch.tensor([place + 1])), cache)[:, 0])
+        rows = model.embed_speech(codes, torch.tensor([place + 1]))
+        known.append(model.decode(rows, cache)[:, 0])
         if place == 0:  # the second is over; the others change places
             cache.keep(torch.tensor([2, 0]))
             known = [step[[2, 0]] for step in known]
@@ -225,7 +229,8 @@ def test_attention_maps_are_what_attention_does(model):
 
     pack = make_pack([one], SMALL)
     from audiolab.tts.rotary import rotary_angles
-    model.tfmr(model.joined(pack), rotary_angles(pack.layout.positions, SMALL), lambda layer: watched)
+    angles = rotary_angles(pack.layout.positions, SMALL)
+    model.tfmr(model.joined(pack), angles, lambda layer: watched)
     first = 2 + SMALL.queries
     for found, (layer, head) in zip(maps, [(1, 3), (0, 0)]):
         wanted = seen[layer][head, first + len(one.text):, first:first + len(one.text)]
@@ -235,23 +240,28 @@ def test_attention_maps_are_what_attention_does(model):
 
 def test_a_form_survives_its_text_and_a_stranger_s_is_refused():
     assert parse_config(config_text(SMALL)) == SMALL
-    for text in ("", "[]", "{", '{"width": true}', '{"layers": -1}', '{"text_vocab": 1e99}', '{"what": 1}',
-                 '{"rope_theta": 0}', '{"bos_layout": "triple"}', '{"codes": 9000}', '{"heads": 7}'):
+    for text in ("", "[]", "{", '{"width": true}', '{"layers": -1}', '{"text_vocab": 1e99}',
+                 '{"what": 1}', '{"rope_theta": 0}', '{"bos_layout": "triple"}', '{"codes": 9000}',
+                 '{"heads": 7}'):
         with pytest.raises(TTSError): parse_config(text)
 
 
 def test_shapes_are_those_of_the_module(model):
-    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == tensor_shapes(SMALL)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert shapes == tensor_shapes(SMALL)
 
 
 def test_what_does_not_fit_is_refused_and_named():
     many = several()
-    for wrong in (replace(many[0], text=many[0].text[:-1]), replace(many[0], speech=torch.tensor([-1])),
-                  replace(many[0], prompt=torch.zeros(151, dtype=torch.int64)),
-                  replace(many[0], speaker=torch.zeros(3)), replace(many[0], speech=torch.zeros(1028).long())):
-        with pytest.raises(TTSError, match="sentence 1 cannot be packed"): make_pack([many[1], wrong], SMALL)
+    changes = (dict(text=many[0].text[:-1]), dict(speech=torch.tensor([-1])),
+               dict(prompt=torch.zeros(151, dtype=torch.int64)), dict(speaker=torch.zeros(3)),
+               dict(speech=torch.zeros(1028).long()))
+    for change in changes:
+        with pytest.raises(TTSError, match="sentence 1 cannot be packed"):
+            make_pack([many[1], replace(many[0], **change)], SMALL)
     with pytest.raises(TTSError, match="no sentences"): make_pack([], SMALL)
-    with pytest.raises(TTSError, match="of 6 sentences, and 2 are"): make_pack(many, SMALL, [True, False])
+    with pytest.raises(TTSError, match="of 6 sentences, and 2 are"):
+        make_pack(many, SMALL, [True, False])
 
 
 def test_a_beginning_is_the_same_on_any_day():

@@ -32,8 +32,8 @@ def released_name(
     "The name that a tensor has in the release."
     return None if name.startswith("training.") else _WRAPPERS.sub("", name)
 
-# %% ../../nbs/tts/16_t3_files.ipynb #037ff54a
-_HEAD_SIZE, _RELEASED = 64, T3Config()
+# %% ../../nbs/tts/16_t3_files.ipynb #04e5fcc8
+_HEAD_SIZE, _RELEASED, _LAYER = 64, T3Config(), re.compile(r"tfmr\.layers\.(\d{1,4})\.")
 
 
 def _speech_ids(rows: int) -> dict[str, int]:
@@ -49,7 +49,8 @@ def shapes_config(
     def size(name, axis=0):
         if len(shapes.get(name, ())) > axis: return shapes[name][axis]
         raise TTSError(f"not the weights of a T3: there is no {name} of the right kind")
-    layers = [int(found[1]) for name in shapes if (found := re.match(r"tfmr\.layers\.(\d{1,4})\.", name))]
+
+    layers = [int(found[1]) for name in shapes if (found := _LAYER.match(name))]
     width, rows = size("text_emb.weight", 1), size("text_emb.weight")
     return T3Config(
         rows, width=width, layers=max(layers, default=-1) + 1, heads=max(1, width//_HEAD_SIZE),
@@ -99,8 +100,8 @@ def find_t3(
     hint = f"name one of {', '.join(several[:8])}" if several else "no *.safetensors is in it"
     raise TTSError(f"{path}: no run with weights of a T3; {hint}")
 
-# %% ../../nbs/tts/16_t3_files.ipynb #8b93e211
-def _file_shapes(path: Path) -> tuple[dict[str, tuple], dict[str, str]]:  # shapes by released name, header
+# %% ../../nbs/tts/16_t3_files.ipynb #f5bfb1e9
+def _file_shapes(path: Path) -> tuple[dict, dict]:  # shapes by released name, header
     "What is in a safetensors file, without reading it."
     with LazyTensors(path) as source:
         tensors, header = source.tensors.values(), dict(source.info.metadata)
@@ -120,24 +121,30 @@ def read_t3_notes(
     except (ValueError, OSError) as error: raise TTSError(f"{path}: {error}") from error
     return config, notes if isinstance(notes, dict) else {}
 
-# %% ../../nbs/tts/16_t3_files.ipynb #20f3ea41
-def _pickled_state(path: Path) -> dict[str, torch.Tensor]:  # by released name
-    "The weights in a file of torch.save; they stay on the disk until they are used."
-    found = read_torch_file(path)
+# %% ../../nbs/tts/16_t3_files.ipynb #819e081b
+def _innermost(found):
+    "What lies in lists of one and under the names that trainers use."
     for _ in range(4):
         if isinstance(found, (list, tuple)) and len(found) == 1: found = found[0]
-        inner = [found[key] for key in ("model", "state_dict") if key in found] if isinstance(found, dict) else []
-        if not inner: break
-        found = inner[0]
-    if isinstance(found, dict):
-        tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
-        return {name: value for key, value in tensors.items() if (name := released_name(key))}
-    raise TTSError(f"it holds a {type(found).__name__} where the weights of a model were expected")
+        keys = [key for key in ("model", "state_dict") if isinstance(found, dict) and key in found]
+        if not keys: break
+        found = found[keys[0]]
+    return found
 
-# %% ../../nbs/tts/16_t3_files.ipynb #b0bd6371
+
+def _pickled_state(path: Path) -> dict[str, torch.Tensor]:  # by released name
+    "The weights in a file of torch.save; they stay on the disk until they are used."
+    found = _innermost(read_torch_file(path))
+    if not isinstance(found, dict):
+        raise TTSError(f"it holds a {type(found).__name__}, not the weights of a model")
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    return {name: value for key, value in tensors.items() if (name := released_name(key))}
+
+# %% ../../nbs/tts/16_t3_files.ipynb #84a216f1
 def _fill_pickled(model: T3, state: dict, device) -> None:
     "Copy weights into a model without memory."
-    wanted, found = tensor_shapes(model.config), {name: tuple(value.shape) for name, value in state.items()}
+    wanted = tensor_shapes(model.config)
+    found = {name: tuple(value.shape) for name, value in state.items()}
     wrong = [f"{name} is missing" for name in wanted if name not in found]
     wrong += [f"{name[:80]} is not of this model" for name in found if name not in wanted]
     wrong += [f"{name} is {list(found[name])} in the file, {list(shape)} in the model"
@@ -147,7 +154,7 @@ def _fill_pickled(model: T3, state: dict, device) -> None:
     with torch.no_grad():
         for name, value in model.state_dict().items(): value.copy_(state[name])
 
-# %% ../../nbs/tts/16_t3_files.ipynb #ff4b2de4
+# %% ../../nbs/tts/16_t3_files.ipynb #67bc36b1
 def _empty_model(config: T3Config, dtype) -> T3:
     "A model without memory."
     with torch.device("meta"): return T3(config).to(dtype)
@@ -156,8 +163,8 @@ def _empty_model(config: T3Config, dtype) -> T3:
 def _load(path: Path, config: T3Config | None, device, dtype) -> T3:
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         state = _pickled_state(path)
-        config = config or shapes_config({name: tuple(value.shape) for name, value in state.items()})
-        model = _empty_model(config, dtype)
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        model = _empty_model(config or shapes_config(shapes), dtype)
         _fill_pickled(model, state, device)
         return model
     model = _empty_model(config or read_t3_notes(path)[0], dtype)
