@@ -82,7 +82,8 @@ def llama():
     theirs = LlamaModel(LlamaConfig(
         vocab_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
         num_attention_heads=2, num_key_value_heads=2, head_dim=64, rms_norm_eps=config.norm_eps,
-        max_position_embeddings=131072, attention_bias=False, mlp_bias=False, tie_word_embeddings=False, hidden_act="silu",
+        max_position_embeddings=131072, attention_bias=False, mlp_bias=False,
+        tie_word_embeddings=False, hidden_act="silu",
         rope_theta=config.rope_theta, rope_scaling=scaling, attn_implementation="eager"))
     return config, theirs.eval()
 

@@ -77,7 +77,8 @@ def test_a_run_is_opened_by_its_folder(model, state, tmp_path):
     assert same(load_t3(run), state)
 
 
-def wrapped(state): return {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+def wrapped(state):
+    return {"state_dict": {f"module.{name}": value for name, value in state.items()}}
 
 
 @pytest.mark.parametrize("nest", [dict, lambda s: {"model": [s]}, lambda s: {"model": s}, wrapped])
@@ -165,6 +166,25 @@ def test_names_of_a_run_s_own_state_are_left_out():
     assert released_name("cond_enc.perceiver.attn.norm.bias") == "cond_enc.perceiver.attn.norm.bias"
 
 
+def test_inspect_tells_size_notes_and_rows(model, tmp_path, capsys):
+    from audiolab.tts.row_map import InspectT3Config, inspect_t3_command, map_rows
+    from audiolab.tts.tokenizer_training import train_tokenizer
+    tokenizer = train_tokenizer(["a small fox"], "char", language="en")
+    tokenizer.save(tmp_path/"tokenizer.json")
+    path = save_t3(model, tmp_path/"t3.safetensors", {"base_rows": 60, "tokenizer": "of another"})
+    asked = InspectT3Config(str(path), str(tmp_path/"tokenizer.json"))
+    assert inspect_t3_command(asked) == 0
+    shown = capsys.readouterr().out
+    for wanted in ("2 blocks", "base_rows: 60", "language", "unused", "another tokenizer"):
+        assert wanted in shown
+    torch.save(model.state_dict(), tmp_path/"t3.pt")
+    assert inspect_t3_command(InspectT3Config(str(tmp_path/"t3.pt"))) == 0
+    ranges = map_rows(70, tokenizer, 60)
+    assert [one.new for one in ranges] == sorted(one.new for one in ranges)
+    covered = [row for one in ranges for row in range(one.first, one.last + 1)]
+    assert covered == list(range(70)) and ranges[-1][:4] == (60, 69, "unused", True)
+
+
 @pytest.mark.slow
 def test_loading_takes_hardly_more_than_the_file(tmp_path):
     "A file of the released size, 2.14 GB: at most 1.1 times as much at the peak."
@@ -182,5 +202,5 @@ from audiolab.tts.t3_files import load_t3
 before = peak()
 model = load_t3({str(path)!r})
 print(peak() - before)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], stdout=-1, check=True, timeout=600)
     assert int(done.stdout) < 1.1*path.stat().st_size

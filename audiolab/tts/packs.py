@@ -174,7 +174,14 @@ class Pack:
             return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         return Pack.from_dict(move(self.to_dict()))
 
-# %% ../../nbs/tts/14_packs.ipynb #7ed47cc4
+# %% ../../nbs/tts/14_packs.ipynb #f571de8f
+def _hidden(drop_text, count: int) -> torch.Tensor:  # bool [S]
+    if drop_text is None: return torch.zeros(count, dtype=torch.bool)
+    hidden = torch.as_tensor(drop_text, dtype=torch.bool)
+    if hidden.shape == (count,): return hidden
+    raise TTSError(f"drop_text is for a pack of {count} sentences, and {hidden.numel()} are named")
+
+
 def _padded_prompts(prompts: list) -> tuple[torch.Tensor, torch.Tensor]:  # [S, P], [S]
     "One row each; at least one place, so that there is something to look at."
     lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in prompts])
@@ -199,7 +206,7 @@ def _plan(prompts, text, speech, config: T3Config, rows: int | None) -> dict:
     plan = {name: torch.from_numpy(value) for name, value in found.items()}
     return plan | {"starts": torch.from_numpy(starts), "lengths": lengths.tolist()}
 
-# %% ../../nbs/tts/14_packs.ipynb #4b3ece9f
+# %% ../../nbs/tts/14_packs.ipynb #5945ee7c
 def make_pack(
     utterances: Sequence[Utterance],  # one at least
     config: T3Config,
@@ -209,8 +216,7 @@ def make_pack(
     "Lay sentences end to end. TTSError says which of them does not fit, and why."
     if not len(utterances): raise TTSError("a pack of no sentences")
     for number, one in enumerate(utterances): check_utterance(one, config, number)
-    texts, hidden = [one.text.long() for one in utterances], torch.zeros(len(utterances)).bool()
-    if drop_text is not None: hidden |= torch.as_tensor(drop_text, dtype=torch.bool)
+    texts, hidden = [one.text.long() for one in utterances], _hidden(drop_text, len(utterances))
     speech, labels = zip(*(_speech_tokens(one.speech.long(), config) for one in utterances))
     prompt, heard = _padded_prompts([one.prompt for one in utterances])
     written, spoken = (torch.tensor([len(part) for part in parts]) for parts in (texts, speech))

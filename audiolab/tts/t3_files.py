@@ -100,17 +100,22 @@ def find_t3(
     hint = f"name one of {', '.join(several[:8])}" if several else "no *.safetensors is in it"
     raise TTSError(f"{path}: no run with weights of a T3; {hint}")
 
-# %% ../../nbs/tts/16_t3_files.ipynb #f5bfb1e9
+# %% ../../nbs/tts/16_t3_files.ipynb #e74dfa29
+_PICKLED = ".pt", ".pth", ".bin", ".ckpt"  # endings of files of torch.save
+
+
 def _file_shapes(path: Path) -> tuple[dict, dict]:  # shapes by released name, header
-    "What is in a safetensors file, without reading it."
+    "What is in a file, without reading its numbers."
+    if path.suffix in _PICKLED:
+        return {name: tuple(value.shape) for name, value in _pickled_state(path).items()}, {}
     with LazyTensors(path) as source:
         tensors, header = source.tensors.values(), dict(source.info.metadata)
         return {name: tuple(tensor.shape) for tensor in tensors
                 if (name := released_name(tensor.name))}, header
 
-# %% ../../nbs/tts/16_t3_files.ipynb #eafe26d9
+# %% ../../nbs/tts/16_t3_files.ipynb #0422d6f9
 def read_t3_notes(
-    path: str | Path,  # file of safetensors, or folder of a run
+    path: str | Path,  # file, or folder of a run
 ) -> tuple[T3Config, dict]:  # its form, and the notes with which it was written
     "What a file says of itself, without reading its weights. TTSError if they are not those of a T3."
     path = find_t3(path)
@@ -154,14 +159,14 @@ def _fill_pickled(model: T3, state: dict, device) -> None:
     with torch.no_grad():
         for name, value in model.state_dict().items(): value.copy_(state[name])
 
-# %% ../../nbs/tts/16_t3_files.ipynb #67bc36b1
+# %% ../../nbs/tts/16_t3_files.ipynb #f6cef14d
 def _empty_model(config: T3Config, dtype) -> T3:
     "A model without memory."
     with torch.device("meta"): return T3(config).to(dtype)
 
 
 def _load(path: Path, config: T3Config | None, device, dtype) -> T3:
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+    if path.suffix in _PICKLED:
         state = _pickled_state(path)
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         model = _empty_model(config or shapes_config(shapes), dtype)
