@@ -6,20 +6,20 @@
 __all__ = ['SYLLABLES', 'LENGTH_MARKS', 'ETHIOPIC_MARKS', 'CONSONANTS', 'HOMOPHONES', 'KHA_LIKE_HA', 'UNSEEN', 'AMHARIC_TYPED',
            'AMHARIC_DOTTED', 'AMHARIC_TITLES', 'AMHARIC_PLACES', 'AMHARIC_NAMES', 'AMHARIC_TABLE', 'series_alike']
 
-# %% ../../nbs/tts/02_amharic.ipynb #c708ecd0
+# %% ../../nbs/tts/02_amharic.ipynb #2e0aaa14
 import re
 import unicodedata
 
 from .amharic_numbers import AMHARIC_NUMBERS, PREFIXES
 from .language_tables import LanguageTable, TextRule
 
-# %% ../../nbs/tts/02_amharic.ipynb #79392004
+# %% ../../nbs/tts/02_amharic.ipynb #22e2a038
 SYLLABLES = tuple(chr(c) for c in range(0x1200, 0x135B) if unicodedata.category(chr(c)) == "Lo")
 LENGTH_MARKS = "\u135d\u135e\u135f"  # long consonant and vowel, long vowel, long consonant
 ETHIOPIC_MARKS = "፡።፣፤፥፦፧፨"
 CONSONANTS = tuple(s for s in SYLLABLES if ord(s) % 8 == 0)  # the first order of each
 
-# %% ../../nbs/tts/02_amharic.ipynb #164900c0
+# %% ../../nbs/tts/02_amharic.ipynb #8ace3975
 def series_alike(
     consonant: str,  # first order of the series that is replaced
     like: str,  # first order of the one that sounds like it
@@ -38,10 +38,10 @@ def _homophones():
 
 HOMOPHONES = _homophones()
 
-# %% ../../nbs/tts/02_amharic.ipynb #3ff90803
+# %% ../../nbs/tts/02_amharic.ipynb #8cf0a596
 KHA_LIKE_HA = series_alike("ኸ", "ሀ") | {"ኻ": "ሀ"}
 
-# %% ../../nbs/tts/02_amharic.ipynb #53f2d497
+# %% ../../nbs/tts/02_amharic.ipynb #5f4b91a4
 UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e"
                     "\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff]+")
 
@@ -52,10 +52,10 @@ def _mark(pattern, said): return TextRule("mark", re.compile(pattern), lambda ma
 AMHARIC_TYPED = (
     TextRule("unseen", UNSEEN, lambda match: ""),
     _mark(r"(?:፡፡|(?<![A-Za-z])::|።)(?:\s*(?:፡፡|::|።))+|፡፡|(?<![A-Za-z])::(?![A-Za-z])", "።"),
-    _mark("[፡:][-–—](?!>)", "፦"), _mark("፠", "፨"), _mark("<<|‹‹|《", "«"), _mark(">>|››|》", "»"),
+    _mark("[፡:][-–—](?!>)", "፦"), _mark("፠", "፨"), _mark("<<|>>|[«»‹›《》“”]+", '"'),
     _mark(r"[^\S\n]*፡[^\S\n]*", " "), _mark(r"[^\S\n]+(?=[።፣፤፥፦፧፨])", ""))
 
-# %% ../../nbs/tts/02_amharic.ipynb #01783185
+# %% ../../nbs/tts/02_amharic.ipynb #3bc58f07
 AMHARIC_DOTTED = {
     "ዓ.ም.": "ዓመተ ምህረት", "ዓ.ዓ.": "ዓመተ ዓለም", "እ.ኤ.አ.": "እንደ ኤውሮፓ አቆጣጠር", "አ.አ.": "አዲስ አበባ",
     "እ.ኢ.አ.": "እንደ ኢትዮጵያ አቆጣጠር", "ዓ/ም": "ዓመተ ምህረት", "ስ.ቁ.": "ስልክ ቁጥር", "ኪ.ሜ.": "ኪሎ ሜትር",
@@ -67,7 +67,7 @@ AMHARIC_TITLES = {
     "ሻ/ል-": "ሻምበል", "ብ/ጄ/ል": "ብርጋዴር ጄኔራል", "ሌ/ኮ/ል": "ሌተና ኮሎኔል", "ሌ/ጄ/ል": "ሌተና ጄኔራል",
     "ም/ፕሬዝዳንት-": "ምክትል ፕሬዝዳንት", "ሊ/መንበር-": "ሊቀ መንበር"}
 
-# %% ../../nbs/tts/02_amharic.ipynb #415c4592
+# %% ../../nbs/tts/02_amharic.ipynb #785afe92
 AMHARIC_PLACES = {
     "ት/ቤ-": "ትምህርት ቤ", "መ/ቤ-": "መሥሪያ ቤ", "ፍ/ቤ-": "ፍርድ ቤ", "ም/ቤ-": "ምክር ቤ", "ጽ/ቤ-": "ጽሕፈት ቤ",
     "ክ/ከተማ-": "ክፍለ ከተማ", "ክ/ዘመን-": "ክፍለ ዘመን", "ክ/ሀገር-": "ክፍለ ሀገር", "ቤ/ክ": "ቤተ ክርስቲያን",
@@ -77,9 +77,9 @@ AMHARIC_NAMES = {
     "ኃ/ሚካኤል-": "ኃይለ ሚካኤል", "ኃ/ገብርኤል-": "ኃይለ ገብርኤል", "ተ/ሃይማኖት-": "ተክለ ሃይማኖት", "ቅ/ጊዮርጊስ-": "ቅዱስ ጊዮርጊስ",
     "ቅ/ሚካኤል-": "ቅዱስ ሚካኤል", "ቅ/ገብርኤል-": "ቅዱስ ገብርኤል", "ቅ/ማርያም-": "ቅድስት ማርያም"}
 
-# %% ../../nbs/tts/02_amharic.ipynb #f2a17812
+# %% ../../nbs/tts/02_amharic.ipynb #1cde6b1e
 AMHARIC_TABLE = LanguageTable(
-    "am", letters=frozenset(SYLLABLES) | frozenset(LENGTH_MARKS), marks=ETHIOPIC_MARKS + ".,?!-\"'«»()",
+    "am", letters=frozenset(SYLLABLES) | frozenset(LENGTH_MARKS), marks=ETHIOPIC_MARKS + ".,?!-\"'()",
     typed=AMHARIC_TYPED, homophones=HOMOPHONES, prefixes=PREFIXES, numbers=AMHARIC_NUMBERS,
     abbreviations=AMHARIC_DOTTED | AMHARIC_TITLES | AMHARIC_PLACES | AMHARIC_NAMES,
     sentence_ends=("።", "፧", "፨", "?", "!", "፡፡", "::", "."), full_stop="።")

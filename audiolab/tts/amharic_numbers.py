@@ -6,14 +6,14 @@
 __all__ = ['LARGEST', 'STYLES', 'ETHIOPIC_NUMERALS', 'PREFIXES', 'AMHARIC_NUMBERS', 'first_order', 'spell_amharic',
            'read_ethiopic', 'write_ethiopic', 'attach_ending', 'attach_start']
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #030fed2e
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #b982bebc
 import re
 import unicodedata
 from decimal import Decimal
 
 from .language_tables import PLAIN_DIGITS, TextRule, TTSError
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #33a57967
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #1f1c0a0d
 _ONES = "ዜሮ አንድ ሁለት ሦስት አራት አምስት ስድስት ሰባት ስምንት ዘጠኝ አሥር".split()
 _TENS = "_ አሥር ሃያ ሠላሳ አርባ ሃምሳ ስልሳ ሰባ ሰማንያ ዘጠና".split()
 _GROUPS = ((10**12, "ትሪሊዮን"), (10**9, "ቢሊዮን"), (10**6, "ሚሊዮን"), (1000, "ሺህ"), (100, "መቶ"))
@@ -30,7 +30,7 @@ def _cardinal(number):
     if number < 20: return f"አሥራ {_ONES[number - 10]}"
     return _TENS[number // 10] + (f" {_ONES[number % 10]}" if number % 10 else "")
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #fd0119ac
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #58aec3ef
 def _year(number):
     hundreds, rest = divmod(number, 100)
     if not 11 <= hundreds <= 19: return _cardinal(number)
@@ -50,7 +50,7 @@ def _ordinal(words):
     sixth = ord(words[-1]) & 7 == 5
     return words[:-1] + (first_order(words[-1]) if sixth else words[-1]) + "ኛ"
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #de30dec7
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #26c77821
 STYLES = "cardinal", "ordinal", "year", "digits"
 
 
@@ -78,7 +78,7 @@ def spell_amharic(
     said = _read_whole(whole, style) + (f" ነጥብ {_digits(part)}" if part else "")
     return _ordinal(said) if style == "ordinal" else said
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #bd8b8b92
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #efe27c00
 _NUMERAL = re.compile("(?:[፲-፺]?[፩-፱]?[፻፼])*[፲-፺]?[፩-፱]?")
 
 
@@ -95,7 +95,7 @@ def read_ethiopic(
         else: units += int(unicodedata.numeric(sign))
     return total + pending + units
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #27bdb36b
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #3a4b81f3
 def write_ethiopic(
     number: int,  # from 1
 ) -> str:
@@ -112,7 +112,7 @@ def _below_hundred(number):
     tens, ones = divmod(number, 10)
     return (chr(ord("፲") + tens - 1) if tens else "") + (chr(ord("፩") + ones - 1) if ones else "")
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #97749538
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #155863f4
 def _numeral_digits(match):
     if _NUMERAL.fullmatch(match[0]): return str(read_ethiopic(match[0]))
     return " ".join(str(read_ethiopic(sign)) for sign in match[0])
@@ -120,7 +120,7 @@ def _numeral_digits(match):
 
 ETHIOPIC_NUMERALS = TextRule("number", re.compile("[፩-፼]+"), _numeral_digits)
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #220f616f
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #0c35e8a3
 _ENDINGS = re.compile("(?:ቱ|ኙ|ሩ|ዱ|ው|ዋ|ዎች|ዎቹ|ዊ)?(?:ን|ም|ና|ስ|ንም|ንና|ሽ|ማ)?")
 
 
@@ -134,8 +134,8 @@ def attach_ending(
     same = first_order(words[-1]) == first_order(ending[0]) and words[-1] != ending[0]
     return (words[:-1] if same else words) + ending
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #51bdb20a
-PREFIXES = tuple("በ ለ ከ የ ስለ እስከ እንደ ወደ ያለ እነ የእነ በእነ በየ ለየ ከየ በነ የነ እንዲሁም".split()[:-1])
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #f0b4f56e
+PREFIXES = tuple("በ ለ ከ የ ስለ እስከ እንደ ወደ ያለ እነ የእነ በእነ በየ ለየ ከየ በነ የነ".split())
 _IS_PREFIX = re.compile(f"(?:^|.*[^ሀ-ፚ])(?:{'|'.join(PREFIXES)})$", re.S)
 
 
@@ -147,9 +147,12 @@ def attach_start(
     alone = not before or not before[-1].isalnum() or _IS_PREFIX.match(before)
     return words if alone else f" {words}"
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #571866f4
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #b0cee437
 _FRACTIONS = {("1", "2"): "ግማሽ", ("1", "3"): "ሲሶ", ("1", "4"): "ሩብ"}
 _FRACTION = re.compile("(?:([0-9]+) )?([0-9]+)⁄([0-9]+)")
+
+
+def _before(match): return match.string[max(0, match.start() - 32):match.start()]
 
 
 def _fraction(match):
@@ -157,9 +160,9 @@ def _fraction(match):
     said = _FRACTIONS.get((above, below))
     said = said or f"{spell_amharic(above)} {spell_amharic(below, 'ordinal')}"
     if whole: said = f"{spell_amharic(whole)} ከ{said}"
-    return attach_start(match.string[:match.start()], said)
+    return attach_start(_before(match), said)
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #97e958d1
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #c708f484
 _UNITS = {"%": "በመቶ", "$": "ዶላር", "€": "ዩሮ", "£": "ፓውንድ"}
 _NUMBER = re.compile(
     "(?P<money>[$€£] ?)?"
@@ -170,17 +173,17 @@ _ERA_BEFORE = re.compile(f"(?:አቆጣጠር|ኤ\\s?[./]\\s?አ[./]?)\\s*(?:{'|
 
 
 def _is_year(match):
-    before, after = match.string[:match.start()], match.string[match.end("number"):]
+    after = match.string[match.end("number"):match.end("number") + 32]
     alone = len(match["number"]) == 4 and not match["th"] and not match["unit"]
-    return alone and bool(_ERA_AFTER.match(after) or _ERA_BEFORE.search(before[-32:]))
+    return alone and bool(_ERA_AFTER.match(after) or _ERA_BEFORE.search(_before(match)))
 
-# %% ../../nbs/tts/01_amharic_numbers.ipynb #8fc16fac
+# %% ../../nbs/tts/01_amharic_numbers.ipynb #04e120da
 def _said_number(match):
     style = "ordinal" if match["th"] else "year" if _is_year(match) else "cardinal"
     words = spell_amharic(match["number"], style)
     for sign in (match["money"], match["unit"]):
         if sign: words += f" {_UNITS[sign.strip()]}"
-    words = attach_start(match.string[:match.start()], attach_ending(words, match["ending"]))
+    words = attach_start(_before(match), attach_ending(words, match["ending"]))
     return words + " " * match.string[match.end():match.end() + 1].isalpha()
 
 

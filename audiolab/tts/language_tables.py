@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLAIN_DIGITS', 'TTSError', 'TextRule', 'plain_digits', 'LanguageTable']
 
-# %% ../../nbs/tts/00_language_tables.ipynb #9a3c75d9
+# %% ../../nbs/tts/00_language_tables.ipynb #3ad56506
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-# %% ../../nbs/tts/00_language_tables.ipynb #fa2f093c
+# %% ../../nbs/tts/00_language_tables.ipynb #49b426b5
 class TTSError(ValueError):
     "What the speech room cannot go on with; the message names it and the remedy."
 
-# %% ../../nbs/tts/00_language_tables.ipynb #7e09b78b
+# %% ../../nbs/tts/00_language_tables.ipynb #c38ca400
 class TextRule(NamedTuple):
     "One thing that is written in a text and said otherwise."
     kind: str  # "number", "abbreviation", "letter": told with every change
     pattern: re.Pattern  # what is written
     said: Callable[[re.Match], str]  # instead; the text of the match where nothing is
 
-# %% ../../nbs/tts/00_language_tables.ipynb #4d266c2e
+# %% ../../nbs/tts/00_language_tables.ipynb #406da39f
 @lru_cache(4096)
 def plain_digits(
     character: str,  # one
@@ -43,8 +43,8 @@ def _plain(match):
 
 PLAIN_DIGITS = TextRule("number", re.compile("[^\x00-\x7fሀ-፨]"), _plain)
 
-# %% ../../nbs/tts/00_language_tables.ipynb #535e046d
-@dataclass(frozen=True)
+# %% ../../nbs/tts/00_language_tables.ipynb #b518dc7d
+@dataclass(frozen=True, repr=False)
 class LanguageTable:
     "What is written in a language, what is said instead, and where its sentences end."
     code: str  # "am": the tag of the language in a vocabulary is "[am]"
@@ -57,3 +57,5 @@ class LanguageTable:
     numbers: tuple[TextRule, ...] = ()
     sentence_ends: str | tuple[str, ...] = ".?!"  # each ends a sentence
     full_stop: str = "."  # what ends a sentence that has no mark
+
+    def __repr__(self): return f"<LanguageTable {self.code}, {len(self.letters)} letters>"
