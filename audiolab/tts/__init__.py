@@ -24,6 +24,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "corpus_table": ["Entry", "SoundPlaces", "cut_line", "header_columns", "header_seconds",
         "read_table", "table_lines", "table_summary", "write_table"],
     "extension": ["RowInit", "draw_rows", "extend_vocabulary", "rows_like"],
+    "extension_command": ["ExtendConfig", "extend_command", "extend_file", "rows_to_have",
+        "script_of", "straddling_script"],
     "forgetting": ["AnswerChange", "ForgettingProbe", "cached_utterances", "compare_logits",
         "forgetting_table", "measure_forgetting", "probe_packs"],
     "freezing": ["FreezeMode", "SplitTable", "TEXT_TABLES", "freeze", "learning_table",
