@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import tts_runs
 import voice_runs
 from child_processes import children_of
 from engine_tasks import Adversarial, alive, config, rows, state_of
@@ -76,6 +77,13 @@ def encoder(folder, sounds):
         "save_every": "2 steps", "sample_every": "never"}), "auto")
 
 
+def reader(folder, sounds):
+    corpus = sounds.with_name("letters")
+    if not (corpus/"am"/"cache.json").exists(): tts_runs.small_cache(corpus)
+    tts_runs.fit(tts_runs.settings(corpus, folder, epochs=4, keep_last=3, save_every="2 steps"),
+                 "auto")
+
+
 @dataclass(frozen=True)
 class Kind:
     "A kind of training, and what it leaves."
@@ -106,6 +114,7 @@ KINDS = {
                                            training={"accumulate": 2}),
                                    "snac_16khz_final.safetensors", _SNAC),
     "voice": Kind(encoder, "final_checkpoint.safetensors", _VOICE, 2),
+    "tts": Kind(reader, share=2),
 }
 
 

@@ -52,7 +52,7 @@ class Kills:
         return f"{self.name:24}{self.chains:8}{self.done.total():8}{counts}{len(self.failed):8}"
 
 
-@pytest.mark.parametrize("name, kills", [("two optimizers", 2), ("voice", 2)])
+@pytest.mark.parametrize("name, kills", [("two optimizers", 2), ("voice", 2), ("tts", 1)])
 def test_killed_runs_end_as_if_nothing_had_happened(name, kills, sounds, tmp_path):
     campaign = Kills(name, tmp_path/"runs", sounds)
     while campaign.done.total() < kills and campaign.chains < 4:

@@ -150,7 +150,7 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_choice():
 
 def test_a_pack_costs_what_its_sentences_cost_alone():
     model, spoken = init_t3(CONFIG, 1).eval(), sentences(5)
-    total, count = torch.zeros(2), 0
+    total = torch.zeros(2)
     for one in spoken:
         text, speech = reference_logits(model, one)
         end = torch.tensor([CONFIG.stop_speech])

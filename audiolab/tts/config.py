@@ -6,8 +6,7 @@
 __all__ = ['FREEZE_MODES', 'SmallT3Settings', 'freeze_word', 'T3Settings', 'LessonSettings', 'LearningSettings', 'highest_rate',
            'told_to_engine', 'SampleSettings', 'RunPaths', 'schedule_of', 'one_cache', 'TTSConfig', 'as_tts_config']
 
-# %% ../../nbs/tts/41_config.ipynb #dde0e190
-import logging
+# %% ../../nbs/tts/41_config.ipynb #2620df77
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -16,10 +15,10 @@ import annotated_types
 from pydantic import BeforeValidator
 
 from ..config import config_error, config_of, did_you_mean
-from ..training import HowOften, RunLength, TrainingConfig
+from ..training import RunLength, TrainingConfig
 from .t3_config import T3Config
 
-# %% ../../nbs/tts/41_config.ipynb #6eac51f1
+# %% ../../nbs/tts/41_config.ipynb #d8752698
 _Positive = Annotated[float, annotated_types.Gt(0)]
 _Weight = Annotated[float, annotated_types.Ge(0)]
 _Count = Annotated[int, annotated_types.Ge(0)]
@@ -28,7 +27,7 @@ _Share = Annotated[float, annotated_types.Interval(ge=0, le=1)]
 _Part = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 _Factor = Annotated[float, annotated_types.Interval(gt=0, le=1)]
 
-# %% ../../nbs/tts/41_config.ipynb #53d20478
+# %% ../../nbs/tts/41_config.ipynb #27dea66d
 @dataclass
 class SmallT3Settings:
     "The size of a model that begins from nothing."
@@ -51,7 +50,7 @@ class SmallT3Settings:
         sizes = vars(self) | {"feed_forward": self.feed_forward or 4*self.width} | numbers
         return T3Config.small(text_vocab, codes, **sizes)
 
-# %% ../../nbs/tts/41_config.ipynb #4626e68b
+# %% ../../nbs/tts/41_config.ipynb #633d663b
 def freeze_word(value):
     "What true and false mean, where it is asked what is not to move."
     if isinstance(value, bool): return "base_rows" if value else "none"
@@ -61,7 +60,7 @@ def freeze_word(value):
 FREEZE_MODES = "auto", "none", "base_rows", "text_only", "layers", "lora"
 _Freeze = Annotated[Literal[FREEZE_MODES], BeforeValidator(freeze_word)]
 
-# %% ../../nbs/tts/41_config.ipynb #b11735ec
+# %% ../../nbs/tts/41_config.ipynb #fe450c74
 @dataclass
 class T3Settings:
     "Which model learns, and what of it may move."
@@ -88,7 +87,7 @@ class T3Settings:
         if self.base or self.freeze in ("auto", "none"): return ""
         return f"freeze is {self.freeze}, and there is no base of which to freeze anything"
 
-# %% ../../nbs/tts/41_config.ipynb #101088da
+# %% ../../nbs/tts/41_config.ipynb #eb99eb83
 @dataclass
 class LessonSettings:
     "What to learn from."
@@ -102,11 +101,11 @@ class LessonSettings:
     tokenizer: str = ""  # file that the caches were made with
     max_unknown: _Share = 0.01  # share of text tokens that may be unknown
     text_dropout: _Part = 0.15  # how often the text is hidden, for guidance
-    prompt_dropout: _Part = 0.1  # how often there is no prompt
+    prompt_dropout: _Share = 0.1  # how often there is no prompt
     prompt_seconds_min: _Positive = 1.0  # s of a prompt, at least
     prompt_seconds_max: _Positive = 6.0  # and at most
     voice: Literal["speaker", "clip"] = "speaker"  # numbers of a voice: of all its clips, or of one
-    full: _Part = 0.97  # share of a pack that is filled, clips left out in turn; 0: all come
+    full: _Part = 0.985  # share of packs to plan for, clips left out in turn; 0: all come
     held_out_clips: _AtLeastOne = 500  # that a validation measures of each language, at most
 
     def problem(self) -> str:
@@ -123,7 +122,7 @@ class LessonSettings:
         if self.prompt_seconds_min <= self.prompt_seconds_max: return ""
         return "prompt_seconds_min is longer than prompt_seconds_max"
 
-# %% ../../nbs/tts/41_config.ipynb #78846415
+# %% ../../nbs/tts/41_config.ipynb #77adc7f1
 @dataclass
 class LearningSettings(TrainingConfig):
     "How long, how fast and how carefully to train."
@@ -147,7 +146,7 @@ class LearningSettings(TrainingConfig):
     min_delta: _Weight = 0.0  # by which a better one must be better
     min_epochs: _Count = 0  # before which a run does not stop early
 
-# %% ../../nbs/tts/41_config.ipynb #efe9a774
+# %% ../../nbs/tts/41_config.ipynb #fd10d319
 def highest_rate(
     training: LearningSettings,
     base: bool,  # whether there is one
@@ -158,7 +157,7 @@ def highest_rate(
     if not base: return 1e-3
     return 1e-4 if lora else 2e-5
 
-# %% ../../nbs/tts/41_config.ipynb #6dce1500
+# %% ../../nbs/tts/41_config.ipynb #0b192f4b
 def told_to_engine(
     training: LearningSettings,
 ) -> LearningSettings:
@@ -168,25 +167,25 @@ def told_to_engine(
     decay = 1. if by_epoch else training.decay
     return replace(training, precision=precision, patience=0, decay=decay)
 
-# %% ../../nbs/tts/41_config.ipynb #7ca42fa7
+# %% ../../nbs/tts/41_config.ipynb #f50ab723
 @dataclass
 class SampleSettings:
     "What is spoken while it learns."
     sample_texts: tuple[str, ...] = ()  # sentences, each perhaps with a tag before: "[en] Hello."
     n_samples: _Count = 5  # of them at most; without any, held-out texts
-    audio: bool = True  # speak them, where the codec of the caches can be opened
+    audio: bool = True  # speak them, where there is a codec
     alignments: bool = True  # draw where the model looks in the text
-    codec: str = ""  # such as mel:codec.safetensors; empty: what the caches name
+    codec: str = ""  # of the caches, such as mel:codec.safetensors; empty: nothing is heard
     max_tokens: _AtLeastOne = 500  # of speech, of each
 
-# %% ../../nbs/tts/41_config.ipynb #6804c08f
+# %% ../../nbs/tts/41_config.ipynb #15fa25b9
 @dataclass
 class RunPaths:
     "Where everything is written."
     output: str = "runs/tts"  # run folder: config, history, checkpoints, weights, samples
     use_tensorboard: bool = True  # write logs/ in it, if TensorBoard is installed
 
-# %% ../../nbs/tts/41_config.ipynb #544986f8
+# %% ../../nbs/tts/41_config.ipynb #6917909f
 _SCHEDULES = {"ExponentialLR": "exponential", "CosineAnnealingLR": "cosine",
               "ConstantLR": "constant"}
 
@@ -200,24 +199,24 @@ def schedule_of(
     raise ValueError(f"there is no schedule {name!r}; there are exponential, cosine and constant"
                      f"{did_you_mean(name, known)}")
 
-# %% ../../nbs/tts/41_config.ipynb #979de1cf
+# %% ../../nbs/tts/41_config.ipynb #896c55c3
 def one_cache(path: str) -> dict:
     "A single folder to learn from."
     return {"data": {"caches": [path]}}
 
-# %% ../../nbs/tts/41_config.ipynb #beda8dfc
+# %% ../../nbs/tts/41_config.ipynb #228cc0a0
 _OF_MODEL = {
     "paths.extended_model": "model.base", "finetuning.pretrained_model": "model.base",
     "model.n_vocab": "model.rows", "model.original_vocab_size": "model.base_rows",
     "model.freeze_original_embeddings": "model.freeze",
     "model.freeze_until_index": "model.freeze_until"}
 
-# %% ../../nbs/tts/41_config.ipynb #70954def
+# %% ../../nbs/tts/41_config.ipynb #300f7dbd
 _OF_DATA = {
     "paths.tokenizer": "data.tokenizer", "data.dataset_path": one_cache,
     "data.batch_size": "training.batch_size", "data.num_workers": "training.num_workers"}
 
-# %% ../../nbs/tts/41_config.ipynb #d1f0f448
+# %% ../../nbs/tts/41_config.ipynb #4f05991c
 _OF_TRAINING = {
     "training.lr_scheduler": schedule_of, "training.lr_decay": "training.epoch_decay",
     "training.warmup_steps": "training.warmup", "training.max_epochs": "training.epochs",
@@ -227,19 +226,19 @@ _OF_TRAINING = {
     "training.grad_clip_thresh": "training.clip_norm",
     "training.grad_accumulation_steps": "training.accumulate"}
 
-# %% ../../nbs/tts/41_config.ipynb #5c9e67e9
+# %% ../../nbs/tts/41_config.ipynb #d49fd744
 _OF_THE_REST = {
     "logging.use_tensorboard": "paths.use_tensorboard", "logging.log_audio": "validation.audio",
     "logging.log_alignments": "validation.alignments", "paths.checkpoints": "paths.output"}
 _SHORT = {"base": "model.base", "cache": one_cache, "tokenizer": "data.tokenizer",
           "freeze": "model.freeze", "lr": "training.learning_rate", "output": "paths.output"}
 
-# %% ../../nbs/tts/41_config.ipynb #8463826a
+# %% ../../nbs/tts/41_config.ipynb #95e0f0e4
 _NO_SUCH_PART = "T3 is a Llama model; model.small says how large one from nothing is"
 _BY_CODEC = "the codec of the cache decides how sound is heard"
 _NOTHING_SENT = "nothing is sent anywhere; history.jsonl and TensorBoard have all numbers"
 
-# %% ../../nbs/tts/41_config.ipynb #ca7854bc
+# %% ../../nbs/tts/41_config.ipynb #f4bd2cfd
 _RETIRED = {
     "model.name": "the run folder is its name", "model.use_phonemes": "the tokenizer decides it",
     "data.metadata_file": "the cache lists its clips", "data.train_ratio": "it is what is left",
@@ -251,7 +250,7 @@ _RETIRED = {
     "logging.log_dir": "logs/ in the run folder", "logging.log_spectrograms":
     "every sample has its picture in TensorBoard"}
 
-# %% ../../nbs/tts/41_config.ipynb #58cf6184
+# %% ../../nbs/tts/41_config.ipynb #29d6b96b
 _RETIRED |= {f"model.{name}": _NO_SUCH_PART for name in (
     "architecture", "hidden_channels", "filter_channels", "n_heads", "n_layers", "kernel_size",
     "p_dropout")}
@@ -263,7 +262,7 @@ _RETIRED |= {f"finetuning.freeze_{part}": "model.freeze says what does not move"
 _RETIRED |= {f"logging.{name}": _NOTHING_SENT for name in (
     "use_wandb", "wandb_project", "wandb_entity")}
 
-# %% ../../nbs/tts/41_config.ipynb #1b8752e7
+# %% ../../nbs/tts/41_config.ipynb #e4147aca
 _ON_A_DESK = {
     "model": {"base": "", "freeze": "none"},
     "training": {"tokens": 4096, "epochs": 0, "steps": 3000, "learning_rate": 1e-3,
@@ -271,7 +270,7 @@ _ON_A_DESK = {
                  "save_every": "5 minutes", "num_workers": 0}}
 _LORA = {"model": {"freeze": "lora"}, "training": {"tokens": 8192}}
 
-# %% ../../nbs/tts/41_config.ipynb #314633ae
+# %% ../../nbs/tts/41_config.ipynb #2ce030d7
 @dataclass
 class TTSConfig:
     "Teach a T3 to read a language aloud, or a new one from nothing."
@@ -295,7 +294,7 @@ class TTSConfig:
         if self.model.freeze == "lora" and training.shard:
             raise config_error("", "lora needs no shards; leave one of them out", "training.shard")
 
-# %% ../../nbs/tts/41_config.ipynb #43cb6b09
+# %% ../../nbs/tts/41_config.ipynb #a1980b1a
 def as_tts_config(
     config: TTSConfig | dict | str | Path | None = None,  # also a YAML or JSON file
 ) -> TTSConfig:  # checked; of None, the defaults

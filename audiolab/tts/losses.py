@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .packs import IGNORED, Pack
+from .packs import Pack
 
 # %% ../../nbs/tts/40_losses.ipynb #3d1f370c
 def cost_and_slope(

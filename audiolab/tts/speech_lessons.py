@@ -140,6 +140,7 @@ def lesson_loader(
     weights: dict[str, float] | None = None,  # share of each in the clips of an epoch; None: alike
     items: int | None = None,  # clips of an epoch of several; None: as many as the first has
     full: float | None = .985,  # share of rows to plan for, clips left out in turn; None: all come
+    batch_size: int | None = None,  # clips of all packs of a step at most; None: any number
     fixed: bool = False,  # whether packs are made up to `tokens` rows, so that all have one shape
     seed: int = 0,
     rank: int = 0,  # number of this process
@@ -152,10 +153,11 @@ def lesson_loader(
     if any(other.config != first.config for other in several.values()):
         raise TTSError("lessons of several caches are for one model: give them the same config")
     if len(several) > 1: data = Mixture(several, weights, items or len(first), seed)
+    if batch_size: full = None  # so few clips need not fill a pack
     budget = Budget(tokens*world, multiple=world, full=full)
     packer = partial(pack_items, config=first.config, rows=tokens if fixed else None)
-    try: return Loader(data, None, seed=seed, bucket=budget, collate=packer, rank=rank, world=world,
-                       drop_last=full is not None, **options)
+    try: return Loader(data, batch_size, seed=seed, bucket=budget, collate=packer, rank=rank,
+                       world=world, drop_last=full is not None, **options)
     except DataError as error: raise TTSError(f"packs of {tokens} rows: {error}") from error
 
 # %% ../../nbs/tts/36_speech_lessons.ipynb #ecde3cd3
