@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from tts_corpus import Letters, hum, make_corpus
 
+import audiolab.tts.caching_command as command_module
 from audiolab.audio import write_audio
 from audiolab.tts import (
-    Entry, Limits, LoudnessCodec, TokenCache, TTSError, build_cache, cache_building, cache_report,
-    open_cache, read_table, token_cache,
+    CacheConfig, Entry, Limits, LoudnessCodec, TextTokenizer, TokenCache, TTSError, build_cache,
+    cache_building, cache_report, clip_tokens, open_cache, read_table, token_cache, train_tokenizer,
 )
+from audiolab.tts.caching_command import cache_command
 
 CODEC = LoudnessCodec()
 
@@ -70,7 +72,7 @@ def test_what_is_in_it(made):
     assert len(cache) == 6 and cache.voices == ["v0", "v1"] and entry["id"] == "book/c3"
     assert (entry["speaker"], entry["language"]) == ("v1", "en")
     assert entry["text"] == "the words of clip d"
-    assert cache.text(3).tolist() == Letters().encode(entry["text"]).tolist()
+    assert cache.text(3).tolist() == Letters().encode(entry["text"] + ".").tolist()
     assert cache.speech(3).tolist() == CODEC.encode(hum(3), 16_000).tolist()
     assert cache.speech_lengths.tolist() == [30]*6 and cache.text(0).dtype == np.int32
     assert np.linalg.norm(cache.voice_means(), axis=1) == pytest.approx(1) and not cache.verify()
@@ -133,21 +135,21 @@ def test_workers_and_this_process_give_the_same(made, tmp_path):
 
 
 def test_texts_and_sounds_that_are_too_long_are_left_out_whole(made, tmp_path, caplog):
-    limits = Limits(max_text=18, max_speech=29, max_left_out=1.)
+    limits = Limits(max_text=19, max_speech=29, max_left_out=1.)
     with pytest.raises(TTSError, match="6 of 6 clips cannot be used"):
         build_cache(made/"book", Letters(), CODEC, tmp_path/"a", limits=limits)
     entries = read_table(made/"book")
     entries[2] = Entry("long", entries[2].path, "the words of clip c and of many more", "v0", "en")
     loud = make_corpus(tmp_path/"slow", 1, seconds=4.)
     cache = build_cache([*entries, *read_table(loud)], Letters(), CODEC, tmp_path/"b",
-                        limits=Limits(max_text=19, max_speech=60, max_left_out=.5))
+                        limits=Limits(max_text=20, max_speech=60, max_left_out=.5))
     report = cache_report(cache)
-    assert report.left_out == {"text longer than 19 tokens": ["long"],
+    assert report.left_out == {"text longer than 20 tokens": ["long"],
                                "speech longer than 60 codes": ["c0"]}
     assert len(cache) == report.clips == 5 and report.missing == 2 and "long" in str(report)
-    assert "left out: long: text longer than 19 tokens" in caplog.text
+    assert "left out: long: text longer than 20 tokens" in caplog.text
     with pytest.raises(TTSError, match="2% may be left out.*raise max_left_out"):
-        build_cache(entries, Letters(), CODEC, tmp_path/"c", limits=Limits(max_text=19))
+        build_cache(entries, Letters(), CODEC, tmp_path/"c", limits=Limits(max_text=20))
 
 
 @pytest.mark.parametrize("damage, why", [
@@ -316,3 +318,23 @@ def test_what_goes_wrong_in_one_process_ends_all(made, tmp_path):
         cache_building.together(place, lambda: "well")
     with pytest.raises(TTSError, match="^no such file"):
         cache_building.together(place, told_of_another)
+
+
+def test_the_command_makes_what_the_function_makes(made, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(command_module, "open_codec", lambda address, device: CODEC)
+    texts = [entry.text + "." for entry in read_table(made/"book")]
+    train_tokenizer(texts, "char", language="en").save(tmp_path/"tokenizer.json")
+    config = CacheConfig((str(made/"book"),), str(tmp_path/"tokenizer.json"), "mel:codec",
+                         str(tmp_path/"cache"), "statistics")
+    assert config.plan().startswith("code 6 clips of 2 voices with mel:codec")
+    with caplog.at_level("INFO"): assert cache_command(config) == 0
+    assert "6 sounds coded in this run, 0 clips left out" in caplog.text
+    reader = TextTokenizer.from_file(tmp_path/"tokenizer.json")
+    cache = open_cache(tmp_path/"cache", reader, CODEC)
+    assert reader.decode(cache.text(3)) == "the words of clip d."
+    config.overwrite, config.speakers = True, "ge2e"
+    monkeypatch.setattr(clip_tokens, "speaker_encoder", no_weights)
+    with pytest.raises(TTSError, match="speakers 'ge2e': pip install"): cache_command(config)
+
+
+def no_weights(): raise ImportError("pip install resemblyzer")
