@@ -1,4 +1,4 @@
-"A model file for a wider vocabulary: what does not belong together is told before anything is written."
+"A model file for a wider vocabulary: what does not belong together is told, and nothing written."
 import logging
 
 import pytest
@@ -28,7 +28,8 @@ def files(tmp_path_factory):
 
 def config_of(files, output, **more):
     folder = files[0]
-    return ExtendConfig(str(folder/"base.safetensors"), str(folder/"wide.json"), str(output), **more)
+    base, vocabulary = str(folder/"base.safetensors"), str(folder/"wide.json")
+    return ExtendConfig(base, vocabulary, str(output), **more)
 
 
 @pytest.mark.parametrize("init", ["mean_noise", "phonetic", "normal"])
@@ -83,7 +84,7 @@ def test_nothing_is_written_where_it_cannot_be(files, tmp_path):
 
 
 def test_extended_twice_the_base_is_what_had_a_meaning(files, tmp_path):
-    folder, base, wide = files
+    wide = files[2]
     first = extend_file(config_of(files, tmp_path/"first.safetensors", size=80))
     more = merge_vocabulary(wide, [*"αβγδ"], "el").tokenizer
     more.save(tmp_path/"more.json")
