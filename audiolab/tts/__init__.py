@@ -2,9 +2,10 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "alignment": ["AlignmentFigures", "WordTime", "alignment_figures", "attention_surplus",
-        "best_path", "draw_alignment", "follow_back", "path_sharpness", "surety_of",
-        "word_places", "word_times"],
+    "alignment": ["ALIGNED_HEADS", "Alignment", "AlignmentFigures", "WordTime",
+        "align_utterance", "alignment_figures", "attention_surplus", "best_heads", "best_path",
+        "draw_alignment", "follow_back", "head_marks", "known_heads", "path_sharpness",
+        "surety_of", "word_places", "word_times"],
     "amharic": ["AMHARIC_DOTTED", "AMHARIC_NAMES", "AMHARIC_PLACES", "AMHARIC_TABLE",
         "AMHARIC_TITLES", "AMHARIC_TYPED", "CONSONANTS", "ETHIOPIC_MARKS", "HOMOPHONES",
         "KHA_LIKE_HA", "LENGTH_MARKS", "SYLLABLES", "UNSEEN", "series_alike"],
@@ -41,6 +42,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "letter_reader": ["SUNG_LETTERS", "ToneCodec", "learn_letters", "letter_codes",
         "letter_config", "letter_ids", "letter_lesson", "letter_speaker", "letter_step",
         "letter_utterance", "taught_reader"],
+    "long_texts": ["PAUSES", "TextPiece", "cut_sentence", "join_short", "join_sounds",
+        "sound_bounds", "text_pieces"],
     "lora": ["PROJECTIONS", "adapted_layers", "apply_adapter", "base_digest", "merge_adapters",
         "merge_lora", "save_adapter", "with_lora"],
     "losses": ["ChunkedCost", "CrossEntropy", "compute_dtype", "cost_and_slope",
@@ -61,6 +64,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "practice_speech": ["AMHARIC", "ENGLISH", "SPEAKERS", "TEMPLATES", "as_table",
         "practice_corpus", "practice_sentences", "practice_voice", "speak_once"],
     "prompts": ["LessonRules", "Peers", "Prompt", "STEADY", "choose_prompt"],
+    "reading_aloud": ["SayConfig", "SoundStream", "Spoken", "SpokenPiece", "Talker",
+        "fitted_voice", "language_of", "named_file", "open_talker", "piece_places",
+        "piece_words", "run_settings", "samples_of_code", "say", "say_command", "speak",
+        "stream_say", "trimmed_sounds", "voice_of", "voice_prompt", "write_growing"],
     "romanisation": ["phonetic_sources", "romanise"],
     "rotary": ["rotary_angles", "rotary_speeds", "turn"],
     "row_map": ["InspectT3Config", "RELEASED_ROWS", "RowRange", "base_rows_of", "describe_t3",

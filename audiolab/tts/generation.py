@@ -32,6 +32,7 @@ class VoicePrompt:
     speaker: np.ndarray  # float32 [E]
     prompt: np.ndarray | None = None  # int64 [p]
     emotion: float = .5  # 0 calm to 1
+    heard: object = None  # what the codec was told of it, where codes do not hold that
 
     def utterance(self,
         text_ids,  # int [t], START ... STOP
@@ -90,7 +91,7 @@ def decode_watched(
     cache.filled += rows.shape[1]
     return known[:, -1], sum(weight*look for weight, look in found)/len(heads)
 
-
+# %% ../../nbs/tts/52_generation.ipynb #5e7acfd5
 def _watched_way(cache, visible, heads, found, layer):
     attend, wanted = cache.attention(layer, visible), [head for at, head in heads if at == layer]
     def watched(query, key, value):
@@ -229,7 +230,7 @@ def _one_each(given, count: int, what: str) -> list:
     if len(given) != count: raise TTSError(f"{count} texts, but {len(given)} {what}; give one for all, or as many")
     return given
 
-
+# %% ../../nbs/tts/52_generation.ipynb #8b5a3cb5
 @contextmanager
 def evaluating(model: torch.nn.Module):
     "A model without dropout, for a while."
