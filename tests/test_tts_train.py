@@ -198,7 +198,7 @@ def test_frozen_runs_go_on_to_the_bit(corpus, base, tmp_path, freeze):
 
 
 @pytest.mark.parametrize("model, told", [
-    ({"base_rows": 2454, "rows": 3000}, r"has \d+ rows of text, not 2454: the tokenizer belongs to"),
+    ({"base_rows": 2454, "rows": 3000}, r"has \d+ rows of text, not 2454: the tokenizer"),
     ({"rows": 100}, r"the tokenizer has \d+ rows, and model.rows is 100"),
     ({"freeze": "base_rows", "rows": 0}, "so none would learn"),
 ])

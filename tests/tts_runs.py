@@ -22,7 +22,7 @@ def clip(folder, number, language="am", texts=TEXTS):
     return Entry(f"{language}/{number}", str(path), text, voice, language)
 
 
-def small_cache(folder, count=40, language="am", tokenizer=None, texts=TEXTS, codes=64):
+def small_cache(folder, count=64, language="am", tokenizer=None, texts=TEXTS, codes=64):
     "A folder with tokenizer.json, and a cache named as the language"
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:
