@@ -6556,6 +6556,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'audiolab/tts/reading_aloud.py'),
                                             'audiolab.tts.reading_aloud.voice_prompt': ( 'tts/reading_aloud.html#voice_prompt',
                                                                                          'audiolab/tts/reading_aloud.py'),
+                                            'audiolab.tts.reading_aloud.warned_codes': ( 'tts/reading_aloud.html#warned_codes',
+                                                                                         'audiolab/tts/reading_aloud.py'),
                                             'audiolab.tts.reading_aloud.write_growing': ( 'tts/reading_aloud.html#write_growing',
                                                                                           'audiolab/tts/reading_aloud.py')},
             'audiolab.tts.romanisation': { 'audiolab.tts.romanisation._spell_character': ( 'tts/romanisation.html#_spell_character',

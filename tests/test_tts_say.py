@@ -172,6 +172,10 @@ def test_command(talker, tmp_path, caplog):
         assert speak(config, talker, config.sampling()) in (0, 3)
         config.stream, config.output = True, str(tmp_path/"streamed.wav")
         assert speak(config, talker, config.sampling()) == 0
+        caplog.clear()
+        config.max_tokens = 3
+        assert speak(config, talker, config.sampling()) == 0
+        assert "'the sun': it became longer" in caplog.text
     assert out.is_file() and (tmp_path/"streamed.wav").is_file()
     assert language_of("", talker) is None
     (tmp_path/"text.txt").write_text("Rain. Sun.", encoding="utf-8")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['voice_prompt', 'Talker', 'SpokenPiece', 'Spoken', 'piece_places', 'piece_words', 'fitted_voice', 'trimmed_sounds',
-           'say', 'SoundStream', 'samples_of_code', 'stream_say', 'run_settings', 'named_file', 'open_talker',
-           'SayConfig', 'voice_of', 'language_of', 'write_growing', 'say_command', 'speak']
+           'say', 'SoundStream', 'samples_of_code', 'warned_codes', 'stream_say', 'run_settings', 'named_file',
+           'open_talker', 'SayConfig', 'voice_of', 'language_of', 'write_growing', 'say_command', 'speak']
 
 # %% ../../nbs/tts/55_reading_aloud.ipynb #2389c329
 import logging
@@ -227,6 +227,16 @@ def samples_of_code(codec: SpeechCodec) -> int:
     if hop == round(hop): return round(hop)
     raise TTSError(f"{codec.name}: a code is {hop:g} samples; only whole ones can be streamed")
 
+# %% ../../nbs/tts/55_reading_aloud.ipynb #be9b00a2
+def warned_codes(
+    said: str,  # the text of the piece
+    stream: Iterator[int],  # of `stream_codes`
+) -> Iterator[int]:
+    "Codes as they come, with a warning if they do not end by themselves."
+    found = yield from stream
+    if not found.complete:
+        _log.warning("%r: %s", said[:60], STOP_REASONS[found.stop_reason])
+
 # %% ../../nbs/tts/55_reading_aloud.ipynb #3f58771d
 def stream_say(
     talker: Talker,
@@ -241,9 +251,10 @@ def stream_say(
     "Read a text aloud, piece by piece, from the first second on."
     voice, hop = fitted_voice(voice, talker.model), samples_of_code(talker.codec)
     for key, part in enumerate(text_pieces(text, language or "en", **cutting)):
-        ids, waiting = talker.read(part.text, language)[1], []
+        (said, ids), waiting = talker.read(part.text, language), []
         stream = SoundStream(partial(talker.sound, voice=voice), hop, context)
-        for code in stream_codes(talker.model, ids, voice, config, key, talker.heads):
+        codes = stream_codes(talker.model, ids, voice, config, key, talker.heads)
+        for code in warned_codes(said, codes):
             waiting.append(code)
             if len(waiting) < every: continue
             if len(sound := stream.add(waiting)): yield sound
