@@ -6,7 +6,7 @@
 __all__ = ['RELEASED_HEADS', 'tagged_sentence', 'SampleLine', 'following_heads', 'sharpest_look', 'clips_of_language',
            'lent_voice', 'written_lines', 'held_out_lines', 'speak_lines', 'look_picture', 'TrainingSamples']
 
-# %% ../../nbs/tts/56_training_samples.ipynb #04fc513a
+# %% ../../nbs/tts/56_training_samples.ipynb #38b6d2ed
 import logging
 import re
 from dataclasses import dataclass
@@ -25,11 +25,12 @@ from .prompts import STEADY
 from .sampling import SamplingConfig
 from .t3 import T3
 from .t3_config import T3Config
+from .text_preparation import prepare_text
 from ..watch import png_bytes
 
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/tts/56_training_samples.ipynb #89a4e39b
+# %% ../../nbs/tts/56_training_samples.ipynb #e5faf1ef
 _TAGGED = re.compile(r"\s*\[([a-z]{2,3}(?:-[a-z]+)?)\]\s*(.*)", re.S | re.I)
 
 
@@ -41,7 +42,7 @@ def tagged_sentence(
     found = _TAGGED.fullmatch(text)
     return (found[1].lower(), found[2]) if found else (usual, text)
 
-# %% ../../nbs/tts/56_training_samples.ipynb #62d4012d
+# %% ../../nbs/tts/56_training_samples.ipynb #179dca6e
 @dataclass(frozen=True)
 class SampleLine:
     "A sentence, and whose voice is to say it."
@@ -59,7 +60,7 @@ class SampleLine:
         return Utterance(torch.as_tensor(self.text), torch.as_tensor(speech), prompt,
                          torch.as_tensor(self.speaker))
 
-# %% ../../nbs/tts/56_training_samples.ipynb #7b87824a
+# %% ../../nbs/tts/56_training_samples.ipynb #594950ac
 RELEASED_HEADS = (12, 15), (13, 11), (9, 2)  # layer and head
 
 
@@ -70,7 +71,7 @@ def following_heads(form: T3Config) -> list[tuple[int, int]]:
     if len(known) == len(RELEASED_HEADS): return known
     return [(layer, head) for layer in range(form.layers) for head in range(form.heads)]
 
-# %% ../../nbs/tts/56_training_samples.ipynb #ffa20361
+# %% ../../nbs/tts/56_training_samples.ipynb #1484566f
 def sharpest_look(
     model: T3,  # in evaluation mode
     utterance: Utterance,  # with speech, on the device of the model
@@ -83,7 +84,7 @@ def sharpest_look(
         found.append((path_sharpness(attention, path), len(found), attention, path))
     return max(found)[2:]
 
-# %% ../../nbs/tts/56_training_samples.ipynb #12c90d3d
+# %% ../../nbs/tts/56_training_samples.ipynb #a7967830
 def clips_of_language(
     material: Material,
     language: str,
@@ -112,7 +113,7 @@ def lent_voice(
     chosen = number % len(lessons)
     return cache, int(lessons.clips[chosen]), lessons.item(chosen)
 
-# %% ../../nbs/tts/56_training_samples.ipynb #3fb8b3c5
+# %% ../../nbs/tts/56_training_samples.ipynb #e27af5f0
 def written_lines(
     texts: tuple[str, ...],  # perhaps with tags
     material: Material,
@@ -122,13 +123,14 @@ def written_lines(
     found = []
     for number, text in enumerate(texts):
         language, words = tagged_sentence(text, material.languages[-1])
-        ids = material.tokenizer.encode(words, language or None).astype(np.int64)
+        said = prepare_text(words, language) if language else words
+        ids = material.tokenizer.encode(said, language or None).astype(np.int64)
         item = lent_voice(material, form, language, number)[2]
         name = f"{number} {language} {words[:40]}"
         found.append(SampleLine(name, ids, item["prompt"], item["speaker"]))
     return found
 
-# %% ../../nbs/tts/56_training_samples.ipynb #e0ebb8fb
+# %% ../../nbs/tts/56_training_samples.ipynb #11dd25d4
 def held_out_lines(
     count: int,
     material: Material,
@@ -144,7 +146,7 @@ def held_out_lines(
                                 item["speech"]))
     return found
 
-# %% ../../nbs/tts/56_training_samples.ipynb #cd8aa6f2
+# %% ../../nbs/tts/56_training_samples.ipynb #a42f3e72
 def speak_lines(
     model: T3,  # in evaluation mode
     lines: list[SampleLine],
@@ -156,7 +158,7 @@ def speak_lines(
     texts, settings = [line.text for line in lines], SamplingConfig(max_tokens=max_tokens)
     return [codes.ids for codes in generate_codes(model, texts, voices, settings)]
 
-# %% ../../nbs/tts/56_training_samples.ipynb #95c3e113
+# %% ../../nbs/tts/56_training_samples.ipynb #8445ebba
 def look_picture(
     model: T3,
     line: SampleLine,
@@ -171,7 +173,7 @@ def look_picture(
     labels = material.tokenizer.pieces(line.text.tolist())
     return png_bytes(draw_alignment(attention, path, labels, material.codec["rate"], line.name))
 
-# %% ../../nbs/tts/56_training_samples.ipynb #7e3f4035
+# %% ../../nbs/tts/56_training_samples.ipynb #62e32428
 class TrainingSamples:
     "The sentences of a run. TTSError for a language without a tag, or a codec that is another one."
 
