@@ -10,7 +10,8 @@ import torch
 from child_processes import over, two
 from tts_runs import changed, fit, settings, small_cache, state, stopped_at, TEXTS, weights
 
-from audiolab.config import ConfigError, load_config
+from audiolab.apps import Command, COMMANDS, main
+from audiolab.config import ConfigError, load_config, save_config
 from audiolab.files import CheckpointError
 from audiolab.training import NotFinite, read_history
 from audiolab.tts import (
@@ -305,6 +306,16 @@ def test_the_plan_says_what_would_be_done(corpus, base, tmp_path):
     there = read_t3_notes(base)[0].text_vocab
     assert f"({there} rows of text), then with {there + 18} rows, frozen: base_rows" in plan
     assert not (tmp_path/"run").exists()
+
+
+def test_a_dry_run_prints_the_plan(corpus, base, tmp_path, capsys, monkeypatch):
+    command = Command("audiolab.tts:TTSConfig:tts_train_command", "teach a T3")
+    monkeypatch.setitem(COMMANDS, ("tts", "train"), command)
+    save_config(as_tts_config(extended(corpus, base, tmp_path/"run")), tmp_path/"c.yaml")
+    assert main(["tts", "train", "--config", str(tmp_path/"c.yaml"), "--dry-run"]) == 0
+    assert "frozen: base_rows" in capsys.readouterr().out
+    assert main(["tts", "train", "--output", str(tmp_path/"run")]) == 2
+    assert "nothing to learn from" in capsys.readouterr().err and not (tmp_path/"run").exists()
 
 
 def test_a_command_trains_and_a_second_one_says_that_it_is_done(corpus, tmp_path, caplog):

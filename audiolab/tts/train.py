@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['engine_settings', 'training_plan', 'tts_tags', 'tts_listeners', 'tts_trainer', 'train_tts', 'tts_train_command']
 
-# %% ../../nbs/tts/58_train.ipynb #91702cd7
+# %% ../../nbs/tts/58_train.ipynb #0005d6fc
 import logging
 from dataclasses import replace
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from ..training import Event, Result, RunFolder, Trainer, TrainingConfig
 from .beginning import freeze_mode, rows_of_text
@@ -20,7 +22,7 @@ from ..watch import TensorBoardLogger, TerminalProgress, usual_tags
 
 _log = logging.getLogger(__name__)
 
-# %% ../../nbs/tts/58_train.ipynb #aa6ab5c9
+# %% ../../nbs/tts/58_train.ipynb #8111d8b4
 def engine_settings(
     config: TTSConfig,
     material: Material,
@@ -31,7 +33,7 @@ def engine_settings(
     if training.steps or not training.epochs: return training
     return replace(training, steps=updates_of_epochs(config, material), epochs=0)
 
-# %% ../../nbs/tts/58_train.ipynb #7e52c9a4
+# %% ../../nbs/tts/58_train.ipynb #3e533e4a
 def training_plan(
     config: TTSConfig,
 ) -> str:
@@ -53,7 +55,13 @@ def training_plan(
             f"updates of {training.tokens*training.accumulate} rows at a rate up to {rate:g}, "
             f"into {config.paths.output}")
 
-# %% ../../nbs/tts/58_train.ipynb #34ba8885
+# %% ../../nbs/tts/58_train.ipynb #f0c0c55a
+@patch
+def plan(self: TTSConfig) -> str:
+    "What a run would do, as `training_plan` says it."
+    return training_plan(self)
+
+# %% ../../nbs/tts/58_train.ipynb #6db6d31e
 def tts_tags(
     event: Event,  # any event of the run
 ) -> dict[str, float]:  # by tag
@@ -62,7 +70,7 @@ def tts_tags(
     if event.kind != "log" or not values.get("steps_per_second"): return told
     return told | {"loop/rows_per_second": values["rows"]*values["steps_per_second"]}
 
-# %% ../../nbs/tts/58_train.ipynb #167127c8
+# %% ../../nbs/tts/58_train.ipynb #bc7eeb35
 def tts_listeners(
     config: TTSConfig,
 ) -> list:
@@ -74,7 +82,7 @@ def tts_listeners(
                   config.paths.output)
     return [TerminalProgress()]
 
-# %% ../../nbs/tts/58_train.ipynb #9e931f49
+# %% ../../nbs/tts/58_train.ipynb #c125ae91
 def tts_trainer(
     config: TTSConfig | dict | str | Path | None = None,  # settings
     listeners=(),  # called with every event, such as `TerminalProgress()`
@@ -87,7 +95,7 @@ def tts_trainer(
     folder = RunFolder(config.paths.output)
     return Trainer(task, engine_settings(config, material), folder, list(listeners))
 
-# %% ../../nbs/tts/58_train.ipynb #0f20a150
+# %% ../../nbs/tts/58_train.ipynb #f9eaa094
 def train_tts(
     config: TTSConfig | dict | str | Path | None = None,  # settings
     listeners=None,  # called with every event; None: `tts_listeners`
