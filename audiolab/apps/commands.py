@@ -55,6 +55,17 @@ COMMANDS = {
         "bring a voice nearer to recordings by listening to the synthesizer", True),
     ("voice", "evaluate"): Command("audiolab.voice:EvaluateConfig:evaluate_command", "measure an encoder on voices it has not heard"),
     ("voice", "export"): Command("audiolab.voice:ExportConfig:export_command", "write an encoder as an ONNX graph", True),
+    ("tts", "tokenizer"): Command("audiolab.tts:TokenizerConfig:tokenizer_command", "learn a tokenizer from the texts of a data set"),
+    ("tts", "merge-vocab"): Command("audiolab.tts:MergeVocabConfig:merge_vocab_command",
+        "give a tokenizer the letters of one more language, and leave its old rows as they are"),
+    ("tts", "extend"): Command("audiolab.tts:ExtendConfig:extend_command", "give a model rows for the tokens of a wider vocabulary"),
+    ("tts", "inspect"): Command("audiolab.tts:InspectT3Config:inspect_t3_command",
+        "what a model of speech is made of, and whose its rows of text are", True),
+    ("tts", "codec"): Command("audiolab.tts:CodecConfig:codec_fit_command",
+        "learn a codec of speech, 25 numbers a second, from folders of recordings"),
+    ("tts", "cache"): Command("audiolab.tts:CacheConfig:cache_command", "turn recordings and their texts into tokens to train with"),
+    ("tts", "train"): Command("audiolab.tts:TTSConfig:tts_train_command", "teach a model to read a language aloud, from nothing or from a base"),
+    ("tts", "say"): Command("audiolab.tts:SayConfig:say_command", "read a text aloud in the voice of a recording", True),
 }
 
 # %% ../../nbs/apps/00_commands.ipynb #120a5cd4
@@ -64,6 +75,7 @@ GROUPS = {
     ("ssgs",): "spectral-state-guided synthesis",
     ("snac",): "a neural codec: sound to few numbers and back",
     ("voice",): "from a recording to a voice that a synthesizer speaks",
+    ("tts",): "from texts and recordings to a model that reads aloud",
 }
 
 EXAMPLES = """\
@@ -79,6 +91,8 @@ EXAMPLES = """\
   audiolab voice generate --teacher parametric --output-dir lessons
   audiolab voice train --data-dir lessons --preset cpu
   audiolab voice clone me.wav --encoder checkpoints --i-have-consent -o me.json
+  audiolab tts train --cache cache/am --tokenizer merged.json --base t3_mtl23ls_v2.safetensors --output runs/am
+  audiolab tts say "Good morning." --model runs/am --voice me.wav --output said.wav
   audiolab control runs/vocoder pause
   audiolab push runs/vocoder s3://my-bucket/vocoder"""
 
