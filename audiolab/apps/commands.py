@@ -55,6 +55,10 @@ COMMANDS = {
         "bring a voice nearer to recordings by listening to the synthesizer", True),
     ("voice", "evaluate"): Command("audiolab.voice:EvaluateConfig:evaluate_command", "measure an encoder on voices it has not heard"),
     ("voice", "export"): Command("audiolab.voice:ExportConfig:export_command", "write an encoder as an ONNX graph", True),
+}
+
+# %% ../../nbs/apps/00_commands.ipynb #b7c1e0d2
+COMMANDS |= {
     ("tts", "tokenizer"): Command("audiolab.tts:TokenizerConfig:tokenizer_command", "learn a tokenizer from the texts of a data set"),
     ("tts", "merge-vocab"): Command("audiolab.tts:MergeVocabConfig:merge_vocab_command",
         "give a tokenizer the letters of one more language, and leave its old rows as they are"),

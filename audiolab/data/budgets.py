@@ -176,9 +176,9 @@ def count_filled(
 ) -> tuple[int, int]:  # batches, items left out
     "How many batches are full. No item is left out where they are full with all of them."
     total, room = costs.sum(), limit*multiple
-    count = min(int(np.ceil(total/room/(1 - _FOR_CHANCE))), len(costs)//multiple)
-    if count > 1 and total < full*room*count: count -= 1
-    for count in range(count, 0, -1):
+    most = min(int(np.ceil(total/room/(1 - _FOR_CHANCE))), len(costs)//multiple)
+    if most > 1 and total < full*room*most: most -= 1
+    for count in range(most, 0, -1):
         odd = count_left_out(costs, limit, count*multiple)
         if len(costs) - odd >= count*multiple: return count, odd
     return 0, len(costs)

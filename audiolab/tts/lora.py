@@ -10,9 +10,7 @@ __all__ = ['PROJECTIONS', 'merge_adapters', 'adapted_layers', 'with_lora', 'merg
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import xxhash

@@ -7,7 +7,6 @@ __all__ = ['SnacCodec']
 
 # %% ../../nbs/tts/28_snac_codec.ipynb #dda2aba4
 import numpy as np
-import torch
 from fastcore.basics import patch
 
 from ..snac import Codec, SnacError, token_order

@@ -6,7 +6,6 @@
 __all__ = ['SpeechLessons', 'flat_pack', 'pack_of', 'pack_items', 'lesson_loader', 'split_lessons']
 
 # %% ../../nbs/tts/36_speech_lessons.ipynb #ffa6143e
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial

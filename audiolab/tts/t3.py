@@ -21,7 +21,7 @@ from .conditioning import ConditionEncoder
 from .packed_attention import KeyValueCache, document_attention
 from .packs import IGNORED, Pack, Utterance, make_pack
 from .rotary import rotary_angles, turn
-from .t3_config import EXTRA_SPEECH, EXTRA_TEXT, UNUSED_ROWS, T3Config, tensor_shapes
+from .t3_config import EXTRA_SPEECH, EXTRA_TEXT, UNUSED_ROWS, T3Config
 
 # %% ../../nbs/tts/15_t3.ipynb #888e0974
 class SelfAttention(nn.Module):

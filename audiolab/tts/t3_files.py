@@ -17,7 +17,7 @@ from audiolab.files import (
     read_torch_file, save_weights,
 )
 from .language_tables import TTSError
-from .t3 import T3, init_t3
+from .t3 import T3
 from audiolab.tts.t3_config import (
     EXTRA_SPEECH, EXTRA_TEXT, T3Config, config_text, parse_config, tensor_shapes,
 )

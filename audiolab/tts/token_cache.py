@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..data import DataError, PackedStore, PackedWriter, file_digest, load_json
 from ..files import WriteError, canonical_json, durable_write
-from .clip_tokens import SPEAKER_NUMBERS, code_type
+from .clip_tokens import SPEAKER_NUMBERS
 from .corpus_table import Entry
 from .language_tables import TTSError
 
