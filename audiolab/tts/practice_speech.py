@@ -104,8 +104,8 @@ def speak_once(
     name = f"{voice['voice'].replace('+', '_')}_{xxhash.xxh3_64_hexdigest(asked)}"
     if not (path := folder/f"{name}.wav").is_file():
         audio, rate = espeak(text, **voice)
-        wanted = sample_rate or rate
-        write_audio(path, resample(np.asarray(audio, np.float32), rate, wanted), wanted)
+        sound = resample(np.asarray(audio, np.float32), rate, sample_rate or rate)
+        write_audio(path, sound/max(1, np.abs(sound).max()), sample_rate or rate)
     return name
 
 # %% ../../nbs/tts/35_practice_speech.ipynb #2f315df9

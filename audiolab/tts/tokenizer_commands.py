@@ -137,9 +137,11 @@ def read_tokens(
     if Path(path).suffix == ".model" or b"\0" in raw: return sentencepiece_tokens(raw, path)
     if raw.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] in (b"{", b"["): return _json_tokens(raw, path)
     lines = [line.split("\t")[0].strip() for line in _decoded(raw, path).splitlines()]
-    tokens = [line.replace("\u2581", "") for line in lines]
-    if any(tokens): return [token for token in tokens if token]
-    raise TTSError(f"{path}: no tokens")
+    tokens = list(filter(None, (line.replace("\u2581", "") for line in lines)))
+    if not tokens: raise TTSError(f"{path}: no tokens")
+    if not (text := next((token for token in tokens if " " in token), "")): return tokens
+    raise TTSError(f"{path}: a list has a token a line, and {text[:40]!r} is a text; make tokens of "
+                   f"texts first (audiolab tts tokenizer --metadata {path})")
 
 # %% ../../nbs/tts/09_tokenizer_commands.ipynb #f5ca67e6
 def text_rows(

@@ -151,8 +151,9 @@ class MergeReport:
         more = f"; {self.there_already:,} tokens had a row" if self.there_already else ""
         if not self.left_out: return f"{first}; {self.language} {tag}, {self.merges:,} merges{more}"
         shown = " ".join(map(repr, self.left_out[:8])) + " ..."*(len(self.left_out) > 8)
-        return (f"{first}; {self.language} {tag}, {self.merges:,} merges{more}; left out because "
-                f"old texts use them or nothing makes them: {len(self.left_out):,} ({shown})")
+        return (f"{first}; {self.language} {tag}, {self.merges:,} merges{more}; left out, "
+                f"and unknown in {self.language} if the base has no row, because old texts use "
+                f"them or nothing makes them: {len(self.left_out):,} ({shown})")
 
 # %% ../../nbs/tts/08_vocabulary_merge.ipynb #3bd467e1
 class MergedVocabulary(NamedTuple):
