@@ -95,7 +95,7 @@ EXAMPLES = """\
   audiolab voice generate --teacher parametric --output-dir lessons
   audiolab voice train --data-dir lessons --preset cpu
   audiolab voice clone me.wav --encoder checkpoints --i-have-consent -o me.json
-  audiolab tts train --cache cache/am --tokenizer merged.json --base t3_mtl23ls_v2.safetensors --output runs/am
+  audiolab tts train --cache cache/am --tokenizer merged.json --base t3.safetensors --output runs/am
   audiolab tts say "Good morning." --model runs/am --voice me.wav --output said.wav
   audiolab control runs/vocoder pause
   audiolab push runs/vocoder s3://my-bucket/vocoder"""
