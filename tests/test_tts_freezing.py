@@ -3,41 +3,20 @@ import copy
 
 import pytest
 import torch
+from small_t3 import BASE, ROWS, SMALL, TABLES, extended_t3, loss_of, sentences
 from torch import nn
 
 from audiolab.files import read_checkpoint
 from audiolab.training import Loop, Task, Trainer, TrainingConfig
 from audiolab.tts import (
-    SplitTable, T3, T3Config, TTSError, Utterance, extend_vocabulary, freeze, init_t3, make_pack,
+    SplitTable, T3, T3Config, TTSError, extend_vocabulary, freeze, init_t3, make_pack,
     parameter_groups,
 )
-
-SMALL = dict(codes=12, width=16, layers=2, heads=2, start_text=1, speaker_size=4, queries=2,
-             max_text=16, max_speech=32)
-BASE, ROWS = 20, 26
-TABLES = "text_emb.weight", "text_head.weight"
-
-
-def sentences(count, seed=0, size=ROWS):
-    "Random texts of all letters, and random sounds."
-    draw = torch.Generator().manual_seed(seed)
-    texts = torch.randint(2, size, (count, 5), generator=draw)
-    ends = torch.tensor([1]), torch.tensor([0])
-    return [Utterance(torch.cat([ends[0], text, ends[1]]),
-                      torch.randint(12, (6,), generator=draw), None,
-                      torch.randn(4, generator=draw)) for text in texts]
-
-
-def loss_of(model, pack):
-    "Of text and speech."
-    text, speech = model(pack)
-    cost = nn.functional.cross_entropy
-    return cost(text, pack.text_labels) + cost(speech, pack.speech_labels)
 
 
 @pytest.fixture
 def model():
-    return extend_vocabulary(init_t3(T3Config.small(text_vocab=BASE, **SMALL)), ROWS)
+    return extended_t3()
 
 
 def train(model, steps, optimizer=None):
@@ -212,7 +191,7 @@ class Reading(Task):
     def __init__(self, mode="base_rows"): self.mode = mode
 
     def setup(self, loop: Loop):
-        model = extend_vocabulary(init_t3(T3Config.small(text_vocab=BASE, **SMALL)), ROWS)
+        model = extended_t3()
         freeze(model, self.mode, BASE)
         self.model = loop.module("t3", model)
         loop.optimizer("t3", torch.optim.AdamW(parameter_groups(model, 1e-2)))
@@ -239,7 +218,7 @@ def test_runs_are_saved_resumed_averaged_and_exported_like_any_other(tmp_path):
     whole = Trainer(Reading(), settings(steps=8), tmp_path/"whole").fit()
     Trainer(Reading(), settings(steps=4), tmp_path/"parts").fit()
     parts = Trainer(Reading(), settings(steps=8), tmp_path/"parts").fit("auto")
-    first = extend_vocabulary(init_t3(T3Config.small(text_vocab=BASE, **SMALL)), ROWS)
+    first = extended_t3()
     for name in "checkpoints/checkpoint_final.safetensors", "model_final.safetensors":
         one, other = weights(whole.folder/name), weights(parts.folder/name)
         assert list(one) == list(other) and not moved(one, other)

@@ -5,40 +5,19 @@ import sys
 
 import pytest
 import torch
+from small_t3 import BASE, ROWS, SMALL, TABLES, loss_of, sentences
 from torch import nn
 
 from audiolab.files import CheckpointError, read_checkpoint, write_checkpoint
 from audiolab.training import Task, Trainer, TrainingConfig
 from audiolab.tts import (
-    KeyValueCache, T3, T3Config, TTSError, Utterance, adapted_layers, apply_adapter,
+    KeyValueCache, T3, T3Config, TTSError, adapted_layers, apply_adapter,
     extend_vocabulary, freeze, init_t3, make_pack, merge_adapters, merge_lora, parameter_groups,
     save_adapter, with_lora,
 )
 
 if not importlib.util.find_spec("peft"):
     pytest.skip("needs peft (pip install 'audiolab[lora]')", allow_module_level=True)
-
-SMALL = dict(codes=12, width=16, layers=2, heads=2, start_text=1, speaker_size=4, queries=2,
-             max_text=16, max_speech=32)
-BASE, ROWS = 20, 26
-TABLES = "text_emb.weight", "text_head.weight"
-
-
-def sentences(count, seed=0, size=ROWS):
-    "Random texts of all letters, and random sounds."
-    draw = torch.Generator().manual_seed(seed)
-    texts = torch.randint(2, size, (count, 5), generator=draw)
-    ends = torch.tensor([1]), torch.tensor([0])
-    return [Utterance(torch.cat([ends[0], text, ends[1]]),
-                      torch.randint(12, (6,), generator=draw), None,
-                      torch.randn(4, generator=draw)) for text in texts]
-
-
-def loss_of(model, pack):
-    "Of text and speech."
-    text, speech = model(pack)
-    cost = nn.functional.cross_entropy
-    return cost(text, pack.text_labels) + cost(speech, pack.speech_labels)
 
 
 def train(model, steps=4):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from child_processes import over, two
-from tts_runs import changed, fit, settings, small_cache, state, stopped_at, TEXTS, weights
+from run_remains import state, weights
+from tts_runs import changed, fit, settings, small_cache, stopped_at, TEXTS
 
 from audiolab.apps import Command, COMMANDS, main
 from audiolab.config import ConfigError, load_config, save_config

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from child_processes import over, two
-from voice_runs import epochs, fit, settings, small_lessons, state, stopped_at, weights
+from run_remains import state, weights
+from voice_runs import epochs, fit, settings, small_lessons, stopped_at
 
 from audiolab.apps import Command, COMMANDS, main
 from audiolab.config import load_config

@@ -1,10 +1,8 @@
 "Small runs of T3 for tests: a corpus as loud as its letters say, its cache, settings."
-import json
-
 import numpy as np
+from run_remains import fit_until
 
 from audiolab.audio import write_audio
-from audiolab.files import read_checkpoint, unpack_state
 from audiolab.tts import as_tts_config, build_cache, Entry, train_tokenizer, tts_trainer
 from audiolab.tts.clip_tokens import LoudnessCodec
 
@@ -54,18 +52,4 @@ def fit(given, resume=None, listeners=()):
 
 def stopped_at(given, step, resume=None):
     "A run that is asked to stop after a step"
-    trainer = tts_trainer(as_tts_config(given))
-    trainer.listeners.append(lambda event: event.step >= step and trainer.control.stop())
-    return trainer.fit(resume)
-
-
-def weights(path):
-    return {name: value.tobytes() for name, value in read_checkpoint(path)[0].items()
-            if not name.startswith("training.")}
-
-
-def state(path):
-    "What a run remembers, without the time that it took"
-    found = unpack_state(*read_checkpoint(path))["training"]
-    found.pop("seconds")
-    return json.dumps(found, sort_keys=True, default=lambda value: np.asarray(value).tolist())
+    return fit_until(tts_trainer(as_tts_config(given)), step, resume)

@@ -1,9 +1,8 @@
 "Small runs of an encoder for tests: lessons of the parametric teacher, settings, what is left."
 import json
 
-import numpy as np
+from run_remains import fit_until
 
-from audiolab.files import read_checkpoint, unpack_state
 from audiolab.voice import as_config, make_lessons, ParametricTeacher, voice_trainer
 
 COUNTS = {"train": 24, "val": 8, "test": 4}
@@ -29,21 +28,7 @@ def fit(given, resume=None, listeners=()):
 
 def stopped_at(given, step, resume=None):
     "A run that is asked to stop after a step"
-    trainer = voice_trainer(as_config(given))
-    trainer.listeners.append(lambda event: event.step >= step and trainer.control.stop())
-    return trainer.fit(resume)
-
-
-def weights(path):
-    return {name: value.tobytes() for name, value in read_checkpoint(path)[0].items()
-            if not name.startswith("training.")}
-
-
-def state(path):
-    "What a run remembers, without the time that it took"
-    found = unpack_state(*read_checkpoint(path))["training"]
-    found.pop("seconds")
-    return json.dumps(found, sort_keys=True, default=lambda value: np.asarray(value).tolist())
+    return fit_until(voice_trainer(as_config(given)), step, resume)
 
 
 def epochs(folder):
