@@ -5786,6 +5786,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'audiolab.tts.alignment.best_path': ('tts/alignment.html#best_path', 'audiolab/tts/alignment.py'),
                                         'audiolab.tts.alignment.draw_alignment': ( 'tts/alignment.html#draw_alignment',
                                                                                    'audiolab/tts/alignment.py'),
+                                        'audiolab.tts.alignment.drawn_letters': ( 'tts/alignment.html#drawn_letters',
+                                                                                  'audiolab/tts/alignment.py'),
                                         'audiolab.tts.alignment.follow_back': ( 'tts/alignment.html#follow_back',
                                                                                 'audiolab/tts/alignment.py'),
                                         'audiolab.tts.alignment.head_marks': ('tts/alignment.html#head_marks', 'audiolab/tts/alignment.py'),
