@@ -4,8 +4,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "alignment": ["ALIGNED_HEADS", "Alignment", "AlignmentFigures", "WordTime",
         "align_utterance", "alignment_figures", "attention_surplus", "best_heads", "best_path",
-        "draw_alignment", "follow_back", "head_marks", "known_heads", "path_sharpness",
-        "surety_of", "word_places", "word_times"],
+        "draw_alignment", "drawn_letters", "follow_back", "head_marks", "known_heads",
+        "path_sharpness", "surety_of", "word_places", "word_times"],
     "amharic": ["AMHARIC_DOTTED", "AMHARIC_NAMES", "AMHARIC_PLACES", "AMHARIC_TABLE",
         "AMHARIC_TITLES", "AMHARIC_TYPED", "CONSONANTS", "ETHIOPIC_MARKS", "HOMOPHONES",
         "KHA_LIKE_HA", "LENGTH_MARKS", "SYLLABLES", "UNSEEN", "series_alike"],
