@@ -39,18 +39,19 @@ def _no_fraction(text): raise ValueError(f"the number {text} is not an integer")
 def _no_constant(text): raise ValueError(f"{text} is no number of JSON")
 
 # %% ../../nbs/files/01_strict_json.ipynb #778d0081
-def _is_long(raw: bytes) -> bool:
-    items = islice(_ITEM.finditer(raw), _MAX_ITEMS + 1)
-    return len(raw) > MAX_JSON or sum(1 for _ in items) > _MAX_ITEMS
+def _is_long(raw: bytes, most: int) -> bool:
+    items = islice(_ITEM.finditer(raw), most + 1)
+    return len(raw) > MAX_JSON or sum(1 for _ in items) > most
 
 # %% ../../nbs/files/01_strict_json.ipynb #8be8867d
 def parse_json(
     raw: bytes,  # from anybody
     fractions: bool = False,  # whether numbers may have one
+    max_items: int = _MAX_ITEMS,  # strings, commas and brackets
 ):  # nested dicts, lists, text, numbers, bools, None
     "JSON of bounded size, without duplicate keys or NaN, nor fractions unless asked for; ValueError otherwise."
-    if _is_long(raw):
-        raise ValueError(f"JSON of more than {MAX_JSON:,} bytes or {_MAX_ITEMS:,} items")
+    if _is_long(raw, max_items):
+        raise ValueError(f"JSON of more than {MAX_JSON:,} bytes or {max_items:,} items")
     strict = {"parse_float": float if fractions else _no_fraction, "parse_constant": _no_constant}
     try: return json.loads(raw.decode(), object_pairs_hook=_no_duplicates, **strict)
     except RecursionError: raise ValueError("JSON nested too deep") from None
