@@ -65,7 +65,7 @@ def _sizes(wavs: Path) -> dict[str, int]:
     return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in found
             if entry.is_file(follow_symlinks=False)}
 
-
+# %% ../../nbs/tts/54_speech_dataset.ipynb #34eae6d1
 def check_sounds(
     dataset: SpeechDataset,
 ) -> None:
@@ -117,7 +117,7 @@ def _table_bytes(folder: Path) -> bytes:
     if len(raw) <= MAX_JSON: return raw
     raise TTSError(f"{path}: more than {MAX_JSON:,} bytes; move it away, and it is written anew")
 
-
+# %% ../../nbs/tts/54_speech_dataset.ipynb #b9a6d686
 def write_dataset(
     dataset: SpeechDataset,  # its sound files lie in its folder
 ) -> Path:  # the folder
