@@ -182,7 +182,7 @@ def test_sentences(text, sentences):
 
 
 def test_numbers_agree_with_num2words_where_it_works():
-    num2words = pytest.importorskip("num2words").num2words
+    num2words = pytest.importorskip("num2words", reason="optional: needs num2words").num2words
     spellings = {"አምሳ": "ሃምሳ", "ስድሳ": "ስልሳ", "ሰማኒያ": "ሰማንያ"}  # the same words, written otherwise
     broken = []
     for number in range(2000):

@@ -17,7 +17,7 @@ from audiolab.tts import (
 )
 
 if not importlib.util.find_spec("peft"):
-    pytest.skip("needs peft (pip install 'audiolab[lora]')", allow_module_level=True)
+    pytest.skip("optional: needs peft (pip install 'audiolab[lora]')", allow_module_level=True)
 
 
 def train(model, steps=4):

@@ -240,7 +240,7 @@ def test_the_whole_script_has_rows():
 
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "char"])
 def test_5000_asked_of_263_lines(kind):
-    if kind == "sentencepiece": pytest.importorskip("sentencepiece")
+    if kind == "sentencepiece": pytest.importorskip("sentencepiece", reason="optional")
     with pytest.warns(UserWarning, match="5,000 rows were asked for and [0-9]{3} are given"):
         made = train_tokenizer(LINES, kind, 5000)
     assert 340 < len(made) < 1000 and check_texts(made, LINES, "am") == 0
@@ -265,13 +265,13 @@ def test_joined_letters_make_texts_shorter():
 
 def test_learning_is_repeatable():
     for kind in ("bpe", "sentencepiece"):
-        if kind == "sentencepiece": pytest.importorskip("sentencepiece")
+        if kind == "sentencepiece": pytest.importorskip("sentencepiece", reason="optional")
         one, two = (train_tokenizer(iter(LINES), kind, 420) for _ in range(2))
         assert one.fingerprint() == two.fingerprint()
 
 
 def test_pieces_become_merges_that_encode_alike(tmp_path):
-    spm = pytest.importorskip("sentencepiece")
+    spm = pytest.importorskip("sentencepiece", reason="optional")
     words = [word for line in LINES for word in count_words([line]).elements()]
     with open(tmp_path/"m.model", "wb") as file:
         spm.SentencePieceTrainer.train(

@@ -107,6 +107,7 @@ class LessonSettings:
     voice: Literal["speaker", "clip"] = "speaker"  # numbers of a voice: of all its clips, or of one
     full: _Part = 0.985  # share of packs to plan for, clips left out in turn; 0: all come
     held_out_clips: _AtLeastOne = 500  # that a validation measures of each language, at most
+    probe_clips: _Count = 32  # of what the base reads, to see what it forgets; 0: not measured
 
     def problem(self) -> str:
         "What cannot be; empty if all can."

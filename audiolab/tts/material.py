@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETS', 'divide_cache', 'check_languages', 'unknown_share', 'check_alike', 'Material', 'named_folders',
-           'shares_of_caches', 'open_tokenizer', 'gather_material', 'make_lessons', 'rules_of', 'text_rate']
+           'shares_of_caches', 'open_tokenizer', 'gather_material', 'clips_by_language', 'old_clips', 'make_lessons',
+           'rules_of', 'text_rate']
 
 # %% ../../nbs/tts/40_material.ipynb #3f9c51b3
 import logging
@@ -89,6 +90,7 @@ class Material:
     caches: dict[str, TokenCache]  # by name
     sets: dict[str, dict[str, np.ndarray]]  # of SETS: numbers of clips, by the name of the cache
     shares: dict[str, float] | None = None  # of caches in what is taught; None: by their size
+    replayed: frozenset[str] = frozenset()  # names of caches of what the base speaks already
 
     @property
     def codec(self) -> dict:
@@ -173,7 +175,36 @@ def gather_material(
     if empty: raise TTSError(f"nothing to learn from in {', '.join(empty)}: give it more texts, or "
                              "set val_ratio to 0 and name a cache of its own for validation")
     shares = shares_of_caches(data, {name: len(items) for name, items in sets["train"].items()})
-    return Material(tokenizer, taught | apart, sets, shares)
+    replayed = frozenset(list(taught)[len(data.caches):])
+    return Material(tokenizer, taught | apart, sets, shares, replayed)
+
+# %% ../../nbs/tts/40_material.ipynb #153f3826
+def clips_by_language(
+    cache: TokenCache,
+    clips: np.ndarray,  # numbers
+) -> dict[str, np.ndarray]:  # "" for those that do not say
+    "Clips of a cache, each language apart."
+    tongues = cache.places[clips, 3]
+    return {name: clips[tongues == number] for number, name in enumerate(cache.languages)
+            if (tongues == number).any()}
+
+
+def old_clips(
+    material: Material,
+    base_rows: int,  # rows of text that came with the base
+    which: str = "validation",  # of SETS
+) -> dict[str, np.ndarray]:  # by the name of the cache
+    "Clips that the base can read, apart from what it is taught."
+    def languages(name, clips): return clips_by_language(material.caches[name], clips)
+    taught = {language for name, clips in material.sets["train"].items()
+              if name not in material.replayed for language in languages(name, clips)}
+    extended, found = len(material.tokenizer) > base_rows, {}
+    for name, clips in material.sets[which].items():
+        for language, some in languages(name, clips).items():
+            if not (extended or name in material.replayed or language not in taught): continue
+            if max(material.caches[name].text(n).max() for n in some) >= base_rows: continue
+            found[name] = np.append(found.get(name, np.array([], int)), some)
+    return found
 
 # %% ../../nbs/tts/40_material.ipynb #2b1f82c5
 _MOST_LEFT_OUT = .05  # share of the clips

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['taught_loader', 'whole_shares', 'spread_over', 'steady_packs', 'held_out_of', 'epoch_factor', 'updates_of_epochs',
-           'languages_of', 'stop_early', 'falling_rate', 'TTSTask', 'named_measure']
+           'languages_of', 'stop_early', 'falling_rate', 'readable_clips', 'clips_or_reason', 'names_of_measures',
+           'ask_base', 'TTSTask', 'named_measure']
 
 # %% ../../nbs/tts/51_task.ipynb #a6ba6c73
 import json
 import math
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from fastcore.basics import patch
@@ -18,17 +21,24 @@ from ..config import to_plain
 from ..data import Loader
 from ..files import durable_write
 from ..training import Task, named_weights
-from .beginning import begin, make_optimizer, notes_of, plain_tensors
+from audiolab.tts.beginning import (
+    begin, make_optimizer, notes_of, plain_tensors, planned_rows,
+)
 from .config import TTSConfig, as_tts_config, highest_rate
-from .held_out import EarlyStop, HeldOut
+from .held_out import EarlyStop, FORGOTTEN, HeldOut, measure_names
+from .language_tables import TTSError
 from .losses import speech_text_loss
-from .material import Material, gather_material, make_lessons, rules_of, text_rate
+from audiolab.tts.material import (
+    clips_by_language, gather_material, make_lessons, Material, old_clips, rules_of, text_rate,
+)
 from .packs import Pack
 from .prompts import LessonRules
 from .speech_lessons import lesson_loader, pack_of
 from .t3_config import T3Config
 from .t3_files import load_t3, t3_notes
 from .training_samples import TrainingSamples
+
+_log = logging.getLogger(__name__)
 
 # %% ../../nbs/tts/51_task.ipynb #606c7589
 def taught_loader(
@@ -77,11 +87,8 @@ def steady_packs(
     found = {}
     for name, clips in material.sets[which].items():
         cache = material.caches[name]
-        tongues = cache.places[clips, 3]
-        for number, language in enumerate(cache.languages):
-            some = spread_over(clips[tongues == number], most)
-            if not len(some): continue
-            lessons = make_lessons(cache, form, rules, some)
+        for language, some in clips_by_language(cache, clips).items():
+            lessons = make_lessons(cache, form, rules, spread_over(some, most))
             loader = lesson_loader(lessons, tokens, full=None, shuffle=False)
             found.setdefault(language, []).extend(map(pack_of, loader.batches(0)))
     return found
@@ -92,11 +99,14 @@ def held_out_of(
     form: T3Config,
     config: TTSConfig,
     which: str = "validation",  # or test
+    old: dict | None = None,  # of them, by cache, that the base can read
 ) -> HeldOut:
     "What a run is measured on."
-    packs = steady_packs(material, form, which, config.training.tokens, config.data.held_out_clips,
-                         config.data.voice)
-    return HeldOut(packs, config.training.text_weight)
+    data, tokens = config.data, config.training.tokens
+    packs = steady_packs(material, form, which, tokens, data.held_out_clips, data.voice)
+    known = replace(material, sets={which: old or {}})
+    asked = steady_packs(known, form, which, tokens, data.probe_clips, data.voice)
+    return HeldOut(packs, config.training.text_weight, asked)
 
 # %% ../../nbs/tts/51_task.ipynb #ea42b8b7
 def epoch_factor(
@@ -133,11 +143,8 @@ def languages_of(
     which: str,  # of SETS
 ) -> list[str]:
     "Of the clips of a set."
-    found = set()
-    for name, clips in material.sets[which].items():
-        cache = material.caches[name]
-        found |= {cache.languages[number] for number in np.unique(cache.places[clips, 3])}
-    return sorted(found)
+    return sorted({language for name, clips in material.sets[which].items()
+                   for language in clips_by_language(material.caches[name], clips)})
 
 # %% ../../nbs/tts/51_task.ipynb #594f677e
 def stop_early(
@@ -154,6 +161,40 @@ def falling_rate(training, loop) -> Callable[[int], float] | None:
     return epoch_factor(training.epoch_decay, training.warmup, loop)
 
 # %% ../../nbs/tts/51_task.ipynb #3483b514
+def readable_clips(
+    config: TTSConfig,
+    material: Material,
+) -> dict[str, np.ndarray]:  # by cache
+    "Held-out clips that the base can read. TTSError for a base that `begin` would refuse."
+    _, _, base_rows = planned_rows(config, material)
+    wanted = base_rows and config.data.probe_clips
+    return old_clips(material, base_rows) if wanted else {}
+
+
+def clips_or_reason(config: TTSConfig, material: Material) -> tuple[dict, TTSError | None]:
+    "The same clips, or {} and what is wrong with a base that a run may go on without."
+    try: return readable_clips(config, material), None
+    except TTSError as error: return {}, error
+
+
+def names_of_measures(
+    material: Material,
+    old: dict[str, np.ndarray],  # clips that the base can read, by cache
+) -> tuple[str, ...]:
+    "What validation will measure; () without held-out clips."
+    known = languages_of(replace(material, sets={"validation": old}), "validation")
+    languages = languages_of(material, "validation")
+    return measure_names(languages, known) if languages else ()
+
+
+def ask_base(task, loop) -> None:
+    "Ask the base of a `TTSTask`, before the first step, what it makes of what it can read."
+    base = task.begun.model
+    if task.no_base: _log.warning("what is forgotten is not measured: %s", task.no_base)
+    if loop.resumed and task.old: base = load_t3(task.config.model.base, device=loop.device)
+    task.held_out.remember(base, task.begun.base_rows, loop.autocast, loop.place)
+
+# %% ../../nbs/tts/51_task.ipynb #5015c82b
 _SHOWN = "loss", "speech_loss", "text_loss", "speech_accuracy", "text_accuracy"
 
 
@@ -170,8 +211,8 @@ class TTSTask(Task):
         self.material = material or gather_material(c)
         self.text_rate = text_rate(self.material, c.data.text_dropout)
         self.early, self.begun, self.samples = stop_early(c.training), None, None
-        self.held_out = HeldOut(dict.fromkeys(languages_of(self.material, "validation"), []))
-        self.measures = self.held_out.measures if self.held_out.packs else ()
+        self.held_out, (self.old, self.no_base) = None, clips_or_reason(c, self.material)
+        self.measures = names_of_measures(self.material, self.old)
 
     def setup(self, loop):
         "The model, its optimizer, the packs."
@@ -179,9 +220,10 @@ class TTSTask(Task):
         self.begun = begun = begin(c, material, loop.resumed)
         model, form = begun.model, begun.model.config
         loop.data = taught_loader(material, form, c, loop.rank, loop.world)
-        self.held_out = held_out_of(material, form, c)
+        self.held_out = held_out_of(material, form, c, old=self.old)
         self.samples = TrainingSamples(c.validation, material, form)
         loop.module("t3", model, wrap=False, parts=model.tfmr.layers)
+        ask_base(self, loop)
         rate = highest_rate(c.training, begun.base_rows > 0, begun.mode == "lora")
         optimizer = make_optimizer(model, rate, c.training)
         loop.optimizer("t3", optimizer, factor=falling_rate(c.training, loop))
@@ -213,9 +255,12 @@ def named_measure(
 # %% ../../nbs/tts/51_task.ipynb #160ead3c
 @patch
 def validate(self: TTSTask, loop):
-    "What held-out sentences cost, of all languages and of each."
+    "What held-out sentences cost, of all languages and of each, and what the base forgets."
     if not self.held_out.packs: return {}
-    found = self.held_out.measure(loop.modules["t3"], loop.device, loop.autocast, loop.place)
+    model, held_out = loop.modules["t3"], self.held_out
+    found = held_out.measure(model, loop.device, loop.autocast, loop.place)
+    for name, shift in held_out.forgotten(model, loop.autocast, loop.place).items():
+        found[name] = {FORGOTTEN: shift, **found.get(name, {})}
     value = named_measure(found, self.config.training.best_metric)
     if isinstance(value, float): self.early.judge(value)
     return found

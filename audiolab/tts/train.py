@@ -13,11 +13,10 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..training import Event, Result, RunFolder, Trainer, TrainingConfig
-from .beginning import freeze_mode, rows_of_text
+from .beginning import freeze_mode, planned_rows
 from .config import TTSConfig, as_tts_config, highest_rate, told_to_engine
 from .material import Material, gather_material
-from .t3_files import read_t3_notes
-from .task import TTSTask, updates_of_epochs
+from .task import languages_of, readable_clips, TTSTask, updates_of_epochs
 from ..watch import TensorBoardLogger, TerminalProgress, usual_tags
 
 _log = logging.getLogger(__name__)
@@ -34,17 +33,23 @@ def engine_settings(
     return replace(training, steps=updates_of_epochs(config, material), epochs=0)
 
 # %% ../../nbs/tts/52_train.ipynb #3e533e4a
+def _forgetting_plan(config, material) -> str:
+    "What a plan says of a base's own languages."
+    if not (config.model.base and config.data.probe_clips): return ""
+    old = readable_clips(config, material)
+    if not old: return ("; what the base forgets is not measured: no clip of its own languages is "
+                        "held out (data.replay or data.validation can name some)")
+    names = languages_of(replace(material, sets={"validation": old}), "validation")
+    told = ", ".join(name or "clips without a tag" for name in names)
+    return f"; what the base forgets of {told} is measured"
+
+# %% ../../nbs/tts/52_train.ipynb #f6406ec0
 def training_plan(
     config: TTSConfig,
 ) -> str:
     "What a run would do. ConfigError or TTSError if it could not begin."
     material, training, model = gather_material(config), config.training, config.model
-    counts, needed = material.counts(), len(material.tokenizer)
-    there = noted = 0
-    if model.base:
-        form, notes = read_t3_notes(model.base)
-        there, noted = form.text_vocab, notes.get("base_rows") or 0
-    rows, base_rows = rows_of_text(model, needed, there, noted)
+    counts, (there, rows, base_rows) = material.counts(), planned_rows(config, material)
     mode = freeze_mode(model, rows, base_rows)
     rate = highest_rate(training, bool(model.base), mode == "lora")
     steps = training.steps or updates_of_epochs(config, material)
@@ -53,7 +58,7 @@ def training_plan(
             f"({material.hours():.2f} h) of {', '.join(filter(None, material.languages))} in "
             f"{', '.join(material.sets['train'])}, {counts['validation']} held out; about {steps} "
             f"updates of {training.tokens*training.accumulate} rows at a rate up to {rate:g}, "
-            f"into {config.paths.output}")
+            f"into {config.paths.output}{_forgetting_plan(config, material)}")
 
 # %% ../../nbs/tts/52_train.ipynb #f0c0c55a
 @patch
