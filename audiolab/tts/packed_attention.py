@@ -127,12 +127,14 @@ class KeyValueCache:
         return (slots - self.starts[:, None]).clamp(min=0)
 
     def visible(self, count: int) -> torch.Tensor | None:
-        "Which slots the next tokens look at, bool [B, 1, count, slots]; None: at all of them."
+        "What is added to scores [B, 1, count, slots], -inf for slots not seen; None: nothing."
         if count == 1 and self.even: return None
         slots = torch.arange(self.filled + count, device=self.starts.device)
         asking = slots[self.filled:, None]
         seen = (slots <= asking) & (slots >= self.starts[:, None, None])
-        return (seen | (slots == asking))[:, None]  # before its beginning a row sees itself: no NaN
+        seen |= slots == asking  # before its beginning a row sees itself: no NaN
+        hidden = torch.zeros(seen.shape, device=seen.device, dtype=self.keys.dtype)
+        return hidden.masked_fill_(~seen, -torch.inf)[:, None]
 
     def attention(self, layer: int, visible: torch.Tensor | None):
         "What a layer calls with queries, keys and values [B, n, heads, head_size]."
