@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 try: import torchaudio  # noqa: F401
-except (ImportError, OSError):  # one that does not fit the installed torch; transformers looks for it and needs it not
+except (ImportError, OSError):  # transformers looks for it, and does without
     sys.modules["torchaudio"] = ModuleType("torchaudio")
     sys.modules["torchaudio"].__spec__ = ModuleSpec("torchaudio", None)
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -56,7 +56,7 @@ class PaddedT3(nn.Module):
 
     def logits(self, text, text_lengths, speech, speech_lengths, prompt, speaker, emotion):
         "Of all places of text [B, T, V] and of speech [B, S, C], padding among them."
-        whole = torch.full((len(prompt),), prompt.shape[1], device=prompt.device)  # nothing is masked
+        whole = torch.full((len(prompt),), prompt.shape[1], device=prompt.device)  # no mask
         heard = self.embedded(self.speech_emb, self.speech_pos_emb, prompt)
         voice, rows, mood = self.cond_enc(speaker, emotion, heard, whole)
         condition = torch.cat([voice[:, None], rows, mood[:, None]], 1)
@@ -205,7 +205,8 @@ class SpokenLlama(LlamaForCausalLM):
 
     def forward(self, input_ids=None, inputs_embeds=None, **others):
         if inputs_embeds is None:
-            cache = others["cache" if "cache" in others else "past_key_values"]  # its newer and its older name
+            # its newer and its older name
+            cache = others["cache" if "cache" in others else "past_key_values"]
             place = cache.get_seq_length() - self.prefix + 1
             inputs_embeds = self.model.embed_tokens(input_ids) + self.places.weight[place]
         return super().forward(input_ids=None, inputs_embeds=inputs_embeds, **others)

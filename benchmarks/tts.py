@@ -119,7 +119,7 @@ def train_setup(name, cache, sizes, tokens, steps, folder, clips=None):
     class Clock(peers.Clock):
         def tick(self, count):
             super().tick(count)
-            if self.steps == steps: self.peak = resident_mb()  # what is saved at the end does not count
+            if self.steps == steps: self.peak = resident_mb()  # before the end is saved
 
     def run():
         number[0] += 1
@@ -194,10 +194,12 @@ def part_train(args, folder):
 def part_memory(args, folder):
     sizes = SMALL if args.quick else SIZES
     cache = corpus(Path(folder)/"same", 1200)
-    order = np.random.default_rng(1).permutation(len(cache))[:CLIPS_A_BATCH*75].reshape(-1, CLIPS_A_BATCH)
+    order = np.random.default_rng(1).permutation(len(cache))[:CLIPS_A_BATCH*75]
+    order = order.reshape(-1, CLIPS_A_BATCH)
     padded = cache.text_lengths[order].max(1) + cache.speech_lengths[order].max(1)
     clips = np.sort(order[np.argsort(padded)[len(padded)//2]])  # the middle one of 75
-    rows = len(clips)*(3 + sizes["queries"]) + int((cache.text_lengths + cache.speech_lengths)[clips].sum())
+    tokens = cache.text_lengths + cache.speech_lengths
+    rows = len(clips)*(3 + sizes["queries"]) + int(tokens[clips].sum())
     found = []
     for name in (OURS, FORK, TRAINER):
         peer = Peer(train_setup, name, cache=Path(folder)/"same", sizes=sizes, tokens=rows,
@@ -207,12 +209,14 @@ def part_memory(args, folder):
         found.append(dict(name=name, error=peer.error) if peer.error
                      else dict(name=name, rounds=[answer], **answer))
     base = find(found, OURS)
-    show(f"## Memory of two steps on the same {CLIPS_A_BATCH} clips, {rows} rows that are used", table(found, {
+    title = f"## Memory of two steps on the same {CLIPS_A_BATCH} clips, {rows} rows that are used"
+    show(title, table(found, {
         "peak MB above the imports": lambda r: f"{r['peak_mb']:.0f}",
         "audiolab takes": lambda r: f"{base['peak_mb']/r['peak_mb'] - 1:+.0%}"}),
         "Weights, gradients and the state of AdamW are in it; a process each, which has done nothing before.")
     if row := find(found, FORK):
-        verdict(f"memory less than {FORK}", 1 - base["peak_mb"]/row["peak_mb"], .3, at_most=False, text="{:.0%}")
+        verdict(f"memory less than {FORK}", 1 - base["peak_mb"]/row["peak_mb"], .3,
+                at_most=False, text="{:.0%}")
 
 
 # ---- speaking
@@ -243,7 +247,9 @@ def speak_setup(name, sizes, batch, count):
     else:
         theirs, utterances = peers.spoken_llama(model), [voice.utterance(text) for text in texts]
         how = dict(do_sample=True, temperature=.8, min_p=.05, repetition_penalty=1.2, top_k=0)
-        def run(): return dict(codes=peers.generate(theirs, model, utterances, count, **how).numel())
+        def run():
+            said = peers.generate(theirs, model, utterances, count, **how)
+            return dict(codes=said.numel())
     return run
 
 
@@ -252,7 +258,8 @@ def same_codes(sizes, batch, count=20):
     import _padded_tts as peers
     from audiolab.tts import SamplingConfig, generate_codes
     model, texts, voice = speaking(sizes, batch)
-    how = SamplingConfig(temperature=0, repetition_penalty=1, cfg_weight=0., max_tokens=count, loop_window=0)
+    how = SamplingConfig(temperature=0, repetition_penalty=1, cfg_weight=0., max_tokens=count,
+                         loop_window=0)
     ours = generate_codes(model, texts, voice, how)
     theirs = peers.generate(peers.spoken_llama(model), model, [voice.utterance(t) for t in texts],
                             count, do_sample=False).tolist()
@@ -274,7 +281,8 @@ def part_speak(args, folder):
             "audiolab is faster by": lambda r: f"{paired(base, r, 'codes_s'):.2f}x"}),  # noqa: B023
             f"Without chance both say the same codes: {'yes' if same else 'NO'}.")
         if other := find(rows, SPEAK[1]):
-            verdict(f"codes a CPU second, {batch} at once", paired(base, other, "codes_s"), 1.5, at_most=False)
+            verdict(f"codes a CPU second, {batch} at once", paired(base, other, "codes_s"), 1.5,
+                    at_most=False)
 
 
 # ---- a large file
@@ -302,7 +310,8 @@ def load_setup(name, path):
     from audiolab.tts import T3Config, load_t3
     import _padded_tts as peers
     from safetensors.torch import load_file
-    if name.startswith("audiolab"): return lambda: dict(first=float(load_t3(path).text_emb.weight[0, 0]))
+    if name.startswith("audiolab"):
+        return lambda: dict(first=float(load_t3(path).text_emb.weight[0, 0]))
 
     def run():
         padded = peers.PaddedT3(T3Config(text_vocab=LETTERS))
@@ -322,19 +331,23 @@ def part_load(args, folder):
         peer = Peer(load_setup, name, path=path)
         answer = peer.ask()
         peer.close()
-        found.append(dict(name=name, error=peer.error) if peer.error else dict(name=name, rounds=[answer], **answer))
+        found.append(dict(name=name, error=peer.error) if peer.error
+                     else dict(name=name, rounds=[answer], **answer))
     path.unlink()
     show(f"## Opening a file of {size*2**20/1e9:.2f} GB", table(found, {
         "peak MB": lambda r: f"{r['peak_mb']:.0f}",
         "of the file": lambda r: f"{r['peak_mb']/size:.2f}x", "CPU s": lambda r: f"{r['cpu_s']:.1f}"}))
-    if base := find(found, "audiolab load_t3"): verdict("peak memory beside the size of the file", base["peak_mb"]/size, 1.1)
+    if base := find(found, "audiolab load_t3"):
+        verdict("peak memory beside the size of the file", base["peak_mb"]/size, 1.1)
 
 
 # ---- the released size on a GPU
 
 class GpuClock:
     "Seconds, tokens and waits of the host from the end of one step to the end of the last; it waits for the GPU at these two alone."
-    def __init__(self, skip, steps): self.skip, self.last, self.steps, self.tokens = skip, steps, 0, 0
+    def __init__(self, skip, steps):
+        self.skip, self.last = skip, steps
+        self.steps = self.tokens = 0
 
     def tick(self, tokens):
         "A step has been handed to the GPU."
@@ -363,12 +376,13 @@ def gpu_run(cache, folder, base, tokens, mode, compile, steps=24, skip=8):
         warnings.simplefilter("always")
         run_ours(settings, material(cache), clock)
     waits = sum("synchronizing" in str(each.message) for each in said)
-    return dict(tokens_s=clock.tokens/clock.seconds, waits=waits/(steps - skip), packing=float(np.mean(clock.fill)),
-                peak_gb=torch.cuda.max_memory_reserved()/1e9)
+    return dict(tokens_s=clock.tokens/clock.seconds, waits=waits/(steps - skip),
+                packing=float(np.mean(clock.fill)), peak_gb=torch.cuda.max_memory_reserved()/1e9)
 
 
 GPU_RUNS = {  # tokens of a pack, what is frozen, whether blocks are compiled
-    "all weights, packs of 32k": (32768, "none", False), "all weights, packs of 32k, compiled": (32768, "none", True),
+    "all weights, packs of 32k": (32768, "none", False),
+    "all weights, packs of 32k, compiled": (32768, "none", True),
     "LoRA, packs of 8k": (8192, "lora", False)}
 
 
@@ -382,17 +396,21 @@ def part_gpu(args, folder):
     base = save_t3(init_t3(T3Config(text_vocab=LETTERS)), Path(folder)/"base.safetensors")
     cache, rows = corpus(Path(folder)/"clips", 6000), []
     for name, settings in GPU_RUNS.items():
-        try: rows.append(dict(name=name, **gpu_run(cache, Path(folder)/f"run{len(rows)}", base, *settings)))
+        own = Path(folder)/f"run{len(rows)}"
+        try: rows.append(dict(name=name, **gpu_run(cache, own, base, *settings)))
         except Exception as error: rows.append(dict(name=name, error=short(error)))
     show(torch.cuda.get_device_name(), table(rows, {
-        "tokens of text and speech / s": lambda r: f"{r['tokens_s']:,.0f}", "rows used": lambda r: f"{r['packing']:.1%}",
+        "tokens of text and speech / s": lambda r: f"{r['tokens_s']:,.0f}",
+        "rows used": lambda r: f"{r['packing']:.1%}",
         "waits of the host / step": lambda r: f"{r['waits']:.2f}", "peak GB": lambda r: f"{r['peak_gb']:.1f}"}))
     full = [row for row in rows[:2] if "error" not in row]
     if full:
         best = max(full, key=lambda row: row["tokens_s"])
-        verdict("tokens a second, all weights", best["tokens_s"], 1e5, at_most=False, text="{:,.0f}")
+        verdict("tokens a second, all weights", best["tokens_s"], 1e5, at_most=False,
+                text="{:,.0f}")
         verdict("waits of the host between logged steps", best["waits"], 0, text="{:.2f}")
-    if row := find(rows, "LoRA, packs of 8k"): verdict("memory of LoRA, GB", row["peak_gb"], 24, text="{:.1f}")
+    if row := find(rows, "LoRA, packs of 8k"):
+        verdict("memory of LoRA, GB", row["peak_gb"], 24, text="{:.1f}")
 
 
 # ---- all together
