@@ -181,16 +181,16 @@ def encode_texts(
 def unknown_letters(
     ids: list[np.ndarray],  # of each text
     said: list[str],
-    tokenizer,  # has unknown_id
+    tokenizer,  # has unknown_id and `encode`
     most: float = .01,  # share of tokens that may be unknown
 ) -> float:  # the share that is
     "How much of the texts a tokenizer does not know. `TTSError` names characters where it is too much."
     unknown = np.array([(tokens == tokenizer.unknown_id).sum() for tokens in ids])
     share = unknown.sum()/max(1, sum(map(len, ids)))
     if share <= most: return float(share)
-    letters = Counter(letter for some, text in zip(unknown, said) if some for letter in set(text))
-    known = {letter for some, text in zip(unknown, said) if not some for letter in text}
-    rare = [letter for letter, _ in letters.most_common() if letter not in known and letter.strip()]
+    letters = Counter(letter for some, text in zip(unknown, said) if some for letter in dict.fromkeys(text))
+    rare = [letter for letter, _ in letters.most_common()
+            if letter.strip() and tokenizer.unknown_id in tokenizer.encode(letter)]
     raise TTSError(f"{share:.1%} of the text tokens are unknown to the tokenizer, more than "
-                   f"{most:.0%}; characters that may be missing: {' '.join(rare[:20])}. "
+                   f"{most:.0%}; characters that are missing: {' '.join(rare[:20])}. "
                    "Extend it: audiolab tts merge-vocab")
