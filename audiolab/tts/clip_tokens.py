@@ -188,7 +188,8 @@ def unknown_letters(
     unknown = np.array([(tokens == tokenizer.unknown_id).sum() for tokens in ids])
     share = unknown.sum()/max(1, sum(map(len, ids)))
     if share <= most: return float(share)
-    letters = Counter(letter for some, text in zip(unknown, said) if some for letter in dict.fromkeys(text))
+    letters = Counter(letter for some, text in zip(unknown, said) if some
+                      for letter in dict.fromkeys(text))
     rare = [letter for letter, _ in letters.most_common()
             if letter.strip() and tokenizer.unknown_id in tokenizer.encode(letter)]
     raise TTSError(f"{share:.1%} of the text tokens are unknown to the tokenizer, more than "
