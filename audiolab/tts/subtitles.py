@@ -10,7 +10,6 @@ __all__ = ['Cue', 'RejectedCue', 'seconds_of', 'read_times', 'Subtitles', 'cue_t
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from .language_tables import TTSError
