@@ -70,6 +70,8 @@ COMMANDS |= {
     ("tts", "cache"): Command("audiolab.tts:CacheConfig:cache_command", "turn recordings and their texts into tokens to train with"),
     ("tts", "train"): Command("audiolab.tts:TTSConfig:tts_train_command", "teach a model to read a language aloud, from nothing or from a base"),
     ("tts", "say"): Command("audiolab.tts:SayConfig:say_command", "read a text aloud in the voice of a recording", True),
+    ("tts", "eval"): Command("audiolab.tts:EvalTTSConfig:tts_eval_command",
+        "let a model read what it was not taught, and judge it beside the recordings"),
 }
 
 # %% ../../nbs/apps/00_commands.ipynb #120a5cd4
@@ -97,6 +99,7 @@ EXAMPLES = """\
   audiolab voice clone me.wav --encoder checkpoints --i-have-consent -o me.json
   audiolab tts train --cache cache/am --tokenizer merged.json --base t3.safetensors --output runs/am
   audiolab tts say "Good morning." --model runs/am --voice me.wav --output said.wav
+  audiolab tts eval --model runs/am --dataset corpus --asr whisper --out evaluation
   audiolab control runs/vocoder pause
   audiolab push runs/vocoder s3://my-bucket/vocoder"""
 
