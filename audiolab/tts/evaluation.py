@@ -294,7 +294,8 @@ def rows_of_kind(
     return rows, looks
 
 # %% ../../nbs/tts/55_evaluation.ipynb #ff7fc064
-_LENGTHS, _COVERED, _LOOP, _UNHEARD = (.75, 1.33), .8, 50, .5
+_LENGTHS, _COVERED = (.75, 1.33), .8
+_LOOP, _UNHEARD = 50, .5
 
 # %% ../../nbs/tts/55_evaluation.ipynb #ff7fc001
 def reading_faults(
