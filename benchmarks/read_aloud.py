@@ -235,14 +235,14 @@ def judge_amharic(args):
 STAGES = {
     "corpus": (english, "en_strange/metadata.csv"), "amharic": (amharic, "am_test/metadata.csv"),
     "vocoder": (vocoder, "voc/model_final.safetensors"), "codec": (codec, "cod/model_final.safetensors"),
-    "cache": (english_tokens, "k_val/tokens.json"), "base": (base, "base/model_final.safetensors"),
-    "judge": (judge_english, "judged_strange/figures.json"), "extend": (extend, "k2_en_val"),
+    "cache": (english_tokens, "k_val/cache.json"), "base": (base, "base/model_final.safetensors"),
+    "judge": (judge_english, "judged_strange/evaluation.json"), "extend": (extend, "k2_en_val/cache.json"),
     "tune": (lambda args: tune(args, "tuned", "--data.replay k2_en_train --data.replay-share .4"),
              "tuned/model_final.safetensors"),
     "tune-alone": (lambda args: tune(args, "tuned_alone", ""), "tuned_alone/model_final.safetensors"),
     "judge-am": (judge_amharic, "rows.json"), "people": (people, "real/model_final.safetensors"),
     "judge-people": (lambda args: judge(args, "real", "real_test", "judged_real", "--asr whisper --base base"),
-                     "judged_real/figures.json")}
+                     "judged_real/evaluation.json")}
 
 
 def spent():
