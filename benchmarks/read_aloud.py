@@ -1,6 +1,6 @@
 """Does a small model learn to read? The whole way of a new language in small, by the commands that anyone types, in stages.
 
-    python benchmarks/read_aloud.py FOLDER [--sentences 9100] [--steps 5000] [--only STAGE ...] [--list]
+    python benchmarks/read_aloud.py FOLDER [--sentences 9100] [--steps 5000] [--only STAGE ...]
 
 The way: English sentences (half-made ones of the chapter on practice speech and the examples of WordNet's dictionary), spoken by three
 voices of flite and two that are made of them, and Amharic ones by eSpeak NG (`corpus`, `amharic`); a vocoder and a codec (`vocoder`, `codec`);

@@ -9,11 +9,11 @@ import pytest
 from audiolab.audio import AudioError, write_audio
 from audiolab.tts import (
     BASE_READING, COPY, OTHER_TEXT, READING, RECORDING, SUNG_LETTERS, Codes, Dictation, Entry,
-    EvalTTSConfig, SamplingConfig, SpeechEvaluation, Talker, TextTokenizer, ToneCodec, TTSError,
+    EvalTTSConfig, SamplingConfig, SpeechEvaluation, Talker, ToneCodec, TTSError,
     check_folder, code_figures, compare_readings, dataset_entries, edit_distance,
     evaluate_reading, find_recogniser, heard_counts, init_t3, letter_codes, letter_speaker,
-    longest_loop, make_exercises, mean_figures, other_texts, prepare_exercises, reading_faults,
-    reading_page, sound_distance, taught_reader, tts_eval_command, untaught_entries,
+    letter_tokenizer, longest_loop, make_exercises, mean_figures, other_texts, prepare_exercises,
+    reading_faults, reading_page, sound_distance, taught_reader, tts_eval_command, untaught_entries,
     voice_lenders, with_rates, worst_first, write_reading,
 )
 
@@ -34,15 +34,7 @@ def parrot(audio, rate):
 
 @pytest.fixture(scope="module")
 def talker():
-    rows = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 15}
-    rows |= {letter: 3+i for i, letter in enumerate(SUNG_LETTERS[1:])}
-    form = dict(special=True, single_word=False, lstrip=False, rstrip=False, normalized=False)
-    tokenizer = TextTokenizer.from_json(json.dumps({
-        "version": "1.0", "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "BPE", "vocab": rows, "merges": [], "unk_token": "[UNK]"},
-        "added_tokens": [{"id": id, "content": token} | form for token, id in rows.items()
-                         if token[0] == "["]}))
-    return Talker(taught_reader(), tokenizer, TONES, speakers=by_pitch,
+    return Talker(taught_reader(), letter_tokenizer(), TONES, speakers=by_pitch,
                   prepare=lambda text, language: text)
 
 
@@ -224,6 +216,13 @@ def test_taught_texts_are_left_out(exercises):
     assert untaught_entries(entries, ids, None) == entries
     with pytest.raises(TTSError, match="--which all"):
         untaught_entries(entries, ids, {one.tobytes() for one in ids})
+
+
+def test_who_was_taught_without_prompts_gets_none(talker, exercises):
+    lent = [replace(one, voice=one.entry.path) for one in exercises]
+    for seconds, given in ((6., True), (0., False)):
+        ready, _ = prepare_exercises(replace(talker, prompt_seconds=seconds), lent, by_pitch)
+        assert all((one.voice.prompt is not None) == given for one in ready)
 
 
 def test_refusals_before_work(corpus, tmp_path):

@@ -1,5 +1,4 @@
 "A text read aloud: words where their sounds are, pieces that are the whole, a run that is checked"
-import json
 import logging
 
 import numpy as np
@@ -7,28 +6,20 @@ import pytest
 import torch
 
 from audiolab.tts import (
-    SUNG_LETTERS, SamplingConfig, SayConfig, SoundStream, Talker, TextTokenizer, ToneCodec,
-    TTSError, VoicePrompt, align_utterance, best_heads, cut_sentence, join_sounds,
-    language_of, letter_codes, letter_lesson, letter_speaker, letter_utterance, open_talker,
-    say, say_command, save_t3, sound_bounds, speak, stream_say, taught_reader, text_pieces,
-    voice_prompt,
+    SamplingConfig, SayConfig, SoundStream, TTSError, Talker, ToneCodec, VoicePrompt,
+    align_utterance, best_heads, cut_sentence, join_sounds, language_of, letter_codes,
+    letter_lesson, letter_speaker, letter_tokenizer, letter_utterance, open_talker, save_t3,
+    say, say_command, sound_bounds, speak, stream_say, taught_reader, text_pieces, voice_prompt,
 )
 
 
 @pytest.fixture(scope="module")
 def talker():
     "The letter reader, its codec of tones and a tokenizer of letters"
-    rows = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 15}
-    rows |= {letter: 3+i for i, letter in enumerate(SUNG_LETTERS[1:])}
-    form = dict(special=True, single_word=False, lstrip=False, rstrip=False, normalized=False)
-    tokenizer = TextTokenizer.from_json(json.dumps({
-        "version": "1.0", "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "BPE", "vocab": rows, "merges": [], "unk_token": "[UNK]"},
-        "added_tokens": [{"id": id, "content": token} | form for token, id in rows.items()
-                         if token[0] == "["]}))
     reader = taught_reader()
     heads = best_heads(reader, [letter_lesson(7, i) for i in range(6)])
-    return Talker(reader, tokenizer, ToneCodec(), heads, prepare=lambda text, language: text)
+    return Talker(reader, letter_tokenizer(), ToneCodec(), heads,
+                  prepare=lambda text, language: text)
 
 
 SURE = SamplingConfig(temperature=0, repetition_penalty=1)
@@ -154,7 +145,11 @@ def test_say_finds_all_in_the_run(talker, tmp_path, monkeypatch):
                                    f"validation: {{codec: 'mel:{tmp_path/'codec.bin'}'}}\n")
     found = open_talker(run)
     assert opened == [f"mel:{tmp_path/'codec.bin'}"] and found.heads == talker.heads
-    assert found.tokenizer.fingerprint() == notes["tokenizer"]
+    assert found.tokenizer.fingerprint() == notes["tokenizer"] and found.prompt_seconds > 0
+    file = save_t3(talker.model, tmp_path/"alone"/"t3.safetensors", {"prompts": 0})
+    with pytest.raises(TTSError, match="--tokenizer"): open_talker(file)
+    alone = open_talker(file, others=(str(tmp_path/"letters.json"), f"mel:{tmp_path/'codec.bin'}"))
+    assert alone.prompt_seconds == 0 and len(alone.tokenizer) == len(talker.tokenizer)
     out = tmp_path/"said.wav"
     monkeypatch.setattr("audiolab.tts.reading_aloud.prepare_text", lambda text, language: text)
     config = SayConfig("the sun", model=str(run), output=str(out), temperature=0)

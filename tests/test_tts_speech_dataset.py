@@ -149,7 +149,7 @@ def test_no_data_set_at_all(dataset, raw):
 
 
 def test_no_file_and_a_folder_in_its_place(dataset, tmp_path):
-    with pytest.raises(TTSError, match="audiolab tts import makes"): open_dataset(tmp_path)
+    with pytest.raises(TTSError, match="write_dataset makes one"): open_dataset(tmp_path)
     (tmp_path/"dataset.json").mkdir()
     with pytest.raises(TTSError, match="not a regular file"): open_dataset(tmp_path)
 

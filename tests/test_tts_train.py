@@ -175,7 +175,7 @@ def test_base_rows_stay_to_the_bit_under_weight_decay(corpus, base, tmp_path):
         assert torch.equal(old, new[:count]), name
     assert not torch.equal(before.speech_head.weight, after.speech_head.weight)
     form, notes = read_t3_notes(tmp_path/"run")
-    assert notes["base_rows"] == count and notes["languages"] == ["am"]
+    assert notes["base_rows"] == count and notes["languages"] == ["am"] and notes["prompts"] == 1
 
 
 @pytest.mark.parametrize("freeze", ["base_rows", "text_only", "layers", "lora"])

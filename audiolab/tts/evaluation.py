@@ -128,7 +128,8 @@ def prepare_exercise(
     "A sentence as a model takes it. TTSError or AudioError names a recording that is of no use."
     audio, rate = _sound(exercise.entry.path)
     lent = _sound(exercise.voice) if exercise.voice else (audio, rate)
-    most, seconds = talker.model.config.prompt_tokens, 6. if exercise.voice else 0.
+    most = talker.model.config.prompt_tokens
+    seconds = talker.prompt_seconds if exercise.voice else 0.
     try: voice = voice_prompt(*lent, talker.codec, encoder, seconds=seconds, most=most)
     except ValueError as error:
         raise TTSError(f"{exercise.voice or exercise.entry.path}: {error}") from None

@@ -24,7 +24,7 @@ from audiolab.tts.exercises import (
     Exercise, dataset_entries, make_exercises, taught_texts, untaught_entries, voice_lenders,
 )
 from .language_tables import TTSError
-from .reading_aloud import Talker, open_talker
+from .reading_aloud import Talker, open_talker, sampling_of, talker_files
 from .sampling import SamplingConfig
 from .t3_files import find_t3
 
@@ -62,9 +62,7 @@ class EvalTTSConfig:
 
     def sampling(self) -> SamplingConfig:
         "How codes are drawn. TTSError for what cannot be."
-        names = ("temperature", "min_p", "top_p", "repetition_penalty", "cfg_weight", "max_tokens",
-                 "seed")
-        return SamplingConfig(**{name: getattr(self, name) for name in names})
+        return sampling_of(self)
 
     def plan(self) -> str:
         "What a run would do."
@@ -130,8 +128,9 @@ def tts_eval_command(
     "Read, judge and write. TTSError says what is wrong, as early as can be."
     folder, sampling = check_folder(config.out, config.overwrite), config.sampling()
     dictation, device = dictation_of(config), str(choose_device(config.device))
-    talker = open_talker(config.model, config.tokenizer, config.codec, device)
-    base = open_talker(config.base, device=device) if config.base else None
+    files = talker_files(config.model, config.tokenizer, config.codec)
+    talker = open_talker(config.model, *files, device)
+    base = open_talker(config.base, device=device, others=files) if config.base else None
     taught = taught_texts(find_t3(config.model)) if config.which == "untaught" else None
     if taught is None and config.which == "untaught":
         _log.warning("it is not known which texts %s was taught: all are read", config.model)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['voice_prompt', 'Talker', 'SpokenPiece', 'Spoken', 'piece_places', 'piece_words', 'fitted_voice', 'trimmed_sounds',
            'say', 'SoundStream', 'samples_of_code', 'warned_codes', 'stream_say', 'run_settings', 'named_file',
-           'open_talker', 'SayConfig', 'voice_of', 'language_of', 'write_growing', 'say_command', 'speak']
+           'talker_files', 'open_talker', 'sampling_of', 'SayConfig', 'voice_of', 'language_of', 'write_growing',
+           'say_command', 'speak']
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #2389c329
 import logging
@@ -65,6 +66,7 @@ class Talker:
     codec: SpeechCodec
     heads: tuple = ()  # (layer, head), that look at the text; none: no times of words
     speakers: str = "statistics"  # kind of encoder of voices that it was taught with
+    prompt_seconds: float = 6.  # s of a recording that prompt it; 0: it was taught without prompts
     prepare: Callable = prepare_text  # (text, language) -> what is said
 
     def read(self,
@@ -286,29 +288,52 @@ def named_file(
     raise TTSError(f"the run does not say where its {flag} is; name it with --{flag}")
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #a7d57217
+def talker_files(
+    path: str | Path,  # run folder, or file of weights
+    tokenizer: str | Path = "",  # file; none: what the run names
+    codec: str = "",  # address, such as mel:FILE; none: what the run names
+    others: tuple[str, str] = ("", ""),  # both of another model, for one that names none
+) -> tuple[str, str]:  # file of the tokenizer, address of the codec
+    "What a model needs beside its weights. TTSError says what is missing."
+    path = find_t3(path)
+    notes, settings = read_t3_notes(path)[1], run_settings(path)
+    data, samples = settings.get("data", {}), settings.get("validation", {})
+    words = [path.parent/"tokenizer.json", path.parent.parent/"tokenizer.json",
+             data.get("tokenizer"), others[0]]
+    sounds = [samples.get("codec"), notes.get("codec_file"), others[1]]
+    return named_file(str(tokenizer), words, "tokenizer"), named_file(codec, sounds, "codec")
+
+# %% ../../nbs/tts/49_reading_aloud.ipynb #c4a90011
 def open_talker(
     path: str | Path,  # run folder, or file of weights
     tokenizer: str | Path = "",  # file; none: what the run names
     codec: str = "",  # address, such as mel:FILE; none: what the run names
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    others: tuple[str, str] = ("", ""),  # as for `talker_files`
 ) -> Talker:
     "All that a run needs to speak. TTSError says what is missing, or does not belong to it."
     path = find_t3(path)
-    notes, settings = read_t3_notes(path)[1], run_settings(path)
-    data, samples = settings.get("data", {}), settings.get("validation", {})
-    beside = [path.parent/"tokenizer.json", path.parent.parent/"tokenizer.json"]
-    named = named_file(str(tokenizer), [*beside, data.get("tokenizer")], "tokenizer")
-    words = TextTokenizer.from_file(named)
-    named = named_file(codec, [samples.get("codec"), notes.get("codec_file")], "codec")
-    sounds = open_codec(named, device=device)
+    notes = read_t3_notes(path)[1]
+    named, address = talker_files(path, tokenizer, codec, others)
+    words, sounds = TextTokenizer.from_file(named), open_codec(address, device=device)
     for name, ours in (("tokenizer", words), ("codec", sounds)):
         if notes.get(name) in (None, ours.fingerprint()): continue
         raise TTSError(f"{path}: was taught with another {name} than the one that was found; name "
                        f"it with --{name}")
     model = load_t3(path, device=device, dtype=dtype)
     heads = tuple(map(tuple, notes.get("heads") or known_heads(model)))
-    return Talker(model, words, sounds, heads, notes.get("speakers") or "statistics")
+    seconds = 6. if notes.get("prompts", 1) else 0.
+    return Talker(model, words, sounds, heads, notes.get("speakers") or "statistics", seconds)
+
+# %% ../../nbs/tts/49_reading_aloud.ipynb #c4a90012
+def sampling_of(
+    settings,  # of a command, with a field for each of these
+) -> SamplingConfig:
+    "How codes are drawn. TTSError for what cannot be."
+    names = ("temperature", "min_p", "top_p", "repetition_penalty", "cfg_weight", "max_tokens",
+             "seed")
+    return SamplingConfig(**{name: getattr(settings, name) for name in names})
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #aab1ec0b
 @dataclass
@@ -335,9 +360,7 @@ class SayConfig:
 
     def sampling(self) -> SamplingConfig:
         "How codes are drawn. TTSError for what cannot be."
-        names = ("temperature", "min_p", "top_p", "repetition_penalty", "cfg_weight", "max_tokens",
-                 "seed")
-        return SamplingConfig(**{name: getattr(self, name) for name in names})
+        return sampling_of(self)
 
     def cutting(self) -> dict:
         "How long the pieces of the text may be."
@@ -366,7 +389,8 @@ def voice_of(
     size, most = talker.model.config.speaker_size, talker.model.config.prompt_tokens
     if not config.voice: return VoicePrompt(np.zeros(size, dtype=np.float32), None, config.emotion)
     audio, rate = read_audio(config.voice, mono=True)
-    return voice_prompt(audio, rate, talker.codec, talker.speakers, config.emotion, most=most)
+    return voice_prompt(audio, rate, talker.codec, talker.speakers, config.emotion,
+                        talker.prompt_seconds, most)
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #2292d770
 def language_of(

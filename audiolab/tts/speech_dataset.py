@@ -53,7 +53,7 @@ class SpeechDataset:
         "The segment of a name. `TTSError` where there is none."
         found = next((segment for segment in self.segments if segment.id == id), None)
         if found: return found
-        raise TTSError(f"{self.folder}: has no segment {id!r}; audiolab tts inspect-dataset lists them")
+        raise TTSError(f"{self.folder}: has no segment {id!r}; `segments` lists them")
 
 # %% ../../nbs/tts/56_speech_dataset.ipynb #76070cb3
 def _sizes(wavs: Path) -> dict[str, int]:
@@ -208,8 +208,8 @@ def open_dataset(
     folder = Path(folder)
     path = folder/"dataset.json"
     if not path.exists():
-        raise TTSError(f"{path}: there is no such file; audiolab tts import makes a data set of films and "
-                       "subtitles, or of a folder that has only metadata.csv")
+        raise TTSError(f"{path}: there is no such file, so this is no data set of segments; "
+                       "write_dataset makes one")
     try: tree = _read_tree(path)
     except (ValueError, OSError) as error:
         raise TTSError(f"{path}: is no data set that can be read: {error}. "

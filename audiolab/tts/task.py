@@ -282,7 +282,8 @@ def sample(self: TTSTask, loop):
 def notes(self: TTSTask, loop) -> dict[str, str]:
     "What a file says of the model in it."
     form = loop.modules["t3"].config
-    return t3_notes(form, notes_of(self.material, self.begun.base_rows))
+    heard = {"prompts": int(self.config.data.prompt_dropout < 1)}
+    return t3_notes(form, notes_of(self.material, self.begun.base_rows) | heard)
 
 
 @patch
