@@ -54,10 +54,10 @@ def plain_sentences(dictionary="/usr/share/wordnet"):
     return [line for line, some in words.items() if min(often[word] for word in some) >= 4]
 
 
-def flite(text, voice, faster):
+def flite(text, spoken_by):
     "What flite says, [T] at `RATE`, with a tenth of a second of quiet on either side."
     from audiolab.audio import read_audio, resample
-    name = f"{os.getpid()}.wav"
+    (voice, faster), name = spoken_by, f"{os.getpid()}.wav"
     subprocess.run(["flite", "-voice", voice, "--setf", f"duration_stretch={SLOWER*faster}",
                     "-t", text, "-o", name], check=True, stderr=subprocess.DEVNULL)
     audio, rate = read_audio(name)
@@ -92,11 +92,10 @@ def english(args):
     test, val = made[3000:3150] + plain[10_000:10_250], made[3150:] + plain[10_250:]
     train = made[:3000] + plain[:10_000]
     random.Random(6).shuffle(train)
-    say = lambda text, voice: flite(text, *voice)  # noqa: E731
-    spoken(args.folder/"en_train", train[:args.sentences], VOICES, say, "en")
-    spoken(args.folder/"en_val", val[::3], VOICES, say, "en")
-    spoken(args.folder/"en_test", test, dict(list(VOICES.items())[:3]), say, "en")
-    spoken(args.folder/"en_strange", test[::4], STRANGERS, say, "en")
+    spoken(args.folder/"en_train", train[:args.sentences], VOICES, flite, "en")
+    spoken(args.folder/"en_val", val[::3], VOICES, flite, "en")
+    spoken(args.folder/"en_test", test, dict(list(VOICES.items())[:3]), flite, "en")
+    spoken(args.folder/"en_strange", test[::4], STRANGERS, flite, "en")
 
 
 def amharic(args):
