@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from checkpoint_files import run_python
 from small_t3 import BASE, ROWS, SMALL, TABLES, loss_of, sentences
 from torch import nn
 
@@ -208,3 +209,14 @@ def test_runs_with_adapters_are_resumed_to_the_bit(tmp_path):
         assert all(torch.equal(v, torch.as_tensor(other[n])) for n, v in weights.items())
         plain = {n.removeprefix("t3."): v for n, v in merge_adapters(weights).items()}
         T3(T3Config.small(text_vocab=ROWS, **SMALL)).load_state_dict(plain, strict=True)
+
+
+def test_who_has_looked_for_torchaudio_before_can_still_be_adapted():
+    "transformers remembers that there is one, also where it does not load beside this torch"
+    done = run_python("""
+from transformers.utils import is_torchaudio_available
+is_torchaudio_available()
+from audiolab.tts import T3Config, adapted_layers, init_t3, with_lora
+model = with_lora(init_t3(T3Config.small(20, 30, width=64, heads=2, layers=1)), rank=2)
+print(len(list(adapted_layers(model))))""", check=True)
+    assert int(done.stdout) == 7

@@ -2,15 +2,14 @@
 import os
 import subprocess
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from make_t3_golden import EMOTION, LAYERS, SPEECH, TEXT, made_condition, made_weights
 
+from audiolab.tts.lora import torchaudio_or_empty
 from audiolab.tts.packs import Utterance, make_pack
 from audiolab.tts.rotary import rotary_speeds
 from audiolab.tts.t3 import T3, init_t3, reference_logits
@@ -68,11 +67,7 @@ def test_the_numbers_are_made_by_the_released_program(golden, tmp_path):
 @pytest.fixture(scope="module")
 def llama():
     "transformers' Llama in eight lines, with the numbers of T3."
-    with pytest.MonkeyPatch.context() as patch:
-        # a torchaudio that does not fit the installed torch would stop the import; it is not needed
-        empty = ModuleType("torchaudio")
-        empty.__spec__ = ModuleSpec("torchaudio", None)
-        if "torchaudio" not in sys.modules: patch.setitem(sys.modules, "torchaudio", empty)
+    with torchaudio_or_empty():
         pytest.importorskip("transformers", reason="optional: transformers is not installed")
         from transformers import LlamaConfig, LlamaModel
     config = T3Config.small(60, 100, width=128, heads=2, layers=3)

@@ -61,7 +61,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "long_texts": ["PAUSES", "TextPiece", "cut_sentence", "join_short", "join_sounds",
         "sound_bounds", "text_pieces"],
     "lora": ["PROJECTIONS", "adapted_layers", "apply_adapter", "base_digest", "merge_adapters",
-        "merge_lora", "save_adapter", "with_lora"],
+        "merge_lora", "save_adapter", "torchaudio_or_empty", "with_lora"],
     "losses": ["ChunkedCost", "CrossEntropy", "compute_dtype", "cost_and_slope",
         "linear_cross_entropy", "speech_text_loss"],
     "material": ["Material", "SETS", "check_alike", "check_languages", "clips_by_language",

@@ -6,11 +6,8 @@
 __all__ = ['import_s3tokenizer', 's3_weights', 'build_s3_tokenizer', 'S3Codec']
 
 # %% ../../nbs/tts/29_s3_codec.ipynb #9d20de69
-import sys
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,23 +16,14 @@ from torch.nn import functional as F
 
 from ..files import CheckpointError, LazyTensors, read_torch_file
 from .language_tables import TTSError
+from .lora import torchaudio_or_empty
 from .speech_codec import checked_ids, codec_sound, weights_digest
-
-# %% ../../nbs/tts/29_s3_codec.ipynb #28b0c77c
-@contextmanager
-def _some_torchaudio():
-    try: import_module("torchaudio")
-    except (ImportError, OSError): sys.modules["torchaudio"] = ModuleType("torchaudio")
-    try: yield
-    finally:
-        if getattr(sys.modules.get("torchaudio"), "__file__", None) is None:
-            sys.modules.pop("torchaudio", None)
 
 # %% ../../nbs/tts/29_s3_codec.ipynb #05b8c08f
 def import_s3tokenizer():
     "The package s3tokenizer; ImportError with the remedy."
     try:
-        with _some_torchaudio(): return import_module("s3tokenizer")
+        with torchaudio_or_empty(): return import_module("s3tokenizer")
     except ImportError as e:
         raise ImportError(f"S3 tokens need the package s3tokenizer ({e}): "
                           "pip install 'audiolab[s3tokenizer]'") from None
@@ -138,7 +126,7 @@ _REMEDY = ("sound of S3 tokens needs S3Gen of Chatterbox: pip install --no-deps 
 # %% ../../nbs/tts/29_s3_codec.ipynb #26ca4039
 def _generator_of(path, device):
     try:
-        with _some_torchaudio(): kind = import_module("chatterbox.models.s3gen").S3Gen
+        with torchaudio_or_empty(): kind = import_module("chatterbox.models.s3gen").S3Gen
     except (ImportError, OSError) as e: raise TTSError(f"{_REMEDY} ({e})") from None
     net, found = kind(), _tensors_of(path)
     weights = {name: torch.as_tensor(found[name]) for name in found}
