@@ -343,10 +343,11 @@ class SpeechEvaluation:
                 for kind in kinds}
 
     def summary(self) -> dict[str, dict]:  # kind -> figure -> value
-        "The means that have a meaning, in the order of that."
-        names = "sentences", *FIGURE_MEANINGS
-        return {kind: {name: means[name] for name in names if name in means}
-                for kind, means in self.means.items()}
+        "The means that have a meaning, in the order of that; None where a kind has no such figure."
+        means = self.means
+        names = [name for name in ("sentences", *FIGURE_MEANINGS)
+                 if any(name in found for found in means.values())]
+        return {kind: {name: found.get(name) for name in names} for kind, found in means.items()}
 
 # %% ../../nbs/tts/60_evaluation.ipynb #543eaec4
 def encoder_of(talker: Talker) -> Callable:  # (audio, Hz) -> [E]
