@@ -6423,6 +6423,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'audiolab.tts.material': { 'audiolab.tts.material.Material': ('tts/material.html#material', 'audiolab/tts/material.py'),
                                        'audiolab.tts.material.Material.codec': ( 'tts/material.html#material.codec',
                                                                                  'audiolab/tts/material.py'),
+                                       'audiolab.tts.material.Material.codec_file': ( 'tts/material.html#material.codec_file',
+                                                                                      'audiolab/tts/material.py'),
                                        'audiolab.tts.material.Material.counts': ( 'tts/material.html#material.counts',
                                                                                   'audiolab/tts/material.py'),
                                        'audiolab.tts.material.Material.hours': ( 'tts/material.html#material.hours',

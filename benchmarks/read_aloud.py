@@ -6,7 +6,7 @@ The way: English sentences (half-made ones of the chapter on practice speech and
 voices of flite, and Amharic ones by eSpeak NG (`corpus`, `amharic`); a vocoder and a codec (`vocoder`, `codec`);
 tokens (`cache`); a model from nothing (`base`) and its judgement on sentences, and then on a voice, that it never met (`judge`); its vocabulary extended
 by Amharic and taught with the rows of English frozen, once with English replayed and once without (`extend`, `tune`, `judge-am`); and the
-base taught by the prompts of a real speaker (`people`, `judge-people`; Debian's asterisk-core-sounds-en, fetched).
+base taught by the prompts of a real speaker (`people`, `judge-people`; Debian's asterisk-core-sounds-en, fetched). At the end one picture of it (`picture`).
 
 A stage whose product is there is passed over, so a run that was stopped goes on. Needs Debian's flite, espeak-ng and wordnet-base, and
 the extra judges (Whisper tiny.en). Everything is written into FOLDER; CPU seconds of each stage into FOLDER/stages.jsonl.
@@ -138,8 +138,8 @@ def vocoder(args):
 
 
 def codec(args):
-    some_of(args.folder, "cod_src", {"en_train": 4, "am_train": 6})
-    audiolab(args, "tts codec --folders cod_src --vocoder voc/model_final.safetensors --output cod --training.steps 1700 "
+    some_of(args.folder, "cod_src", {"en_train": 6, "am_train": 5})
+    audiolab(args, "tts codec --folders cod_src --vocoder voc/model_final.safetensors --output cod --model.codes 2048 --model.frames 3 --training.steps 2600 "
              "--training.validate-every '400 steps' --training.device cpu")
 
 
@@ -149,7 +149,7 @@ RUN = (f"--validation.codec {CODEC} --data.prompt-dropout 1 --training.log-every
 
 
 def cache(args, dataset, tokenizer, name):
-    audiolab(args, f"tts cache --dataset {dataset} --tokenizer {tokenizer} --codec {CODEC} --output {name}")
+    audiolab(args, f"tts cache --dataset {dataset} --tokenizer {tokenizer} --codec {CODEC} --output {name} --workers 2")
 
 
 def english_tokens(args):
@@ -232,6 +232,58 @@ def judge_amharic(args):
     rows_kept(args)
 
 
+def means(folder, judged):
+    "Mean figures of who was judged, by kind."
+    return json.loads((folder/judged/"evaluation.json").read_text())["means"]
+
+
+def draw_curves(folder, axes):
+    "How surprised the base was at speech that it learns from, and at speech that it does not."
+    events = [json.loads(line) for line in open(folder/"base/history.jsonl")]
+    for kind, label in (("log", "learnt from"), ("validation", "held out")):
+        rows = [(e["step"], e["values"]["speech_loss"]) for e in events if e["kind"] == kind]
+        axes.plot(*zip(*rows), label=label, lw=1)
+    axes.set(xlabel="step", ylabel="nats a code", title="A base from nothing")
+    axes.legend(frameon=False)
+
+
+def draw_bars(axes, figures, key, label, title):
+    "A figure of each kind, lying."
+    kinds = [kind for kind, found in figures.items() if key in found][::-1]
+    bars = axes.barh(kinds, [figures[kind][key] for kind in kinds])
+    axes.bar_label(bars, fmt="%.2f", padding=2)
+    axes.set(xlabel=label, title=title, xlim=(0, 1.15*max(1, *(figures[kind][key] for kind in kinds))))
+
+
+def draw_sentence(folder, axes):
+    "The sentence in the middle of those that were judged: as recorded, and as it was read."
+    from audiolab.audio import read_audio
+    rows = json.loads((folder/"judged_en/evaluation.json").read_text())["sentences"]
+    read = sorted((row for row in rows if row["kind"] == "model"), key=lambda row: row["word_error"])
+    row = read[len(read)//2]
+    true = next(other for other in rows if other["kind"] == "recording" and other["name"] == row["name"])
+    for area, one, title in zip(axes, (true, row), (row["text"], f"read; Whisper hears: {row['heard']}")):
+        sound, rate = read_audio(folder/"judged_en"/one["file"], mono=True)
+        area.specgram(np.asarray(sound).ravel() + 1e-6, NFFT=512, Fs=rate, noverlap=384, vmin=-120, cmap="magma")
+        area.set(ylabel="Hz", ylim=(0, 5000))
+        area.set_title(title, fontsize=9, loc="left")
+    axes[1].set_xlabel("s")
+
+
+def picture(args):
+    import matplotlib
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(11, 8), layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=(1, 1.1))
+    curves, english, amharic = above.subplots(1, 3)
+    draw_curves(args.folder, curves)
+    draw_bars(english, means(args.folder, "judged_en"), "word_error", "word error (Whisper tiny.en)", "Held-out English")
+    draw_bars(amharic, means(args.folder, "judged_am"), "token_error", "token error", "Held-out Amharic")
+    draw_sentence(args.folder, below.subplots(2, 1, sharex=True))
+    figure.savefig(args.folder/"read_aloud.png", dpi=90)
+
+
 STAGES = {
     "corpus": (english, "en_strange/metadata.csv"), "amharic": (amharic, "am_test/metadata.csv"),
     "vocoder": (vocoder, "voc/model_final.safetensors"), "codec": (codec, "cod/model_final.safetensors"),
@@ -242,7 +294,8 @@ STAGES = {
     "tune-alone": (lambda args: tune(args, "tuned_alone", ""), "tuned_alone/model_final.safetensors"),
     "judge-am": (judge_amharic, "rows.json"), "people": (people, "real/model_final.safetensors"),
     "judge-people": (lambda args: judge(args, "real", "real_test", "judged_real", "--asr whisper --base base"),
-                     "judged_real/evaluation.json")}
+                     "judged_real/evaluation.json"),
+    "picture": (picture, "read_aloud.png")}
 
 
 def spent():

@@ -48,7 +48,19 @@ def workplace(tmp_path_factory, program):
     (folder/"example.py").write_text("\n".join(blocks("python")), encoding="utf-8")
     program(folder, "example.py")
     shutil.copy(folder/"new.wav", folder/"me.wav")  # any 5 s of sound: here nobody is cloned
+    spoken_folder(folder/"my_speech", folder/"new.wav")
     return folder
+
+
+def spoken_folder(folder, sound, clips=12):
+    "What the README asks of who brings speech; here nobody speaks."
+    import soundfile as sf
+    audio, rate = sf.read(sound)
+    (folder/"wavs").mkdir(parents=True)
+    for n in range(clips): sf.write(folder/f"wavs/{n}.wav", audio[n*rate//4:n*rate//4+rate], rate)
+    words = "ሰላም ነው ውሃ ጠጣ ቤት ሄደ".split()
+    rows = [f"{n}|{words[n%6]} {words[n*5%6]} {words[n//2%6]}።" for n in range(clips)]
+    (folder/"metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def test_made_from_the_index(): check([sys.executable, ROOT/"tools/make_readme.py", "--check"])
@@ -73,10 +85,14 @@ def test_shell_examples(workplace, program):
     lines = [line.replace("--num_iterations 3000", "--num_iterations 3 --batch_size 2 --discriminators.start 2") for line in lines]
     few = "--num-samples 24 --num-val-samples 8 --num-test-samples 4 --seconds 0.5"
     small = "--preset cpu --epochs 1 --encoder.hidden-dim 16 --encoder.num-layers 1"
-    changed = {"--num-samples 6000": few, "--preset cpu": small}
+    codec = "--training.steps 3 --training.batch-size 2 --training.validate-every never"
+    reader = ("--model.small.width 64 --model.small.layers 2 --training.epochs 0 --training.steps 3 --training.tokens 600 "
+              "--training.sample-every never")
+    changed = {"--num-samples 6000": few, "--preset cpu": small, "--output runs/speech_codec": f"--output runs/speech_codec {codec}",
+               "--output runs/tts": f"--output runs/tts {reader}", "--out heard": "--out heard --max-tokens 20"}
     for what, instead in changed.items(): lines = [line.replace(what, instead) for line in lines]
     for line in lines: program(workplace, *shlex.split(line))
-    assert (workplace/"me.json").is_file()
+    assert (workplace/"me.json").is_file() and (workplace/"said.wav").is_file() and (workplace/"heard/evaluation.html").is_file()
     assert {p.name for p in (workplace/"models").iterdir()} >= {"checkpoint_epoch_10.safetensors", "checkpoint_final.safetensors"}
     assert (workplace/"outputs/new.wav").stat().st_size > 1000
 

@@ -17,8 +17,8 @@ from tts_corpus import Letters, hum, make_corpus
 import audiolab.tts.caching_command as command_module
 from audiolab.audio import write_audio
 from audiolab.tts import (
-    CacheConfig, Entry, Limits, LoudnessCodec, TextTokenizer, TokenCache, TTSError, build_cache,
-    cache_building, cache_report, clip_tokens, open_cache, read_table, token_cache, train_tokenizer,
+    CacheConfig, Entry, Limits, LoudnessCodec, Material, TextTokenizer, TokenCache, TTSError, build_cache,
+    cache_building, cache_report, clip_tokens, notes_of, open_cache, read_table, token_cache, train_tokenizer,
 )
 from audiolab.tts.caching_command import cache_command
 
@@ -106,6 +106,16 @@ def test_another_codec_is_refused_and_overwrite_is_not_careless(copy):
     with pytest.raises(TTSError, match="thesis.doc"): build(copy, codec=other, overwrite=True)
     (copy/"cache"/"thesis.doc").unlink()
     assert build(copy, codec=other, overwrite=True).codec["codes"] == 32
+
+
+def test_a_cache_says_where_its_codec_is(copy, tmp_path):
+    "So that a run from it can be heard without naming the codec once more"
+    codec = type("PlacedCodec", (LoudnessCodec,), {"address": f"mel:{tmp_path/'codec.bin'}"})()
+    (tmp_path/"codec.bin").write_bytes(b"")
+    material = Material(Letters(), {"book": build(copy, codec=codec)}, {})
+    assert material.codec_file == codec.address == notes_of(material, 0)["codec_file"]
+    (tmp_path/"codec.bin").unlink()
+    assert material.codec_file == "" and Material(Letters(), {"book": build(copy)}, {}).codec_file == ""
 
 
 def test_other_voices_are_refused(copy):

@@ -150,6 +150,10 @@ def test_say_finds_all_in_the_run(talker, tmp_path, monkeypatch):
     with pytest.raises(TTSError, match="--tokenizer"): open_talker(file)
     alone = open_talker(file, others=(str(tmp_path/"letters.json"), f"mel:{tmp_path/'codec.bin'}"))
     assert alone.prompt_seconds == 0 and len(alone.tokenizer) == len(talker.tokenizer)
+    address = f"mel:{tmp_path/'codec.bin'}"
+    file = save_t3(talker.model, tmp_path/"noted"/"t3.safetensors", {"codec_file": address})
+    open_talker(file, tmp_path/"letters.json")
+    assert opened[-1] == address
     out = tmp_path/"said.wav"
     monkeypatch.setattr("audiolab.tts.reading_aloud.prepare_text", lambda text, language: text)
     config = SayConfig("the sun", model=str(run), output=str(out), temperature=0)

@@ -35,7 +35,7 @@ def notes_of(
     return {"tokenizer": material.tokenizer.fingerprint(), "base_rows": base_rows,
             "languages": [name for name in material.languages if name],
             "codec": codec["codec"], "codec_name": codec["name"], "codes": codec["codes"],
-            "speakers": codec["speakers"]}
+            "codec_file": material.codec_file, "speakers": codec["speakers"]}
 
 # %% ../../nbs/tts/41_beginning.ipynb #4e0d925a
 def rows_of_text(

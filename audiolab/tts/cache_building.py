@@ -325,7 +325,7 @@ def _finish(build: CacheBuild, ids: list, unknown: float, before: int) -> None:
     report.seconds = report.speech_tokens/build.codec.rate
     report.left_out = dict(build.left_out.names)
     write_about(build.folder, texts=name, tokenizer=mark, sounds=parts.settings,
-                report=asdict(report), **numbers)
+                codec_file=getattr(build.codec, "address", ""), report=asdict(report), **numbers)
     sweep(build.folder)
 
 # %% ../../nbs/tts/33_cache_building.ipynb #e42ef675

@@ -75,6 +75,6 @@ def cache_command(
                         language=config.language, workers=config.workers, limits=config.limits(),
                         overwrite=config.overwrite)
     for line in str(cache_report(cache)).splitlines(): _log.info("%s", line)
-    _log.info("%s\nnext: audiolab tts train --cache %s --tokenizer %s --validation.codec %s", cache,
-              config.output, config.tokenizer, config.codec)
+    _log.info("%s\nnext: audiolab tts train --cache %s --tokenizer %s", cache, config.output,
+              config.tokenizer)
     return 0

@@ -176,7 +176,7 @@ class SampleSettings:
     n_samples: _Count = 5  # of them at most; without any, held-out texts
     audio: bool = True  # speak them, where there is a codec
     alignments: bool = True  # draw where the model looks in the text
-    codec: str = ""  # of the caches, such as mel:codec.safetensors; empty: nothing is heard
+    codec: str = ""  # of the caches, such as mel:FILE; empty: the one that the cache names
     max_tokens: _AtLeastOne = 500  # of speech, of each
 
 # %% ../../nbs/tts/39_config.ipynb #15fa25b9

@@ -98,6 +98,13 @@ class Material:
         return next(iter(self.caches.values())).codec
 
     @property
+    def codec_file(self) -> str:
+        "Address of the codec, such as mel:FILE, where a cache names one that is still there."
+        named = (cache.about.get("codec_file") for cache in self.caches.values())
+        there = (name for name in named if type(name) is str and ":" in name)
+        return next((name for name in there if Path(name.partition(":")[2]).exists()), "")
+
+    @property
     def languages(self) -> list[str]:
         "Of all clips; '' for those that do not say."
         return sorted({name for cache in self.caches.values() for name in cache.languages})

@@ -8,6 +8,7 @@ __all__ = ['SpeechCodec', 'codec_sound', 'checked_ids', 'weights_digest', 'open_
 # %% ../../nbs/tts/24_speech_codec.ipynb #06d6ceed
 import json
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -87,10 +88,12 @@ def open_codec(
     address: str,  # "mel:FILE", "snac:FILE" or "s3:FILE"
     device: str = "cpu",  # torch device
 ) -> SpeechCodec:
-    "Open a codec. TTSError for an address that is none; what its `load` raises for a file that is not of it."
+    "Open a codec; its `address` lasts when the folder is changed. TTSError for an address that is none; what its `load` raises for a file that is not of it."
     kind, colon, place = str(address).partition(":")
     if kind in _CODECS and colon and place:
         module, name = _CODECS[kind]
-        return getattr(import_module(module), name).load(place, device=device)
+        codec = getattr(import_module(module), name).load(place, device=device)
+        codec.address = f"{kind}:{Path(place).absolute()}"
+        return codec
     hint = did_you_mean(kind, tuple(_CODECS)) if colon else ""
     raise TTSError(f"{address!r} is no address of a codec{hint}: write {', '.join(f'{k}:FILE' for k in _CODECS)}")

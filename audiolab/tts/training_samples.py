@@ -182,16 +182,18 @@ class TrainingSamples:
         form: T3Config,  # of the model
     ):
         self.settings, self.material = settings, material
-        self.codec = self._open_codec() if settings.audio and settings.codec else None
+        self.codec = self._open_codec() if settings.audio else None
         texts, count = settings.sample_texts, settings.n_samples
         self.lines = (written_lines(texts[:count], material, form) if texts
                       else held_out_lines(count, material, form))
 
     def _open_codec(self):
         from audiolab.tts.speech_codec import open_codec
-        codec, wanted = open_codec(self.settings.codec), self.material.codec["codec"]
+        if not (address := self.settings.codec or self.material.codec_file): return None
+        codec, wanted = open_codec(address), self.material.codec["codec"]
         if codec.fingerprint() == wanted: return codec
-        raise TTSError(f"{self.settings.codec}: is not the codec of the caches, which is {wanted}")
+        raise TTSError(f"{address}: is not the codec of the caches, which is {wanted}; name that "
+                       "one with --validation.codec, or make the caches again")
 
     def make(self,
         model: T3,  # in evaluation mode
