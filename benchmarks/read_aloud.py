@@ -31,7 +31,7 @@ os.environ |= dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREAD
 import numpy as np
 
 RATE = 16_000  # Hz
-VOICES = {"slt": ("slt", 1.), "rms": ("rms", 1.), "awb": ("awb", 1.)}  # of flite, and how much faster they are played
+VOICES = {name: (name, 1.) for name in ("slt", "rms", "awb")}  # of flite, and how much faster
 STRANGERS = {"kal": ("kal16", 1.), "awb_high": ("awb", 1.08)}  # nobody learns from them
 AMHARIC = "m1", "f1", "m3"  # variants of eSpeak's voice
 SLOWER = 1.08  # than flite speaks
@@ -80,8 +80,9 @@ def spoken(folder, texts, voices, say, language):
             sound = say(text, voices[name])
             write_audio(path, sound/max(1, abs(sound).max()/.95), RATE)
         return f"{path.stem}|{text}|{name}|{language}"
-    with ThreadPoolExecutor(os.cpu_count()) as pool: rows = list(pool.map(make, *zip(*enumerate(texts))))
-    (folder/"metadata.csv").write_text("\n".join(["id|text|speaker|language", *rows, ""]), encoding="utf-8")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = ["id|text|speaker|language", *pool.map(make, range(len(texts)), texts), ""]
+    (folder/"metadata.csv").write_text("\n".join(rows), encoding="utf-8")
 
 
 def english(args):
@@ -91,7 +92,8 @@ def english(args):
     random.Random(5).shuffle(plain)
     made = practice_sentences("en", 3300, 11)
     test, val = made[3000:3150] + plain[10_000:10_250], made[3150:] + plain[10_250:]
-    train = made[:3000] + plain[:10_000] + [line for line in plain_sentences(2) if line not in set(plain)]
+    rarer = [line for line in plain_sentences(2) if line not in set(plain)]
+    train = made[:3000] + plain[:10_000] + rarer
     random.Random(6).shuffle(train)
     spoken(args.folder/"en_train", train[:args.sentences], VOICES, flite, "en")
     spoken(args.folder/"en_val", val[::3], VOICES, flite, "en")
@@ -252,19 +254,22 @@ def draw_bars(axes, figures, key, label, title):
     kinds = [kind for kind, found in figures.items() if key in found][::-1]
     bars = axes.barh(kinds, [figures[kind][key] for kind in kinds])
     axes.bar_label(bars, fmt="%.2f", padding=2)
-    axes.set(xlabel=label, title=title, xlim=(0, 1.15*max(1, *(figures[kind][key] for kind in kinds))))
+    longest = max(1, *(figures[kind][key] for kind in kinds))
+    axes.set(xlabel=label, title=title, xlim=(0, 1.15*longest))
 
 
 def draw_sentence(folder, axes):
     "The sentence in the middle of those that were judged: as recorded, and as it was read."
     from audiolab.audio import read_audio
     rows = json.loads((folder/"judged_en/evaluation.json").read_text())["sentences"]
-    read = sorted((row for row in rows if row["kind"] == "model"), key=lambda row: row["word_error"])
+    read = [row for row in rows if row["kind"] == "model"]
+    read.sort(key=lambda row: row["word_error"])
     row = read[len(read)//2]
-    true = next(other for other in rows if other["kind"] == "recording" and other["name"] == row["name"])
-    for area, one, title in zip(axes, (true, row), (row["text"], f"read; Whisper hears: {row['heard']}")):
+    recorded = {row["name"]: row for row in rows if row["kind"] == "recording"}
+    titles = row["text"], f"read; Whisper hears: {row['heard']}"
+    for area, one, title in zip(axes, (recorded[row["name"]], row), titles):
         sound, rate = read_audio(folder/"judged_en"/one["file"], mono=True)
-        area.specgram(np.asarray(sound).ravel() + 1e-6, NFFT=512, Fs=rate, noverlap=384, vmin=-120, cmap="magma")
+        area.specgram(sound.ravel() + 1e-6, NFFT=512, Fs=rate, noverlap=384, vmin=-120, cmap="magma")
         area.set(ylabel="Hz", ylim=(0, 5000))
         area.set_title(title, fontsize=9, loc="left")
     axes[1].set_xlabel("s")
@@ -278,8 +283,10 @@ def picture(args):
     above, below = figure.subfigures(2, height_ratios=(1, 1.1))
     curves, english, amharic = above.subplots(1, 3)
     draw_curves(args.folder, curves)
-    draw_bars(english, means(args.folder, "judged_en"), "word_error", "word error (Whisper tiny.en)", "Held-out English")
-    draw_bars(amharic, means(args.folder, "judged_am"), "token_error", "token error", "Held-out Amharic")
+    draw_bars(english, means(args.folder, "judged_en"), "word_error", "word error (Whisper tiny.en)",
+              "Held-out English")
+    draw_bars(amharic, means(args.folder, "judged_am"), "token_error", "token error",
+              "Held-out Amharic")
     draw_sentence(args.folder, below.subplots(2, 1, sharex=True))
     figure.savefig(args.folder/"read_aloud.png", dpi=90)
 

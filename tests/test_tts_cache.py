@@ -17,8 +17,9 @@ from tts_corpus import Letters, hum, make_corpus
 import audiolab.tts.caching_command as command_module
 from audiolab.audio import write_audio
 from audiolab.tts import (
-    CacheConfig, Entry, Limits, LoudnessCodec, Material, TextTokenizer, TokenCache, TTSError, build_cache,
-    cache_building, cache_report, clip_tokens, notes_of, open_cache, read_table, token_cache, train_tokenizer,
+    CacheConfig, Entry, Limits, LoudnessCodec, Material, TextTokenizer, TokenCache, TTSError,
+    build_cache, cache_building, cache_report, clip_tokens, notes_of, open_cache, read_table,
+    token_cache, train_tokenizer,
 )
 from audiolab.tts.caching_command import cache_command
 
@@ -115,7 +116,8 @@ def test_a_cache_says_where_its_codec_is(copy, tmp_path):
     material = Material(Letters(), {"book": build(copy, codec=codec)}, {})
     assert material.codec_file == codec.address == notes_of(material, 0)["codec_file"]
     (tmp_path/"codec.bin").unlink()
-    assert material.codec_file == "" and Material(Letters(), {"book": build(copy)}, {}).codec_file == ""
+    assert material.codec_file == ""
+    assert Material(Letters(), {"book": build(copy)}, {}).codec_file == ""
 
 
 def test_other_voices_are_refused(copy):
