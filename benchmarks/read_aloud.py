@@ -18,6 +18,7 @@ import random
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -171,7 +172,11 @@ def extend(args):
     audiolab(args, "tts tokenizer --metadata am_train --kind char --lang am --output am.json")
     audiolab(args, "tts merge-vocab --base en.json --new am.json --lang am --output en_am.json --texts am_train --keep en=en_test")
     audiolab(args, "tts extend --model base --vocab en_am.json --output extended.safetensors")
-    for name in ("am_train", "am_val", "en_train", "en_val"): cache(args, name, "en_am.json", f"k2_{name}")
+    for part in ("train", "val"):  # English is coded already: only its letters are new
+        if not (args.folder/f"k2_en_{part}").exists():
+            shutil.copytree(args.folder/f"k_{part}", args.folder/f"k2_en_{part}")
+    for name in ("am_train", "am_val", "en_train", "en_val"):
+        cache(args, name, "en_am.json", f"k2_{name}")
 
 
 def tune(args, name, replay):
