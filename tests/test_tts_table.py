@@ -1,4 +1,6 @@
 "A table of recordings and words: how it may look, and that every damage is told with its line."
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -108,3 +110,26 @@ def test_any_file_is_a_table_or_an_error(corpus, raw):
     try: entries = read_table(corpus)
     except TTSError as error: assert "metadata.csv" in str(error)
     else: assert entries
+
+
+def test_who_speaks_stands_in_dataset_json(corpus):
+    (corpus/"metadata.csv").write_text("c0|words\nc1.wav|more words\n")
+    beside = {"format": "audiolab speech data set", "segments": [
+        {"id": "c0", "speaker": "anna", "language": "am"}, {"id": "c1", "speaker": 7}, 9,
+        {"id": []}]}
+    (corpus/"dataset.json").write_text(json.dumps(beside))
+    found = read_table(corpus, "en")
+    assert [(e.speaker, e.language) for e in found] == [("anna", "am"), ("book", "en")]
+    (corpus/"metadata.csv").write_text("id|text|speaker\nc0|words|beth\n")
+    assert read_table(corpus)[0].speaker == "beth"  # the table's own word counts more
+
+
+@pytest.mark.parametrize("raw, read", [
+    ("{}", True), ("[]", True), ('{"format": "x", "segments": 3}', True), ("{", False),
+    ("[" * 99_999, False), ('{"a":1,"a":2}', False)])
+def test_a_dataset_json_of_others_and_a_damaged_one(corpus, raw, read):
+    (corpus/"dataset.json").write_text(raw)
+    if read: assert len(read_table(corpus)) == 4
+    else:
+        with pytest.raises(TTSError, match="dataset.json: cannot be read.*move it away"):
+            read_table(corpus)

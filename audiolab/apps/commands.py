@@ -74,6 +74,12 @@ COMMANDS |= {
         "let a model read what it was not taught, and judge it beside the recordings"),
 }
 
+# %% ../../nbs/apps/00_commands.ipynb #d2c0ffee
+COMMANDS |= {  # data sets of speech
+    ("tts", "split"): Command("audiolab.tts:SplitConfig:split_command",
+        "split a data set of speech into parts to train, validate and test on", True),
+}
+
 # %% ../../nbs/apps/00_commands.ipynb #120a5cd4
 GROUPS = {
     ("data",): "recordings to train on",
