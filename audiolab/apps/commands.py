@@ -78,6 +78,8 @@ COMMANDS |= {
 COMMANDS |= {  # data sets of speech
     ("tts", "split"): Command("audiolab.tts:SplitConfig:split_command",
         "split a data set of speech into parts to train, validate and test on", True),
+    ("tts", "merge"): Command("audiolab.tts:MergeConfig:merge_command",
+        "merge data sets of speech into a new one; what sounds the same is in it once"),
 }
 
 # %% ../../nbs/apps/00_commands.ipynb #120a5cd4
