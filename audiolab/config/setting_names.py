@@ -148,7 +148,9 @@ def flags_of_own_names(
 
 # %% ../../nbs/config/01_setting_names.ipynb #dab62e4c
 def _alias_help(target):
-    if callable(target): return "|".join(getattr(target, "words", ("WORD",)))
+    if callable(target):
+        words = "|".join(getattr(target, "words", ("WORD",)))
+        return f"{words}: {target.help}" if hasattr(target, "help") else words
     key = target if isinstance(target, str) else target[0]
     return f"is --{key.replace('_', '-')}"
 

@@ -207,7 +207,10 @@ class RunLock:
 
     def acquire(self) -> "RunLock":
         "Take the folder; RunLocked if a live process has it; OSError if it cannot be written."
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try: self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise FileExistsError(error.errno, "is a file, and a run needs a folder; name another",
+                                  str(self.folder)) from None
         mine = _this_process() | {"key": secrets.token_hex(8)}
         with _one_at_a_time(self.folder):
             self._remove_dead_lock()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['notes_of', 'rows_of_text', 'check_base', 'freeze_mode', 'frozen_rows', 'Beginning', 'begin_small', 'planned_rows',
-           'begin_with_base', 'begin_again', 'begin', 'make_optimizer', 'plain_tensors']
+           'begin_with_base', 'other_sizes', 'tell_of_size', 'begin_again', 'begin', 'make_optimizer', 'plain_tensors']
 
 # %% ../../nbs/tts/41_beginning.ipynb #68268564
 import logging
@@ -172,6 +172,25 @@ def begin_with_base(
     return Beginning(model, mode, base_rows)
 
 # %% ../../nbs/tts/41_beginning.ipynb #f42429b2
+def other_sizes(
+    settings: T3Settings,
+    form: T3Config,  # of the model that there is
+) -> list[str]:  # such as "width 64 (it has 32)"; none with a base, which settings do not describe
+    "In which sizes the settings of a small model are not those of a model."
+    if settings.base: return []
+    try: asked = settings.small.t3(form.text_vocab, form.codes)
+    except TTSError as error: return [str(error)]
+    return [f"{name} {getattr(asked, name)} (it has {getattr(form, name)})"
+            for name in vars(settings.small) if getattr(asked, name) != getattr(form, name)]
+
+
+def tell_of_size(settings: T3Settings, form: T3Config) -> None:
+    "A warning where a run that goes on keeps another size than it is asked for."
+    if found := other_sizes(settings, form):
+        _log.warning("a model keeps its size when a run goes on; not followed: %s; for another "
+                     "size start without resume", ", ".join(found))
+
+# %% ../../nbs/tts/41_beginning.ipynb #f42429b3
 def begin_again(
     config: TTSConfig,
     material: Material,
@@ -180,6 +199,7 @@ def begin_again(
     "The model of a checkpoint, still empty. TTSError where the tokenizer or codec is another one."
     form, notes = read_t3_notes(checkpoint)
     check_base(str(checkpoint), form, notes, material, extended=False)
+    tell_of_size(config.model, form)
     base_rows = notes.get("base_rows") or 0
     mode = freeze_mode(config.model, form.text_vocab, base_rows) if base_rows else "none"
     return Beginning(init_t3(form), mode, base_rows)

@@ -205,6 +205,9 @@ def one_cache(path: str) -> dict:
     "A single folder to learn from."
     return {"data": {"caches": [path]}}
 
+
+one_cache.words, one_cache.help = ("FOLDER",), "a single one; --data.caches takes several"
+
 # %% ../../nbs/tts/39_config.ipynb #228cc0a0
 _OF_MODEL = {
     "paths.extended_model": "model.base", "finetuning.pretrained_model": "model.base",

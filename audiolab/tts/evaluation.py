@@ -53,6 +53,11 @@ def _modules_here():
     finally: sys.path.remove("")
 
 # %% ../../nbs/tts/60_evaluation.ipynb #aa45dc01
+def _no_recogniser(name, why=""):
+    return TTSError(f"asr {name!r}{why}: write whisper (extra judges), or module:function of one "
+                    "that takes a sound (a float array) and its rate in Hz, and gives a text")
+
+
 def find_recogniser(
     name: str,  # whisper, or module:function
 ) -> Callable:  # (audio [T], Hz) -> text
@@ -61,10 +66,9 @@ def find_recogniser(
     try:
         if name == "whisper": return whisper_tiny()
         with _modules_here(): found = getattr(import_module(module), function, None)
-    except (ImportError, ValueError) as error: raise TTSError(f"asr {name!r}: {error}") from None
+    except (ImportError, ValueError) as error: raise _no_recogniser(name, f" ({error})") from None
     if callable(found): return found
-    raise TTSError(f"asr {name!r}: write whisper, or module:function of one that takes a sound "
-                   "(a float array) and its rate in Hz, and gives a text")
+    raise _no_recogniser(name)
 
 # %% ../../nbs/tts/60_evaluation.ipynb #a74dfcfa
 @dataclass(frozen=True)

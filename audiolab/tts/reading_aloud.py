@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['voice_prompt', 'Talker', 'SpokenPiece', 'Spoken', 'piece_places', 'piece_words', 'fitted_voice', 'trimmed_sounds',
-           'say', 'SoundStream', 'samples_of_code', 'warned_codes', 'stream_say', 'run_settings', 'named_file',
-           'talker_files', 'open_talker', 'sampling_of', 'SayConfig', 'voice_of', 'language_of', 'write_growing',
-           'say_command', 'speak']
+           'check_letters', 'readable_parts', 'say', 'SoundStream', 'samples_of_code', 'warned_codes', 'stream_say',
+           'run_settings', 'named_file', 'talker_files', 'open_talker', 'sampling_of', 'SayConfig', 'voice_of',
+           'language_of', 'write_growing', 'say_command', 'speak']
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #2389c329
 import logging
@@ -27,7 +27,7 @@ from .alignment import WordTime, align_utterance, known_heads, word_places
 from .clip_tokens import speaker_reader
 from .generation import Codes, VoicePrompt, evaluating, generate_codes, stream_codes
 from .language_tables import TTSError
-from .long_texts import join_sounds, sound_bounds, text_pieces
+from .long_texts import TextPiece, join_sounds, sound_bounds, text_pieces
 from .sampling import SamplingConfig
 from .speech_codec import SpeechCodec, open_codec
 from .stop_rules import STOP_REASONS
@@ -163,6 +163,45 @@ def trimmed_sounds(
     return sounds, begins
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #7e8695c1
+def check_letters(
+    talker: Talker,
+    said: str,  # what is read
+) -> None:
+    "Name letters of a text that a model has no rows for, in a warning. TTSError where it knows none."
+    unknown = talker.tokenizer.unknown_id
+    letters = dict.fromkeys(letter for letter in said if letter.isalnum())
+    strange = [letter for letter in letters if unknown in talker.tokenizer.encode(letter)]
+    if not strange: return
+    known = ", ".join(talker.tokenizer.languages) or "a language without a tag"
+    told = f"{said[:40]!r}: the model (of {known}) was taught no {' '.join(strange[:20])}"
+    if len(strange) == len(letters):
+        raise TTSError(f"{told}, and knows none of the letters; name a model of this language")
+    _log.warning("%s", told)
+
+# %% ../../nbs/tts/49_reading_aloud.ipynb #7e8695a5
+def readable_parts(
+    talker: Talker,
+    text: str,
+    language: str | None = None,
+    longest: int = 250,  # characters of a piece; fewer where the model takes less
+    shortest: int = 40,
+    **cutting,  # `pauses` of `text_pieces`
+) -> tuple[list[TextPiece], list[tuple[str, np.ndarray]]]:  # pieces; what is said, and its ids
+    "A text in pieces that the model takes. TTSError for a word that is too long, or unknown letters."
+    room = talker.model.config.max_text + 2
+    while True:
+        parts = text_pieces(text, language or "en", longest, min(shortest, longest), **cutting)
+        texts = [talker.read(part.text, language) for part in parts]
+        said, ids = max(texts, key=lambda one: len(one[1]))
+        if len(ids) <= room: break
+        if longest <= 1:
+            raise TTSError(f"{said[:40]!r} is {len(ids)} tokens in one word, and the model takes "
+                           f"{room}; write it in parts")
+        longest = max(1, min(longest - 1, longest*room//len(ids)))
+    for said, _ in texts: check_letters(talker, said)
+    return parts, texts
+
+# %% ../../nbs/tts/49_reading_aloud.ipynb #7e8695a2
 def say(
     talker: Talker,
     text: str,  # of any length
@@ -173,8 +212,7 @@ def say(
 ) -> Spoken:
     "Read a text aloud. TTSError for nothing to say, or for what the model cannot take."
     voice = fitted_voice(voice, talker.model)
-    parts = text_pieces(text, language or "en", **cutting)
-    texts = [talker.read(part.text, language) for part in parts]
+    parts, texts = readable_parts(talker, text, language, **cutting)
     said = generate_codes(talker.model, [ids for _, ids in texts], voice, config,
                           heads=talker.heads)
     sounds, begins = trimmed_sounds(talker, said, voice)
@@ -233,11 +271,13 @@ def samples_of_code(codec: SpeechCodec) -> int:
 def warned_codes(
     said: str,  # the text of the piece
     stream: Iterator[int],  # of `stream_codes`
+    warned: list | None = None,  # gets the text, then
 ) -> Iterator[int]:
     "Codes as they come, with a warning if they do not end by themselves."
     found = yield from stream
     if not found.complete:
         _log.warning("%r: %s", said[:60], STOP_REASONS[found.stop_reason])
+        if warned is not None: warned.append(said)
 
 # %% ../../nbs/tts/49_reading_aloud.ipynb #3f58771d
 def stream_say(
@@ -248,15 +288,17 @@ def stream_say(
     config: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
     every: int = 25,  # codes of a piece of sound
     context: int = 16,  # codes around it that are decoded with it
+    warned: list | None = None,  # gets the pieces that did not end by themselves
     **cutting,  # `longest`, `shortest`, `pauses` of `text_pieces`
 ) -> Iterator[np.ndarray]:  # float32 [T] each
     "Read a text aloud, piece by piece, from the first second on."
     voice, hop = fitted_voice(voice, talker.model), samples_of_code(talker.codec)
-    for key, part in enumerate(text_pieces(text, language or "en", **cutting)):
-        (said, ids), waiting = talker.read(part.text, language), []
+    pieces = zip(*readable_parts(talker, text, language, **cutting))
+    for key, (part, (said, ids)) in enumerate(pieces):
+        waiting = []
         stream = SoundStream(partial(talker.sound, voice=voice), hop, context)
         codes = stream_codes(talker.model, ids, voice, config, key, talker.heads)
-        for code in warned_codes(said, codes):
+        for code in warned_codes(said, codes, warned):
             waiting.append(code)
             if len(waiting) < every: continue
             if len(sound := stream.add(waiting)): yield sound
@@ -369,9 +411,12 @@ class SayConfig:
     def words(self) -> str:
         "What to say. TTSError for a file that cannot be read."
         if not self.text.startswith("@"): return self.text
-        try: return Path(self.text[1:]).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TTSError(f"{self.text[1:]}: {error}") from None
+        place = self.text[1:]
+        try: return Path(place).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise TTSError(f"{place}: {error.strerror}; @FILE is what a file holds") from None
+        except UnicodeDecodeError:
+            raise TTSError(f"{place}: not text in UTF-8; save the file as UTF-8") from None
 
     def plan(self) -> str:
         "What a run would do."
@@ -440,8 +485,9 @@ def speak(
     rate = talker.codec.sample_rate
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     if config.stream:
-        _log.info("%.1f s", write_growing(config.output, stream_say(*asked, **cutting), rate))
-        return 0
+        stream = stream_say(*asked, warned=(warned := []), **cutting)
+        _log.info("%s: %.1f s", config.output, write_growing(config.output, stream, rate))
+        return 3 if warned else 0
     spoken = say(*asked, **cutting)
     for word in spoken.words: _log.info("%7.2f s  %s", word.start, word.word)
     _log.info("%s", write_audio(config.output, spoken.audio.clip(-1, 1), rate))

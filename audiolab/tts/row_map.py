@@ -77,7 +77,7 @@ def map_rows(
 class InspectT3Config:
     "Show what a model of speech is made of, and whose its rows are."
     model: str  # file of weights, or folder of a run
-    tokenizer: str | None = None  # file of the tokenizer, for the map of rows
+    tokenizer: str | None = None  # its file, for the map of rows; None: that of the run
     base_rows: int | None = None  # rows that the base had; none: as noted, or the largest release
 
     def plan(self) -> str:
@@ -98,6 +98,13 @@ def _size_lines(path: Path, config: T3Config) -> list[str]:
     return [total, f"  {heads}", f"  {rows}", f"  {longest}; start: {config.bos_layout}", *sizes]
 
 # %% ../../nbs/tts/17_row_map.ipynb #51bee7ee
+def _tokenizer_beside(path: Path) -> Path | None:
+    "That of a run, whose weights these are."
+    beside = (folder/"tokenizer.json" for folder in (path.parent, path.parent.parent)
+              if (folder/"run.json").is_file())
+    return next(filter(Path.is_file, beside), None)
+
+
 def describe_t3(
     asked: InspectT3Config,
 ) -> str:
@@ -106,11 +113,11 @@ def describe_t3(
     config, notes = read_t3_notes(path)
     lines = _size_lines(path, config)
     lines += [f"  {key}: {str(value)[:200]}" for key, value in notes.items()]
-    if asked.tokenizer is None: return "\n".join(lines)
-    tokenizer = TextTokenizer.from_file(asked.tokenizer)
+    if not (named := asked.tokenizer or _tokenizer_beside(path)): return "\n".join(lines)
+    tokenizer = TextTokenizer.from_file(named)
     base = asked.base_rows or base_rows_of(config.text_vocab, notes)
     ranges = map_rows(config.text_vocab, tokenizer, base)
-    lines.append(f"rows of text, by {asked.tokenizer} ({len(tokenizer)} rows; base: {base}):")
+    lines.append(f"rows of text, by {named} ({len(tokenizer)} rows; base: {base}):")
     lines += map(str, ranges)
     if notes.get("tokenizer") not in (None, tokenizer.fingerprint()):
         lines.append("the model was made with another tokenizer than this one")

@@ -84,6 +84,17 @@ _CODECS = {"mel": ("audiolab.tts.mel_codec", "MelCodec"),
            "snac": ("audiolab.tts.snac_codec", "SnacCodec")}
 
 
+def _check_place(kind, place):
+    "TTSError for a place without a file of weights, with what to do about it."
+    if kind == "snac": return  # also a folder, or a name on the hub
+    if Path(place).is_dir():
+        raise TTSError(f"{place}: is a folder; name the file of weights in it, such as "
+                       f"{kind}:{Path(place)/'model_final.safetensors'}")
+    if Path(place).exists(): return
+    maker = "; `audiolab tts codec` makes one" if kind == "mel" else ""
+    raise TTSError(f"{place}: no such file, and no codec without it{maker}")
+
+
 def open_codec(
     address: str,  # "mel:FILE", "snac:FILE" or "s3:FILE"
     device: str = "cpu",  # torch device
@@ -92,6 +103,7 @@ def open_codec(
     kind, colon, place = str(address).partition(":")
     if kind in _CODECS and colon and place:
         module, name = _CODECS[kind]
+        _check_place(kind, place)
         codec = getattr(import_module(module), name).load(place, device=device)
         codec.address = f"{kind}:{Path(place).absolute()}"
         return codec

@@ -89,7 +89,9 @@ def find_t3(
     "The file with the weights of a T3. TTSError where there is none."
     path = Path(path)
     if path.is_file(): return path
-    if not path.is_dir(): raise TTSError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        raise TTSError(f"{path}: no such file or folder; name a run (audiolab tts train makes one) "
+                       "or a file of weights")
     for name in ("best_model.safetensors", "model_final.safetensors"):
         if (path/name).is_file(): return path/name
     place = path if path.name == "checkpoints" else path/"checkpoints"
@@ -123,7 +125,9 @@ def read_t3_notes(
         shapes, header = _file_shapes(path)
         config = parse_config(header[_FORM]) if _FORM in header else shapes_config(shapes)
         notes = parse_json(header.get(_NOTES, "{}").encode())
-    except (ValueError, OSError) as error: raise TTSError(f"{path}: {error}") from error
+    except (ValueError, OSError) as error:
+        told = str(error).removeprefix(f"{path}: ")
+        raise TTSError(f"{path}: {told}") from error
     return config, notes if isinstance(notes, dict) else {}
 
 # %% ../../nbs/tts/16_t3_files.ipynb #819e081b

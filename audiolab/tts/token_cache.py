@@ -79,7 +79,7 @@ class SoundParts:
                 if not (path/"index.json").exists(): finish_part(path, settings)
                 if path.exists(): self.take(path)
             except DataError as error:
-                raise TTSError(f"{error}; or start anew with overwrite") from error
+                raise TTSError(f"{error} (--output), or code all anew with --overwrite") from error
 
     def take(self, path: Path) -> None:
         "Open a store and note what is in it."

@@ -199,6 +199,9 @@ def parse_layout(
     try:
         layout = _layout(raw)
         _check_added(layout)
+    except json.JSONDecodeError as error:
+        raise TTSError(f"{name}: no tokenizer, which is a file of JSON ({error}); "
+                       "`audiolab tts tokenizer` makes one") from None
     except ValueError as error: raise TTSError(f"{name}: {error}") from None
     return layout
 
