@@ -12,9 +12,11 @@ from tts_runs import changed, fit, settings, small_cache, stopped_at
 from audiolab.apps import main
 from audiolab.audio import write_audio
 from audiolab.config import describe_aliases
+from audiolab.tts.caching_command import cache_command
 from audiolab.tts import (
-    SUNG_LETTERS, EvalTTSConfig, ExtendConfig, InspectT3Config, LoudnessCodec, MergeVocabConfig,
-    SamplingConfig, SayConfig, Talker, TextTokenizer, TokenizerConfig, ToneCodec, TTSConfig,
+    SUNG_LETTERS, CacheConfig, EvalTTSConfig, ExtendConfig, InspectT3Config, LoudnessCodec, MergeVocabConfig,
+    SamplingConfig, SayConfig, Talker, TextTokenizer, TokenCache, TokenizerConfig, ToneCodec,
+    TTSConfig, chosen_exercises,
     TTSError, VoicePrompt, as_tts_config, build_cache, check_folder, describe_t3, extend_command,
     find_t3, init_t3, letter_codes, letter_tokenizer, merge_vocab_command, open_codec,
     read_t3_notes, readable_ids, readable_parts, save_t3, say, stream_say, T3Config, taught_reader,
@@ -132,6 +134,24 @@ def test_a_cache_with_other_settings_says_which_flags(tmp_path):
     build_cache(corpus, Letters(), LoudnessCodec(), tmp_path/"cache")
     with pytest.raises(TTSError, match="another folder .--output., or code all .* --overwrite"):
         build_cache(corpus, Letters(), LoudnessCodec(codes=32), tmp_path/"cache")
+
+
+def test_a_table_that_does_not_say_its_language(tmp_path, monkeypatch):
+    "It was taught without a tag, and said with one"
+    corpus = make_corpus(tmp_path/"book", 2)
+    (corpus/"metadata.csv").write_text("c0|the words\nc1|more words\n")
+    monkeypatch.setattr("audiolab.tts.caching_command.open_codec", lambda *_: LoudnessCodec())
+    alone = train_tokenizer(["the words. more"], "char", language="en", output=tmp_path/"en.json")
+    config = CacheConfig((str(corpus),), str(tmp_path/"en.json"), "mel:x", str(tmp_path/"cache"),
+                         "statistics")
+    assert cache_command(config) == 0
+    cache = TokenCache(tmp_path/"cache")
+    assert cache.languages == ["en"] and alone.pieces(cache.text(0))[1] == "[en]"
+    merge_vocab_command(MergeVocabConfig(config.tokenizer, output=str(tmp_path/"both.json")))
+    both = replace(config, tokenizer=str(tmp_path/"both.json"), output=str(tmp_path/"new"))
+    with pytest.raises(TTSError, match="2 of 2 texts do not say.*c0.*knows am, en.*--language"):
+        cache_command(both)
+    assert cache_command(replace(both, language="en")) == 0
 
 
 # training
@@ -269,3 +289,6 @@ def test_texts_in_a_language_or_letters_that_the_model_does_not_know(talker, sun
     with pytest.raises(TTSError, match="knows en, and the texts are in am"):
         readable_ids([replace(entries[0], language="am")], tagged)
     assert readable_ids(entries, tagged)[0][1] == knows.encode("a", "en")[1]  # with its tag
+    (sung/"metadata.csv").write_text("a|the sun\n")  # of the only language that the model knows
+    one, = chosen_exercises(EvalTTSConfig("m", str(sung)), tagged)
+    assert one.language == one.entry.language == "en"

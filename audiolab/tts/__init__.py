@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "cache_building": ["CacheBuild", "CacheReport", "LeftOut", "Limits", "build_cache",
         "cache_report", "check_room", "code_part", "front_end", "gathered_entries", "join_parts",
         "next_number", "sound_lengths", "sweep", "together"],
-    "caching_command": ["CacheConfig", "cache_command"],
+    "caching_command": ["CacheConfig", "cache_command", "language_of_tables"],
     "clip_tokens": ["LoudnessCodec", "SPEAKER_KINDS", "SPEAKER_NUMBERS", "check_codec",
         "code_clip", "code_type", "encode_texts", "ge2e_speaker", "plain_text", "speaker_reader",
         "statistics_speaker", "unknown_letters", "why_no_speech"],

@@ -133,7 +133,9 @@ def chosen_exercises(
     taught: set[bytes] | None = None,  # texts that are known to the model; None: not known
 ) -> list[Exercise]:
     "What is to be read. TTSError where there is nothing."
-    entries = dataset_entries(config.dataset, config.language)
+    known = talker.tokenizer.languages
+    language = config.language or (known[0] if len(known) == 1 else None)
+    entries = dataset_entries(config.dataset, language)
     ids = readable_ids(entries, talker)
     kept = untaught_entries(entries, ids, taught) if config.which == "untaught" else entries
     return make_exercises(kept, voice_lenders(entries), config.count)
