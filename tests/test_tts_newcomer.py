@@ -12,16 +12,16 @@ from tts_runs import changed, fit, settings, small_cache, stopped_at
 from audiolab.apps import main
 from audiolab.audio import write_audio
 from audiolab.config import describe_aliases
-from audiolab.tts.caching_command import cache_command
 from audiolab.tts import (
-    SUNG_LETTERS, CacheConfig, EvalTTSConfig, ExtendConfig, InspectT3Config, LoudnessCodec, MergeVocabConfig,
-    SamplingConfig, SayConfig, Talker, TextTokenizer, TokenCache, TokenizerConfig, ToneCodec,
-    TTSConfig, chosen_exercises,
-    TTSError, VoicePrompt, as_tts_config, build_cache, check_folder, describe_t3, extend_command,
-    find_t3, init_t3, letter_codes, letter_tokenizer, merge_vocab_command, open_codec,
-    read_t3_notes, readable_ids, readable_parts, save_t3, say, stream_say, T3Config, taught_reader,
-    tokenizer_command, train_tokenizer, tts_eval_command, tts_trainer, dataset_entries,
+    SUNG_LETTERS, CacheConfig, EvalTTSConfig, ExtendConfig, InspectT3Config, LoudnessCodec,
+    MergeVocabConfig, SamplingConfig, SayConfig, T3Config, Talker, TextTokenizer, TokenCache,
+    TokenizerConfig, ToneCodec, TTSConfig, TTSError, VoicePrompt, as_tts_config, build_cache,
+    check_folder, chosen_exercises, dataset_entries, describe_t3, extend_command, find_t3,
+    init_t3, letter_codes, letter_tokenizer, merge_vocab_command, open_codec, read_t3_notes,
+    readable_ids, readable_parts, save_t3, say, stream_say, taught_reader, tokenizer_command,
+    train_tokenizer, tts_eval_command, tts_trainer,
 )
+from audiolab.tts.caching_command import cache_command
 
 TONES, SURE = ToneCodec(), SamplingConfig(temperature=0, repetition_penalty=1)
 
