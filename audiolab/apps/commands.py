@@ -107,7 +107,7 @@ EXAMPLES = """\
   audiolab voice clone me.wav --encoder checkpoints --i-have-consent -o me.json
   audiolab tts tokenizer --metadata corpus --output am.json
   audiolab tts codec --folders corpus --vocoder runs/vocoder/model_final.safetensors --output codec
-  audiolab tts cache --dataset corpus --tokenizer am.json --codec mel:codec/model_final.safetensors --output cache/am
+  audiolab tts cache --dataset corpus --tokenizer am.json --codec mel:codec.safetensors --output cache/am
   audiolab tts train --cache cache/am --tokenizer am.json --output runs/am
   audiolab tts say "Good morning." --model runs/am --voice me.wav --output said.wav
   audiolab tts eval --model runs/am --dataset corpus --asr whisper --out evaluation
