@@ -59,6 +59,8 @@ COMMANDS = {
 
 # %% ../../nbs/apps/00_commands.ipynb #b7c1e0d2
 COMMANDS |= {
+    ("tts", "import"): Command("audiolab.tts:ImportConfig:tts_import_command",
+        "cut films with subtitles into a data set of speech"),
     ("tts", "tokenizer"): Command("audiolab.tts:TokenizerConfig:tokenizer_command", "learn a tokenizer from the texts of a data set"),
     ("tts", "merge-vocab"): Command("audiolab.tts:MergeVocabConfig:merge_vocab_command",
         "give a tokenizer the letters of one more language, and leave its old rows as they are"),
@@ -108,6 +110,7 @@ EXAMPLES = """\
   audiolab tts tokenizer --metadata corpus --output am.json
   audiolab tts codec --folders corpus --vocoder runs/vocoder/model_final.safetensors --output codec
   audiolab tts cache --dataset corpus --tokenizer am.json --codec mel:codec.safetensors --output cache/am
+  audiolab tts import --srt films --media films --name voices --language am
   audiolab tts train --cache cache/am --tokenizer am.json --output runs/am
   audiolab tts say "Good morning." --model runs/am --voice me.wav --output said.wav
   audiolab tts eval --model runs/am --dataset corpus --asr whisper --out evaluation

@@ -37,14 +37,18 @@ def edge_places(
 ) -> list[tuple[int, float, float, bool]]:  # (run, s, cost, in a pause)
     "Where an edge may lie, the stated place among others."
     low, high = np.searchsorted(runs[:, side], (stated - reach, stated + reach))
+    inside = int(np.searchsorted(runs[:, 0], stated)) - 1
+    within = 0 <= inside and stated < runs[inside, 1]
+    inward = inside if side else inside + 1  # the run behind the silence that a cue begins with
+    near = set(range(low, high)) | ({inward} if not within and 0 <= inward < len(runs) else set())
     found = []
-    for k in range(low, high):
+    for k in sorted(near):
         other = k - 1 if side == 0 else k + 1
         gap = abs(runs[k, side] - runs[other, 1 - side]) if 0 <= other < len(runs) else 1.0
-        far = (runs[k, side] - stated)/.3
-        found.append((k, float(runs[k, side]), float(.5*far*far + 6*max(0, .3 - gap)), True))
-    inside = int(np.searchsorted(runs[:, 0], stated)) - 1
-    if 0 <= inside and stated < runs[inside, 1]: found.append((inside, stated, _LOST, False))
+        far = min(abs(runs[k, side] - stated), reach)/.3
+        cost = .5*far*far + 6*max(0, .3 - gap)
+        found.append((k, float(runs[k, side]), float(cost), True))
+    if within: found.append((inside, stated, _LOST, False))
     return found
 
 # %% ../../nbs/tts/65_cue_edges.ipynb #05e4712b
@@ -176,7 +180,7 @@ def refine_edges(
     reach: float = .5,  # s, that an edge is moved at most
     padding: tuple[float, float] = (.03, .06),  # s of silence kept before and behind
 ) -> list[CutCue]:
-    "Find where cues are spoken; no edge is moved farther than `reach`, none into a neighbour."
+    "Find where cues are spoken; no edge moves farther than `reach` into speech."
     inner, expected = pause_costs(speech.runs), spoken_seconds(cues)
     ways = [[*cue_readings(cue, speech.runs, inner, float(seconds), reach), None]
             for cue, seconds in zip(cues, expected)]

@@ -134,7 +134,9 @@ def map_speech(
     "Find speech and pauses of a film."
     levels = film_levels(film)
     floor = np.stack([rolling_level(level, 5, 3) for level in levels])
-    room = np.stack([rolling_level(level, 95, 10) for level in levels]) - floor
+    top = np.stack([rolling_level(level, 95, 10) for level in levels])
+    floor = np.maximum(floor, top - 50)  # below that, nothing is heard beside a voice
+    room = top - floor
     heard = levels[1] > floor[1] + np.maximum(6, .35*room[1])
     runs = merged_runs(level_runs(heard), .03/LEVEL_HOP)
     runs = runs[runs[:, 1] - runs[:, 0] >= .03/LEVEL_HOP]
