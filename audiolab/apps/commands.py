@@ -82,6 +82,10 @@ COMMANDS |= {  # data sets of speech
         "split a data set of speech into parts to train, validate and test on", True),
     ("tts", "merge"): Command("audiolab.tts:MergeConfig:merge_command",
         "merge data sets of speech into a new one; what sounds the same is in it once"),
+    ("tts", "import-table"): Command("audiolab.tts:ImportTableConfig:import_table_command",
+        "make a data set of a table of recordings: LJSpeech, or an audio folder of the hub", True),
+    ("tts", "export"): Command("audiolab.tts:ExportDatasetConfig:export_dataset_command",
+        "write a data set of speech as LJSpeech, or as an audio folder of the hub", True),
 }
 
 # %% ../../nbs/apps/00_commands.ipynb #120a5cd4

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import xxhash
@@ -195,7 +195,7 @@ def _about_merge(datasets: list[SpeechDataset], doubles: list) -> dict:
     "What dataset.json tells of a merge."
     names = [name for dataset in datasets for name in _prefixes(dataset)]
     return {"how": "merge", "merged_from": list(dict.fromkeys(names)),
-            "merge_date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "merge_date": datetime.now(UTC).isoformat(timespec="seconds"),
             "source_datasets": [{"name": d.name, "segments": len(d), "accepted": len(d.accepted)}
                                 for d in datasets],
             "left_out": [[a.name, s.id, b.name, t.id] for (a, s), (b, t) in doubles]}
