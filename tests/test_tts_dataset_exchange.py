@@ -148,7 +148,8 @@ def test_fuzzed_tables(tmp_path, times):
     raw = [lines(form).encode() for form in ("two", "three ending header", "hub")]
     rng = random.Random(7)
     for number in range(times): fuzz_once(table, raw[number % 3], rng, number)
-    assert sorted(os.listdir(table)) == ["metadata.csv", "wavs"] and os.listdir(tmp_path/"in") == ["book"]
+    assert sorted(os.listdir(table)) == ["metadata.csv", "wavs"]
+    assert os.listdir(tmp_path/"in") == ["book"]
 
 
 def test_the_commands(table, tmp_path, capsys):
