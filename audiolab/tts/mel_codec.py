@@ -164,7 +164,7 @@ def fingerprint(self: MelCodec) -> str:
 # %% ../../nbs/tts/26_mel_codec.ipynb #eba3e00e
 def _network(settings, bands, path):  # without memory
     if not isinstance(settings, dict):
-        raise CheckpointError("holds no codec, but a vocoder alone; `audiolab tts codec --vocoder "
+        raise CheckpointError("holds no codec of mels, but a vocoder; `audiolab tts codec --vocoder "
                               f"{path}` makes a codec with it", path)
     try:
         model = MelCodecModel(**{f.name: settings[f.name] for f in fields(MelCodecModel)})
