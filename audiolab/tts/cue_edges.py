@@ -7,7 +7,7 @@ __all__ = ['Reading', 'edge_places', 'pause_costs', 'cue_readings', 'spoken_seco
            'CutCue', 'cut_cue', 'refine_edges']
 
 # %% ../../nbs/tts/65_cue_edges.ipynb #77d21bc3
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
