@@ -36,7 +36,9 @@ def program(tmp_path_factory):
     runner = Runner(tmp_path_factory.mktemp("programs"))
     def run_one(folder, name, *words):
         status, said = runner("python", folder, name, *words)
-        assert status == "0", f"{name} {words} ended with {status or 'nothing'}\n{said[-6000:]}"
+        untaught = words[:2] == ("tts", "say")  # three steps do not teach when to stop
+        fine = ("0", "3") if untaught else ("0",)
+        assert status in fine, f"{name} {words} ended with {status or 'nothing'}\n{said[-6000:]}"
     try: yield run_one
     finally: runner.close()
 
