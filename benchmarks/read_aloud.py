@@ -1,6 +1,6 @@
 """Does a small model learn to read? The whole way of a new language in small, by the commands that anyone types, in stages.
 
-    python benchmarks/read_aloud.py FOLDER [--sentences 20000] [--steps 5000] [--only STAGE ...]
+    python benchmarks/read_aloud.py FOLDER [--sentences 20000] [--steps 4400] [--only STAGE ...]
 
 The way: English sentences (half-made ones of the chapter on practice speech and the examples of WordNet's dictionary), spoken by three
 voices of flite, and Amharic ones by eSpeak NG (`corpus`, `amharic`); a vocoder and a codec (`vocoder`, `codec`);
@@ -321,7 +321,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sentences", type=int, default=20_000, help="of English to learn from")
-    parser.add_argument("--steps", type=int, default=3000, help="of the base")
+    parser.add_argument("--steps", type=int, default=4400, help="of the base")
     parser.add_argument("--tune-steps", type=int, default=500, help="of each model that goes on from it")
     parser.add_argument("--count", type=int, default=60, help="sentences of a judgement")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
