@@ -111,11 +111,11 @@ EXAMPLES = """\
   audiolab voice generate --teacher parametric --output-dir lessons
   audiolab voice train --data-dir lessons --preset cpu
   audiolab voice clone me.wav --encoder checkpoints --i-have-consent -o me.json
+  audiolab tts import --srt films --media films --name corpus --output . --language am
   audiolab tts tokenizer --metadata corpus --output am.json
-  audiolab tts codec --folders corpus --vocoder runs/vocoder/model_final.safetensors --output codec
-  audiolab tts cache --dataset corpus --tokenizer am.json --codec mel:codec.safetensors --output cache/am
-  audiolab tts import --srt films --media films --name voices --language am
-  audiolab tts train --cache cache/am --tokenizer am.json --output runs/am
+  audiolab tts codec --folders corpus --vocoder runs/vocoder/model_final.safetensors --output mel
+  audiolab tts cache --dataset corpus --tokenizer am.json --codec mel:mel/model_final.safetensors
+  audiolab tts train --cache cache --tokenizer am.json --output runs/am
   audiolab tts say "Good morning." --model runs/am --voice me.wav --output said.wav
   audiolab tts eval --model runs/am --dataset corpus --asr whisper --out evaluation
   audiolab control runs/vocoder pause

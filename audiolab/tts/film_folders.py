@@ -44,7 +44,7 @@ MEDIA_ENDINGS = (
 def listed_files(
     place: str | os.PathLike,  # a file, or a folder with others inside
     endings: tuple[str, ...],
-) -> dict[str, Path]:  # by their names below the folder, without ending
+) -> dict[str, Path]:  # by their names below the folder
     "Files of a kind. `TTSError` where there are none."
     place = Path(place)
     if place.is_file(): return {place.stem: place}

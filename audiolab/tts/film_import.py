@@ -40,6 +40,7 @@ class FilmSettings:
     validate: bool = True  # whether clips with issues are rejected
     track: int | None = None  # of sound, from 0; None: as players choose
     encoding: str | None = None  # of the subtitles; None: found out
+    asr: str = ""  # name of the recogniser that looks for wrong texts; none: nobody looks
 
 # %% ../../nbs/tts/69_film_import.ipynb #ab33a875
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class ImportConfig:
     def settings(self) -> FilmSettings:
         "How films are cut."
         return FilmSettings(self.limits, self.sample_rate, self.language, self.reach, self.join,
-                            self.validate, self.track, self.encoding)
+                            self.validate, self.track, self.encoding, self.asr)
 
     def plan(self) -> str:
         "What a run would do."
@@ -64,8 +64,9 @@ def worker_count(
     wanted: int,  # 0: one for each core
 ) -> int:
     "How many processes cut films."
-    return wanted or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-        wanted or os.cpu_count() or 1)
+    if wanted: return wanted
+    if hasattr(os, "sched_getaffinity"): return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 # %% ../../nbs/tts/71_import_command.ipynb #07049e1e
 def tts_import_command(
