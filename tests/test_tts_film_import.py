@@ -91,6 +91,14 @@ def test_other_subtitles_are_told_and_taken_when_asked(tmp_path, films):
     assert len(list((tmp_path/"voices/wavs").iterdir())) == 8
 
 
+def test_films_that_nobody_listened_to_are_told_when_a_recogniser_comes(tmp_path, films):
+    "Else the same line with --asr would find no wrong text and say nothing"
+    taken(tmp_path, films)
+    pairs, heard = find_pairs(films, films)[0], FilmSettings(language="en", asr="whisper")
+    report = import_films(tmp_path/"voices", pairs, heard)
+    assert report.other == ["one.wav", "two.wav"] and "--overwrite" in str(report)
+
+
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
 @pytest.mark.parametrize("film", [1, 2])
 def test_a_kill_in_the_midst_goes_on(tmp_path, films, monkeypatch, moment, film):
