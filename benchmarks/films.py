@@ -194,12 +194,12 @@ def lacks_speech(row, start, end):
 
 
 def judge(args):
-    from audiolab.tts import FilmSettings, find_pairs, import_films
-    from audiolab.tts.evaluation import find_recogniser
+    from audiolab.tts import FilmSettings, dictation_of, find_pairs, import_films
     pairs, truth = find_pairs(args.films, args.films)[0], read_truth(args.films)
-    recognise = find_recogniser(args.asr) if args.asr else None
+    dictation = dictation_of(args.asr or "")
     begin = time.process_time()
-    report = import_films(args.work, pairs, FilmSettings(language="en"), recognise=recognise)
+    report = import_films(args.work, pairs, FilmSettings(language="en", asr=args.asr or ""),
+                          dictation=dictation)
     spent = time.process_time() - begin
     hours = sum(about["seconds"] for about in report.dataset.sources.values())/3600
     found = [(s, nearest_row(truth[Path(s.group).stem], s)) for s in report.dataset.segments]

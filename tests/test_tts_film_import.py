@@ -6,8 +6,8 @@ import pytest
 
 from audiolab.audio import read_audio, write_audio
 from audiolab.tts import (
-    FilmSettings, ImportConfig, Segment, SpeechDataset, TTSError, find_pairs, first_number,
-    import_films, open_dataset, tts_import_command,
+    Dictation, FilmSettings, ImportConfig, Segment, SpeechDataset, TTSError, find_pairs,
+    first_number, import_films, open_dataset, tts_import_command,
 )
 from audiolab.tts import film_folders
 from program_runs import run
@@ -99,6 +99,15 @@ def test_films_that_nobody_listened_to_are_told_when_a_recogniser_comes(tmp_path
     assert report.other == ["one.wav", "two.wav"] and "--overwrite" in str(report)
 
 
+def test_a_recogniser_is_not_asked_about_a_language_that_it_does_not_know(tmp_path, films):
+    "It would find all texts wrong"
+    def deaf(sound, rate): return "nothing of the kind"
+    assert taken(tmp_path, films, dictation=Dictation(deaf, ("fr",))).reasons["wrong-text"] == 0
+    config = ImportConfig(str(films), str(films), "new", str(tmp_path), language="am", asr="math:sin")
+    with pytest.raises(TTSError, match="--asr-languages am"): tts_import_command(config)
+    assert not (tmp_path/"new").exists()
+
+
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
 @pytest.mark.parametrize("film", [1, 2])
 def test_a_kill_in_the_midst_goes_on(tmp_path, films, monkeypatch, moment, film):
@@ -168,13 +177,13 @@ def test_one_speaker_for_all_and_names_in_subtitles(tmp_path):
 def test_wrong_texts_are_heard(tmp_path):
     films = make_film(tmp_path/"films", "one")
     heard = iter(["the words of sentence a", "nobody is at home", "the word of sentence see"])
-    report = taken(tmp_path, films, recognise=lambda sound, rate: next(heard))
+    report = taken(tmp_path, films, dictation=Dictation(lambda sound, rate: next(heard)))
     assert [s.accepted for s in report.dataset.segments] == [True, False, True]
     assert dict(report.reasons) == {"wrong-text": 1}
 
     def fails(sound, rate): raise RuntimeError("no model")
     with pytest.raises(TTSError, match="recogniser fails: RuntimeError: no model"):
-        taken(tmp_path, films, "other", recognise=fails)
+        taken(tmp_path, films, "other", dictation=Dictation(fails))
 
 
 def test_issues_only_mark_where_nothing_is_validated(tmp_path, films):
