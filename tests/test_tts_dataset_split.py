@@ -110,9 +110,9 @@ def test_shares_that_are_none(shares):
 
 
 def test_too_few_recordings_or_voices_and_no_expression():
-    with pytest.raises(TTSError, match="2 recordings or speakers cannot be split into 3 parts"):
+    with pytest.raises(TTSError, match="2 recordings cannot be split into 3 parts"):
         split_dataset(films([2, 2]))
-    with pytest.raises(TTSError, match="films: 2 recordings or speakers"):
+    with pytest.raises(TTSError, match="films: 2 speakers cannot"):
         split_dataset(films([2]*9, voices=2), by="speaker")
     with pytest.raises(TTSError, match="no regular expression"): split_dataset(films([2]*9), names="(")
 

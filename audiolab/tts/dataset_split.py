@@ -69,7 +69,8 @@ def _given_away(lengths: dict[str, float], shares: dict[str, float], seed: int) 
     return sides
 
 # %% ../../nbs/tts/68_dataset_split.ipynb #53bc3047
-def _check_shares(shares: dict[str, float], groups: int, where: str) -> None:
+def _check_shares(shares: dict[str, float], groups: int, where: str,
+                  groups_are: str = "recordings") -> None:
     "TTSError for shares that are none, or more parts than groups."
     within = all(0 <= share <= 1 for share in shares.values())
     if not within or abs(sum(shares.values()) - 1) > 1e-6:
@@ -77,9 +78,8 @@ def _check_shares(shares: dict[str, float], groups: int, where: str) -> None:
                        "such as .85, .10, .05")
     wanted = sum(share > 0 for share in shares.values())
     if groups < wanted:
-        raise TTSError(f"{where}: {groups} recordings or speakers cannot be split into {wanted} parts "
-                       "without one being in two of them. Add recordings, set a share to 0, or "
-                       "split by recording")
+        raise TTSError(f"{where}: {groups} {groups_are} cannot be split into {wanted} parts "
+                       "without one being in two of them. Add recordings, or set a share to 0")
 
 # %% ../../nbs/tts/68_dataset_split.ipynb #70c4fe14
 def split_dataset(
@@ -96,7 +96,7 @@ def split_dataset(
     except re.error as error:
         raise TTSError(f"names={names!r:.60}: no regular expression: {error}") from None
     shares = {"train": train, "val": val, "test": test}
-    _check_shares(shares, len(groups), str(dataset.folder))
+    _check_shares(shares, len(groups), str(dataset.folder), f"{by}s")
     timed = any(segment.seconds for segment in dataset.accepted)
     lengths = {id: sum(s.seconds if timed else 1. for s in some) for id, some in groups.items()}
     sides = _given_away(lengths, {part: share for part, share in shares.items() if share}, seed)
